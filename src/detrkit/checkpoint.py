@@ -1,0 +1,225 @@
+"""Models and training states on disk: safetensors and JSON, written whole or not at all, never a pickle.
+
+A model folder holds `model.safetensors` and `config.json` (format, variant, preset, config, categories) and is all that
+`detrkit.load` needs. A training checkpoint is such a folder with the optimiser, the average and the position added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from detrkit import __version__, models
+from detrkit.convert import load_strictly
+from detrkit.errors import ModelError
+from detrkit.structures import Category
+
+FORMAT = 1
+
+
+class SavedModel(NamedTuple):
+    """A model read from disk, with what is needed to use it."""
+
+    model: nn.Module
+    variant: str
+    preset: str
+    categories: tuple[Category, ...]
+    about: dict[str, Any]
+
+
+class TrainingState(NamedTuple):
+    """What a training needs to go on: tensors by name for each part, and the position."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    position: dict[str, Any]
+
+
+def save_model(
+    folder: Path,
+    model: nn.Module,
+    *,
+    preset: str,
+    categories: tuple[Category, ...],
+    about: Mapping[str, Any] | None = None,
+    half: bool = False,
+) -> None:
+    """Write a self-contained model folder, replacing what stood there.
+
+    Args:
+        folder: where to; its parent is made.
+        model: a variant's model.
+        preset: the preset that it was built from, for people.
+        categories: the category table.
+        about: anything JSON can hold, such as the metrics.
+        half: store floats in 16 bits; loading gives 32 bits again.
+    """
+    write_whole(folder, lambda to: _write_model(to, model, preset, categories, about or {}, half))
+
+
+def save_training(
+    folder: Path,
+    model: nn.Module,
+    state: TrainingState,
+    *,
+    preset: str,
+    categories: tuple[Category, ...],
+) -> None:
+    """Write a training checkpoint."""
+
+    def write(to: Path) -> None:
+        _write_model(to, model, preset, categories, {}, half=False)
+        for part, tensors in state.tensors.items():
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, to / f"{part}.safetensors")
+        (to / "training.json").write_text(json.dumps({"parts": list(state.tensors), "position": state.position}, indent=1))
+
+    write_whole(folder, write)
+
+
+def load_model(path: str | Path) -> SavedModel:
+    """Read a model from a run folder, a checkpoint or a model folder.
+
+    Raises:
+        ModelError: nothing there, a damaged file, or weights that do not fit their config.
+    """
+    folder = model_folder(Path(path))
+    about = _read_json(folder / "config.json")
+    if about.get("format") != FORMAT:
+        raise ModelError(
+            "This model was written in another format", where=folder, got=about.get("format"), expected=FORMAT,
+            remedy="Use the version of detrkit that wrote it.",
+        )
+    try:
+        module = models.variant(about["variant"])
+        known = {field.name for field in dataclasses.fields(module.Config)}
+        if unknown := sorted(about["config"].keys() - known):
+            raise ModelError("The config holds unknown fields", where=folder / "config.json", got=", ".join(unknown))
+        model = module.Model(module.Config(**about["config"]))
+        categories = tuple(Category(int(number), str(name)) for number, name in about["categories"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError("The config cannot be understood", where=folder / "config.json", got=repr(error)) from error
+    weights = {name: tensor.float() if tensor.is_floating_point() else tensor
+               for name, tensor in read_tensors(folder / "model.safetensors").items()}
+    load_strictly(model, weights)
+    return SavedModel(model, about["variant"], about.get("preset", ""), categories, about.get("about", {}))
+
+
+def load_training(folder: Path) -> TrainingState:
+    """Read what `save_training` added to a model folder.
+
+    Raises:
+        ModelError: it is no training checkpoint, or a file of it is damaged.
+    """
+    about = _read_json(folder / "training.json")
+    return TrainingState({part: read_tensors(folder / f"{part}.safetensors") for part in about["parts"]}, about["position"])
+
+
+def model_folder(path: Path) -> Path:
+    """The model folder that a path means: itself, a run's `model`, or a run's best or last checkpoint.
+
+    Raises:
+        ModelError: there is none.
+    """
+    tried = [path, path / "model", path / "checkpoints" / "best", path / "checkpoints" / "last"]
+    for folder in tried:
+        if (folder / "config.json").is_file():
+            return folder
+    raise ModelError(
+        "There is no model here" if path.exists() else "There is no such file or folder",
+        where=path,
+        expected="a run folder, a checkpoint or a model folder with config.json and model.safetensors",
+        remedy="Train one with: detrkit train DATA --out RUN",
+    )
+
+
+def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder so that whoever reads it sees all of it or none.
+
+    It is written beside its place, flushed to disk, and renamed; what stood there is moved away first and deleted last.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    write(fresh)
+    for file in fresh.iterdir():
+        _flush(file)
+    _flush(fresh)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text_whole(file: Path, text: str) -> None:
+    """Replace a small file so that a reader never sees half of it."""
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    _flush(fresh)
+    fresh.replace(file)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            "The weights cannot be read", where=file, got=str(error), remedy="Use another checkpoint of the run."
+        ) from error
+
+
+def _write_model(
+    to: Path, model: nn.Module, preset: str, categories: tuple[Category, ...], about: Mapping[str, Any], half: bool
+) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        state = {name: tensor.to(torch.float16) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    save_file(state, to / "model.safetensors")
+    description = {
+        "format": FORMAT,
+        "detrkit": __version__,
+        "variant": type(model).__module__.rsplit(".", 1)[-1],
+        "preset": preset,
+        "config": dataclasses.asdict(model.config),  # type: ignore[call-overload]
+        "categories": [list(category) for category in categories],
+        "about": dict(about),
+    }
+    (to / "config.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError("The file cannot be read", where=file, got=str(error)) from error
+    if not isinstance(content, dict):
+        raise ModelError("The file does not hold a JSON object", where=file)
+    return content
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems cannot flush a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

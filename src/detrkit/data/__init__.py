@@ -1,0 +1,1 @@
+"""Files and boxes: reading, checking, splitting, transforming and loading data sets. Knows no model."""

@@ -1,0 +1,115 @@
+"""The one in-memory form of an annotated data set: a few flat arrays, whatever format the files had.
+
+A list of dicts costs gigabytes for a COCO-sized set, and every loader worker copies it (reference counts touch each
+page). Arrays cost tens of megabytes and are shared between forked workers untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from detrkit.data.problems import Problems
+from detrkit.structures import Category
+
+
+class Strings(Sequence[str]):
+    """An immutable list of strings in two arrays: the UTF-8 bytes, and where each string begins."""
+
+    def __init__(self, values: Iterable[str]):
+        encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+        self.offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(value) for value in encoded], out=self.offsets[1:])
+        self.bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def,override]
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= position < len(self):
+            raise IndexError(index)
+        start, stop = self.offsets[position : position + 2]
+        return self.bytes[start:stop].tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[position] for position in range(len(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """One split of an annotated data set, in columns. `n` images, `m` boxes; the boxes of image i are
+    `offsets[i]:offsets[i + 1]`.
+
+    Attributes:
+        root: the folder that file names are relative to.
+        file_names: n relative paths with forward slashes.
+        image_ids: (n,) int64, as the files say it, or 1 … n where the format has no ids.
+        image_sizes: (n, 2) int32, height and width of the upright image in pixels; 0 where not known.
+        offsets: (n + 1,) int64.
+        boxes: (m, 4) float64, xyxy in pixels of the upright image, 0-based, inside the image, of positive area.
+        labels: (m,) int64, rows of `categories`.
+        areas: (m,) float64, the object's area in pixels (of its mask where the file says so, else of its box).
+        crowd: (m,) bool, one box around many objects: never a target, ignored in evaluation.
+        difficult: (m,) bool, Pascal VOC's flag: trained on, ignored in VOC evaluation.
+        categories: the table from label to (id, name).
+        problems: what was wrong with the files, counted.
+        source: the format and the path that this was read from, for messages.
+    """
+
+    root: Path
+    file_names: Strings
+    image_ids: np.ndarray
+    image_sizes: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    categories: tuple[Category, ...]
+    problems: Problems = field(default_factory=Problems)
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def path(self, index: int) -> Path:
+        """The image file of image `index`."""
+        return self.root / self.file_names[index]
+
+    def rows(self, index: int) -> slice:
+        """Where the boxes of image `index` lie in the box columns."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def select(self, indices: np.ndarray | Sequence[int]) -> Annotations:
+        """The images of the given indices, in that order, with their boxes."""
+        chosen = np.asarray(indices, np.int64).reshape(-1)
+        counts = self.offsets[chosen + 1] - self.offsets[chosen]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        rows = np.repeat(self.offsets[chosen] - offsets[:-1], counts) + np.arange(offsets[-1])
+        return replace(
+            self,
+            file_names=Strings(self.file_names[int(index)] for index in chosen),
+            image_ids=self.image_ids[chosen],
+            image_sizes=self.image_sizes[chosen],
+            offsets=offsets,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            areas=self.areas[rows],
+            crowd=self.crowd[rows],
+            difficult=self.difficult[rows],
+        )
+
+    def summary(self) -> str:
+        """One line: images, boxes, classes, images without boxes."""
+        empty = int((np.diff(self.offsets) == 0).sum())
+        return (
+            f"{len(self):,} images, {len(self.boxes):,} boxes, {len(self.categories)} classes, "
+            f"{empty:,} images without boxes"
+        )

@@ -1,0 +1,156 @@
+"""Annotated images as training examples: a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detrkit.boxes import xyxy_to_cxcywh
+from detrkit.data.annotations import Annotations
+from detrkit.data.images import MAX_PIXELS, open_image
+from detrkit.data.transforms import Evaluation, Sample, to_tensor
+from detrkit.errors import DataError, UsageError
+from detrkit.structures import Target
+
+MOST_FAILURES = 10
+"""So many unreadable images in a row are replaced; one more is an error: the folder is gone, not a file."""
+
+SAME_ASPECT = 0.01
+"""Aspect ratios that differ by less than this fraction count as the same picture, scaled."""
+
+_IMAGE_STREAM = 2  # `loading` shuffles with stream 1
+
+
+class Key(NamedTuple):
+    """Which training example: the epoch it belongs to, and the image's index in the annotations."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a key
+
+
+class TrainingItem(NamedTuple):
+    """One training example.
+
+    `image`: (3, h, w) float32, normalised. `target`: its labels and boxes. `replaced`: empty, or the path and reason
+    of the unreadable image that this one stands in for.
+    """
+
+    image: Tensor
+    target: Target
+    replaced: str = ""
+
+
+def random_stream(*numbers: int) -> np.random.Generator:
+    """An independent random generator for each tuple of non-negative numbers of one length."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
+
+
+def boxes_in_file(
+    boxes: np.ndarray, annotated: tuple[int, int], actual: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bring boxes into the frame of the image file where its size is not the annotated one: the file is believed.
+
+    If the aspect ratios agree within 1 %, the image was scaled after it was annotated, and the boxes are scaled too.
+    Otherwise (a cut image; or a size that was noted before the EXIF rotation, while boxes are drawn on upright images)
+    they stay where they are. In both cases they are cut at the border of the file's image.
+
+    Args:
+        boxes: (t, 4) float64, xyxy in pixels of the annotated image.
+        annotated: height and width that the annotation states; (0, 0) where it states none.
+        actual: height and width of the upright image in the file.
+
+    Returns:
+        The boxes (t, 4) in pixels of the file's image, and (t,) bool: True where something of the box remains.
+    """
+    if 0 not in annotated and annotated != actual:
+        y_factor, x_factor = actual[0] / annotated[0], actual[1] / annotated[1]
+        if abs(x_factor / y_factor - 1) < SAME_ASPECT:
+            boxes = boxes * (x_factor, y_factor, x_factor, y_factor)
+    height, width = actual
+    cut = np.clip(boxes, 0, (width, height, width, height))
+    return cut, np.all(cut[:, 2:] > cut[:, :2], 1)
+
+
+class DetectionDataset(Dataset[TrainingItem]):
+    """Training examples from annotations, augmented.
+
+    The random numbers of an example depend on (seed, epoch, index) alone, so the number of workers, the batch it falls
+    into, and an interruption of the run change nothing. Crowd boxes are no targets; difficult ones are. An image
+    that cannot be read is replaced by another, which the example says; the same one for the same key.
+
+    Args:
+        annotations: what to train on.
+        transform: `Training`, `Evaluation`, or any function of a `Sample` and a generator.
+        seed: of the run, at least 0.
+        max_pixels: larger images count as unreadable.
+
+    Raises:
+        UsageError: a negative seed.
+        DataError: no images.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        transform: Callable[[Sample, np.random.Generator], Sample] | Evaluation,
+        seed: int,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        if seed < 0:
+            raise UsageError("The seed must not be negative", where="seed", got=seed)
+        if len(annotations) == 0:
+            raise DataError("There are no images to train on", where=annotations.source or annotations.root)
+        self.annotations, self.transform, self.seed, self.max_pixels = annotations, transform, seed, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, key: Key) -> TrainingItem:
+        """The example of a key.
+
+        Raises:
+            DataError: the image and ten drawn in its place are all unreadable.
+        """
+        rng = random_stream(_IMAGE_STREAM, self.seed, key.epoch, key.index)
+        index, image, failures = self._readable(key.index, rng)
+        sample = self._sample(index, image)
+        if isinstance(self.transform, Evaluation):
+            sample = self.transform.resized(sample)
+        else:
+            sample = self.transform(sample, rng)
+        width, height = sample.image.size
+        boxes = torch.from_numpy(sample.boxes / (width, height, width, height))
+        target = Target(
+            torch.from_numpy(sample.labels), xyxy_to_cxcywh(boxes).float(), str(self.annotations.path(index))
+        )
+        return TrainingItem(to_tensor(sample.image), target, " | ".join(failures))
+
+    def _readable(self, index: int, rng: np.random.Generator) -> tuple[int, Image.Image, list[str]]:
+        failures: list[str] = []
+        while True:
+            try:
+                return index, open_image(self.annotations.path(index), max_pixels=self.max_pixels), failures
+            except DataError as error:
+                failures.append(str(error))
+                if len(failures) > MOST_FAILURES:
+                    raise DataError(
+                        f"{len(failures)} images in a row cannot be read",
+                        where=self.annotations.root,
+                        got=failures[-1],
+                        remedy="Check that the images are there and complete.",
+                    ) from error
+                index = int(rng.integers(len(self)))
+
+    def _sample(self, index: int, image: Image.Image) -> Sample:
+        rows = self.annotations.rows(index)
+        height, width = (int(side) for side in self.annotations.image_sizes[index])
+        boxes, kept = boxes_in_file(self.annotations.boxes[rows], (height, width), (image.height, image.width))
+        kept &= ~self.annotations.crowd[rows]
+        return Sample(image, boxes[kept], self.annotations.labels[rows][kept])

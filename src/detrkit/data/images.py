@@ -1,0 +1,194 @@
+"""Open an image of any kind as upright 8-bit RGB, or say what is wrong with the file."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from detrkit.errors import DataError
+
+MAX_PIXELS = 178_000_000
+"""Larger images are refused unread: a few kilobytes of header can ask for any amount of memory."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""The file formats that are tried. Few, since each decoder is a way in for a malicious file."""
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_INTEGER_RANGES = (255, 4095, 65535)
+_CONVERT = "Convert it to JPEG or PNG."
+_LOOKALIKES = (
+    (rb"\s*<", "The file holds a web page or XML, not an image", "Download the image again."),
+    (rb"version https://git-lfs", "The file is a Git LFS pointer, not the image itself", "Run: git lfs pull"),
+    (rb"GIF8", "GIF images are not read", _CONVERT),
+    (rb"....ftyp(heic|heix|mif1|avif)", "HEIC and AVIF images are not read", _CONVERT),
+    (rb"%PDF", "The file is a PDF, not an image", _CONVERT),
+)
+
+
+def open_image(
+    source: str | Path | bytes | Image.Image | np.ndarray, *, name: str = "", max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Open an image as upright RGB of 8 bits, fully decoded.
+
+    The EXIF orientation is applied, so height and width are those that a viewer shows. Of several frames or pages the
+    first is taken. Transparent pixels are laid over white. Integers of more than 8 bits are scaled from the smallest
+    of the ranges 0-255, 0-4095 (12-bit cameras) and 0-65535 that holds the image's maximum; floats from 0-1 or 0-255;
+    anything else from its own minimum and maximum, and values that are not finite become 0.
+
+    Args:
+        source: a JPEG, PNG, WebP, BMP or TIFF file (a path, or its bytes), a Pillow image, or a uint8 array of shape
+            (height, width, 3) in RGB order, (height, width, 4) with alpha, (height, width, 1) or (height, width).
+        name: what to call the image in messages, where `source` is not a path.
+        max_pixels: an image of more pixels is refused before it is decoded. Pillow's own limit holds as well.
+
+    Raises:
+        DataError: no such file, not a file, empty, truncated, not an image, too many pixels, or an array of another
+            shape or type.
+    """
+    if isinstance(source, (str, Path)):
+        return _open_file(Path(source), name or str(source), max_pixels)
+    if isinstance(source, bytes):
+        return _open_stream(io.BytesIO(source), len(source), name, max_pixels)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name, max_pixels)
+    return _decode(source, name, max_pixels)
+
+
+def _open_file(path: Path, name: str, max_pixels: int) -> Image.Image:
+    if re.match(r"https?:/", str(path)):
+        raise DataError("Images are not fetched from the net", where=name, remedy="Download the image first.")
+    try:
+        if path.is_dir():
+            raise DataError("This is a folder, not an image", where=name, remedy="Name the images in it.")
+        with path.open("rb") as file:
+            return _open_stream(file, path.stat().st_size, name, max_pixels)
+    except FileNotFoundError as error:
+        raise DataError("There is no such image file", where=name, remedy="Check the path.") from error
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError("The image file cannot be read", where=name, got=error) from error
+
+
+def _open_stream(file: BinaryIO, length: int, name: str, max_pixels: int) -> Image.Image:
+    if length == 0:
+        raise DataError("The image file is empty", where=name, got="0 bytes", remedy="Copy or download it again.")
+    with warnings.catch_warnings():
+        # Pillow warns from half of its pixel limit on, and about odd metadata; neither says anything about the pixels.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            found = re.search(r"\d+", str(error))
+            raise _too_large(f"{int(found[0]):,} pixels" if found else str(error), name, max_pixels) from error
+        except Exception as error:  # the parsers let struct.error, SyntaxError and others through
+            raise _not_an_image(file, name) from error
+        with image:
+            return _decode(image, name, max_pixels)
+
+
+def _not_an_image(file: BinaryIO, name: str) -> DataError:
+    file.seek(0)
+    head = file.read(64)
+    for pattern, what, remedy in _LOOKALIKES:
+        if re.match(pattern, head, re.DOTALL):
+            return DataError(what, where=name, remedy=remedy)
+    return DataError(
+        "The file is not an image, or its header is damaged",
+        where=name,
+        got=f"a file that begins with {head[:12]!r}",
+        expected=" or ".join([", ".join(FORMATS[:-1]), FORMATS[-1]]),
+    )
+
+
+def _too_large(got: str, name: str, max_pixels: int) -> DataError:
+    return DataError(
+        "The image has too many pixels to be opened",
+        where=name,
+        got=got,
+        expected=f"at most {max_pixels:,} pixels",
+        remedy="Cut it into tiles or scale it down, or raise max_pixels.",
+    )
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _too_large(f"{width} × {height} = {width * height:,} pixels", name, max_pixels)
+    try:
+        image.load()
+        rgb = _to_rgb(image)
+    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, zlib.error, struct.error and others
+        truncated = "truncated" in str(error) or isinstance(error, EOFError)
+        what = "The image file is truncated" if truncated else "The image cannot be decoded"
+        raise DataError(
+            what, where=name, got=error, expected="a complete image", remedy="Copy or download it again."
+        ) from error
+    method = _UPRIGHT.get(_orientation(image))
+    return rgb if method is None else rgb.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata around good pixels: shown as stored, which is what viewers do
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        upper = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), upper).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    integer = np.issubdtype(values.dtype, np.integer)
+    finite = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(finite.min()), float(finite.max())
+    ranges = _INTEGER_RANGES if integer else (1, 255)
+    fitting = [upper for upper in ranges if low >= 0 and high <= upper]
+    if fitting:
+        low, high = 0.0, float(fitting[0])
+    factor = 255 / (high - low) if high > low else 0.0
+    scaled: np.ndarray = np.clip(np.rint((finite - low) * factor), 0, 255).astype(np.uint8)
+    return scaled
+
+
+def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise DataError(
+            "The array of an image has the wrong type",
+            where=name,
+            got=array.dtype,
+            expected="uint8",
+            remedy="Scale it to 0-255 and convert it: array.astype('uint8').",
+        )
+    plain = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if plain.size == 0 or not (plain.ndim == 2 or (plain.ndim == 3 and plain.shape[2] in (3, 4))):
+        raise DataError(
+            "The array of an image has the wrong shape",
+            where=name,
+            got=array.shape,
+            expected="(height, width, 3), (height, width, 4), (height, width, 1) or (height, width)",
+            remedy="Move the channels to the end: array.transpose(1, 2, 0)." if array.ndim == 3 else "",
+        )
+    return _decode(Image.fromarray(np.ascontiguousarray(plain)), name, max_pixels)

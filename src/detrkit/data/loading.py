@@ -1,0 +1,307 @@
+"""Images in order and batches for a whole run, in this process or by workers, with the same result."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
+from detrkit.data.images import MAX_PIXELS, open_image
+from detrkit.data.transforms import Evaluation, to_tensor
+from detrkit.errors import DataError, UsageError
+from detrkit.structures import Batch, Target
+
+_SHUFFLE_STREAM = 1  # `dataset` augments with stream 2
+_DEATH = ("exited unexpectedly", "killed by signal", "timed out after")
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """The keys of every batch of a run: a pure function of the step, so a run can start at any.
+
+    Each epoch has its own permutation of the images. A global batch is the next `batch_size` × `world` of them, and a
+    process takes its slice. An incomplete last batch is left out (the next epoch's permutation brings other images into
+    it). Where there are fewer images than a global batch holds, the permutation is repeated.
+
+    Args:
+        count: number of images.
+        batch_size: images a step, in each process.
+        seed: of the run, at least 0.
+        start_step: the first step to yield.
+        total_steps: the step to stop before.
+        rank: of this process.
+        world: number of processes.
+
+    Raises:
+        UsageError: a number that is out of range.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        *,
+        start_step: int = 0,
+        total_steps: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        for name, number, low in (
+            ("count", count, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("start_step", start_step, 0),
+            ("total_steps", total_steps, 0),
+            ("world", world, 1),
+        ):
+            if number < low:
+                raise UsageError("This number is too small", where=name, got=number, expected=f"at least {low}")
+        if not 0 <= rank < world:
+            raise UsageError("There is no such process", where="rank", got=rank, expected=f"0 … {world - 1}")
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.start_step, self.total_steps, self.rank, self.world = start_step, total_steps, rank, world
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which an epoch's images are seen once."""
+        return max(1, self.count // (self.batch_size * self.world))
+
+    def __len__(self) -> int:
+        return max(0, self.total_steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        global_size = self.batch_size * self.world
+        current, order = -1, np.zeros(0, np.int64)
+        for step in range(self.start_step, self.total_steps):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != current:
+                permutation = random_stream(_SHUFFLE_STREAM, self.seed, epoch).permutation(self.count)
+                current, order = epoch, np.resize(permutation, max(self.count, global_size))
+            first = position * global_size + self.rank * self.batch_size
+            yield [Key(epoch, int(index)) for index in order[first : first + self.batch_size]]
+
+
+class LoadedBatch(NamedTuple):
+    """A batch, and for each unreadable image that was replaced in it, its path and what was wrong with it."""
+
+    batch: Batch
+    replaced: tuple[str, ...]
+
+
+class LoadedImage(NamedTuple):
+    """An image that is ready for a model.
+
+    `index`: its place among the sources. `tensor`: (3, h, w) float32, resized and normalised. `original`: height and
+    width of the upright original in pixels. `name`: its path, or what it is called in messages.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    tensor: Tensor
+    original: tuple[int, int]
+    name: str
+
+
+class _Failure(NamedTuple):
+    """A `DataError` as a value: raised in a worker, it would arrive wrapped in that worker's traceback."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    what: str
+    where: str
+    got: str
+    expected: str
+    remedy: str
+
+    @staticmethod
+    def of(error: DataError, index: int = 0) -> _Failure:
+        return _Failure(index, error.what, error.where, error.got, error.expected, error.remedy)
+
+    def error(self) -> DataError:
+        return DataError(self.what, where=self.where, got=self.got, expected=self.expected, remedy=self.remedy)
+
+
+class _Packed(NamedTuple):
+    """A batch on its way from a worker: only the images travel through shared memory, one file descriptor each."""
+
+    images: Tensor
+    padding: Tensor
+    labels: list[np.ndarray]
+    boxes: list[np.ndarray]
+    names: list[str]
+    replaced: tuple[str, ...]
+
+    def unpacked(self) -> LoadedBatch:
+        targets = tuple(
+            Target(torch.from_numpy(labels), torch.from_numpy(boxes), name)
+            for labels, boxes, name in zip(self.labels, self.boxes, self.names, strict=True)
+        )
+        return LoadedBatch(Batch(self.images, self.padding, targets), tuple(self.replaced))
+
+
+class _Pack:
+    """Collates training items; an object, so that it can travel to a worker that was not forked."""
+
+    def __init__(self, multiple_of: int):
+        self.multiple_of = multiple_of
+
+    def __call__(self, items: list[TrainingItem | _Failure]) -> _Packed | _Failure:
+        good = [item for item in items if not isinstance(item, _Failure)]
+        for item in items:
+            if isinstance(item, _Failure):
+                return item
+        images, padding, _ = Batch.from_images([item.image for item in good], multiple_of=self.multiple_of)
+        return _Packed(
+            images,
+            padding,
+            [item.target.labels.numpy() for item in good],
+            [item.target.boxes.numpy() for item in good],
+            [item.target.name for item in good],
+            tuple(item.replaced for item in good if item.replaced),
+        )
+
+
+class _Guarded(Dataset["TrainingItem | _Failure"]):
+    def __init__(self, dataset: DetectionDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key: Key) -> TrainingItem | _Failure:
+        try:
+            return self.dataset[key]
+        except DataError as error:
+            return _Failure.of(error)
+
+
+class _Images(Dataset["LoadedImage | _Failure"]):
+    def __init__(self, sources: Sequence[str | Path | Image.Image | np.ndarray], resizing: Evaluation, max_pixels: int):
+        self.sources, self.resizing, self.max_pixels = sources, resizing, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> LoadedImage | _Failure:
+        source = self.sources[index]
+        name = str(source) if isinstance(source, (str, Path)) else f"image {index}"
+        try:
+            image = open_image(source, name=name, max_pixels=self.max_pixels)
+        except DataError as error:
+            return _Failure.of(error, index)
+        return LoadedImage(index, to_tensor(self.resizing(image)), (image.height, image.width), name)
+
+
+def training_batches(
+    dataset: DetectionDataset,
+    sampler: EpochBatches,
+    *,
+    workers: int,
+    multiple_of: int = 1,
+    pin_memory: bool = False,
+    timeout: float = 600.0,
+) -> Iterator[LoadedBatch]:
+    """The batches of a run, from one set of workers that lives as long as the iterator.
+
+    Args:
+        dataset: the examples.
+        sampler: which examples make up which batch.
+        workers: number of processes that load; 0: this one does. The batches are the same, bit for bit.
+        multiple_of: height and width of a batch are padded to a multiple of this, in pixels.
+        pin_memory: put the images into page-locked memory; only where the batches go to a CUDA device.
+        timeout: seconds to wait for a batch from a worker before it is given up; 0: for ever.
+
+    Raises:
+        DataError: too many images in a row cannot be read.
+        UsageError: a worker died or gave no answer; or a negative number of workers.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(dataset),
+        batch_sampler=sampler,
+        collate_fn=_Pack(multiple_of),
+        pin_memory=pin_memory,
+        timeout=timeout if workers > 0 else 0,
+        **_worker_settings(workers),
+    )
+    for packed in _survived(iter(loader)):
+        if isinstance(packed, _Failure):
+            raise packed.error()
+        yield packed.unpacked()
+
+
+def load_images(
+    sources: Sequence[str | Path | Image.Image | np.ndarray],
+    *,
+    shortest: int,
+    longest: int,
+    workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    unreadable: Callable[[int, DataError], None] | None = None,
+) -> Iterator[LoadedImage]:
+    """Open, resize and normalise images, in order.
+
+    Args:
+        sources: whatever `open_image` takes.
+        shortest: wanted short side, in pixels.
+        longest: limit of the long side, in pixels.
+        workers: number of processes that load; 0: this one does.
+        max_pixels: larger images are refused.
+        unreadable: called with the index and the error of an image that cannot be read, which is then left out. Without
+            it, such an image is an error.
+
+    Raises:
+        DataError: an image cannot be read; it names the file.
+        UsageError: sizes below 1, a negative number of workers, or a worker that died.
+    """
+    images = _Images(sources, Evaluation(shortest=shortest, longest=longest), max_pixels)
+    workers = min(workers, len(sources))
+    loader: DataLoader[Any] = DataLoader(images, batch_size=None, collate_fn=_unchanged, **_worker_settings(workers))
+    for loaded in _survived(iter(loader)):
+        if not isinstance(loaded, _Failure):
+            yield loaded
+        elif unreadable is None:
+            raise loaded.error()
+        else:
+            unreadable(loaded.index, loaded.error())
+
+
+def _worker_settings(workers: int) -> dict[str, Any]:
+    if workers < 0:
+        raise UsageError("The number of workers must not be negative", where="workers", got=workers)
+    # The loader draws a seed that nothing here uses; with a generator of its own it leaves torch's global one alone.
+    settings: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
+    if workers > 0:
+        # Forked workers share the annotation arrays. PyTorch itself limits each worker to one thread.
+        settings["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
+        settings["worker_init_fn"] = _ignore_interrupts
+    return settings
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C goes to every process of a terminal; the parent alone answers it, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _survived(iterator: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in _DEATH):
+                raise
+            raise UsageError(
+                "A process that loads images died or gave no answer",
+                got=str(error).splitlines()[0],
+                remedy="Often memory has run out: use fewer workers, or more shared memory (docker run --shm-size).",
+            ) from error
+        yield item

@@ -1,0 +1,78 @@
+"""What can be wrong with a data set, what is done about each, and how often it was seen.
+
+A problem is never silent: it is counted under its name with the places where it occurred, and the table below states
+the policy. `repaired`: mended and kept. `dropped`: the box or image is left out. `refused`: reading stops with an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from detrkit.errors import DataError
+
+
+class Policy(NamedTuple):
+    """What is done about one kind of problem, and what it means in words."""
+
+    action: Literal["noted", "repaired", "dropped", "refused"]
+    meaning: str
+
+
+POLICIES: dict[str, Policy] = {
+    "missing-image": Policy("dropped", "the annotation file names an image that does not exist"),
+    "unreadable-image": Policy("dropped", "the image cannot be decoded"),
+    "unannotated-image": Policy("noted", "an image lies in the folder but no annotation file mentions it"),
+    "size-mismatch": Policy("repaired", "the annotated image size is not the size of the file; the file is believed"),
+    "unknown-category": Policy("dropped", "a box has a category that the category table lacks"),
+    "unknown-image": Policy("dropped", "a box belongs to an image that the file does not list"),
+    "outside-box": Policy("repaired", "a box reaches beyond its image and is cut at the border"),
+    "inverted-box": Policy("repaired", "a box has its corners swapped, or a negative width or height"),
+    "degenerate-box": Policy("dropped", "a box has no area, or none inside its image"),
+    "non-finite-box": Policy("dropped", "a box has a coordinate that is NaN or infinite"),
+    "malformed-box": Policy("dropped", "a box does not consist of four numbers"),
+    "malformed-line": Policy("dropped", "a line of a label file cannot be understood"),
+    "duplicate-image-id": Policy("refused", "two images share one id"),
+    "duplicate-annotation-id": Policy("repaired", "two annotations share one id; ids are numbered anew"),
+    "duplicate-category": Policy("refused", "two categories share one id"),
+    "unsafe-path": Policy("refused", "a file name points outside the data folder"),
+    "malformed-file": Policy("refused", "an annotation file cannot be parsed or lacks what its format demands"),
+}
+
+EXAMPLES_KEPT = 20
+
+
+@dataclass
+class Problems:
+    """Counts of problems by kind, each with the first places where it occurred."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, where: str, count: int = 1) -> None:
+        """Count a problem of `kind` at `where` (file, line, annotation id).
+
+        Raises:
+            DataError: the policy for this kind is to refuse.
+        """
+        policy = POLICIES[kind]
+        if policy.action == "refused":
+            raise DataError(f"{kind}: {policy.meaning}", where=where, remedy="Mend the file and try again.")
+        self.counts[kind] = self.counts.get(kind, 0) + count
+        kept = self.examples.setdefault(kind, [])
+        if len(kept) < EXAMPLES_KEPT:
+            kept.append(where)
+
+    def merge(self, other: Problems) -> None:
+        """Add the counts and examples of another report to this one."""
+        for kind, count in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            kept = self.examples.setdefault(kind, [])
+            kept.extend(other.examples[kind][: EXAMPLES_KEPT - len(kept)])
+
+    def lines(self) -> Iterator[str]:
+        """A sentence for each kind: how many, what was done, what it means, and an example."""
+        for kind, count in sorted(self.counts.items()):
+            action, meaning = POLICIES[kind]
+            yield f"{count} × {kind} ({action}): {meaning}; for example {self.examples[kind][0]}"

@@ -1,0 +1,118 @@
+"""The detections of a whole split in columns, checked against the annotations that they are evaluated with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from detrkit.data.annotations import Annotations
+from detrkit.errors import DataError
+from detrkit.structures import Detections
+
+
+class Found(NamedTuple):
+    """All detections of a split, image after image.
+
+    Attributes:
+        images: (k,) int64, the position of each detection's image in the annotations.
+        labels: (k,) int64, rows of the category table.
+        scores: (k,) float64.
+        boxes: (k, 4) float64, xyxy in pixels of the upright image.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+
+
+def flatten(annotations: Annotations, detections: Sequence[Detections]) -> Found:
+    """Put the detections of every image into columns.
+
+    Args:
+        annotations: the split, n images.
+        detections: n entries; entry i belongs to image i.
+
+    Raises:
+        DataError: there is no image, the numbers differ, a detection has an unknown label, a coordinate or a score
+            that is not finite, columns of unequal length, or another category table than the annotations.
+    """
+    if len(annotations) == 0:
+        raise DataError(
+            "There is no image to evaluate on",
+            where=annotations.source,
+            remedy="Choose a split that holds at least one image.",
+        )
+    if len(detections) != len(annotations):
+        raise DataError(
+            "Detections and images differ in number",
+            where=annotations.source,
+            got=f"{len(detections)} entries of detections",
+            expected=f"{len(annotations)}, one for each image",
+            remedy="Give empty detections for an image in which nothing was found.",
+        )
+    names = [category.name for category in annotations.categories]
+    seen = None
+    for index, one in enumerate(detections):
+        if one.categories is not seen:
+            _check_categories(annotations, index, one, names)
+            seen = one.categories
+        count = len(one)
+        if one.boxes.shape != (count, 4) or one.scores.shape != (count,) or one.labels.shape != (count,):
+            raise DataError(
+                "The columns of the detections do not fit together",
+                where=_image(annotations, index),
+                got=f"boxes {one.boxes.shape}, scores {one.scores.shape}, labels {one.labels.shape}",
+                expected="(n, 4), (n,), (n,)",
+            )
+    counts = [len(one) for one in detections]
+    found = Found(
+        np.repeat(np.arange(len(detections), dtype=np.int64), counts),
+        np.concatenate([one.labels for one in detections]).astype(np.int64),
+        np.concatenate([one.scores for one in detections]).astype(np.float64),
+        np.concatenate([one.boxes for one in detections]).astype(np.float64),
+    )
+    _check_values(annotations, found, len(names))
+    return found
+
+
+def _image(annotations: Annotations, index: int) -> str:
+    return f"image {index} ({annotations.file_names[index]})"
+
+
+def _check_categories(annotations: Annotations, index: int, one: Detections, names: list[str]) -> None:
+    found = [category.name for category in one.categories]
+    if found != names:
+        raise DataError(
+            "The detections have another category table than the annotations",
+            where=_image(annotations, index),
+            got=_short(found),
+            expected=_short(names),
+            remedy="Evaluate a model on data with the categories that it was trained on, in the same order.",
+        )
+
+
+def _short(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "") if names else "no category"
+
+
+def _check_values(annotations: Annotations, found: Found, classes: int) -> None:
+    finite = np.isfinite(found.scores) & np.isfinite(found.boxes).all(1)
+    known = (found.labels >= 0) & (found.labels < classes)
+    upright = (found.boxes[:, 2:] >= found.boxes[:, :2]).all(1)
+    for good, what, expected in (
+        (finite, "A detection has a score or a coordinate that is not a finite number", "finite numbers"),
+        (known, "A detection has a label that the category table lacks", f"a label from 0 to {classes - 1}"),
+        (~finite | upright, "A detection has its corners swapped", "x0 ≤ x1 and y0 ≤ y1"),
+    ):
+        if not good.all():
+            row = int(np.flatnonzero(~good)[0])
+            box = ", ".join(f"{value:g}" for value in found.boxes[row])
+            raise DataError(
+                what,
+                where=_image(annotations, int(found.images[row])),
+                got=f"label {found.labels[row]}, score {found.scores[row]:g}, box ({box})",
+                expected=expected,
+            )

@@ -1,0 +1,167 @@
+"""From annotations and detections to figures: the one entrance to evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detrkit.data.annotations import Annotations
+from detrkit.errors import UsageError
+from detrkit.evaluation.average_precision import RECALL_GRID, CocoTables, coco_figures, coco_tables, mean_defined
+from detrkit.evaluation.columns import Found, flatten
+from detrkit.evaluation.confusion import confusion_matrix
+from detrkit.evaluation.matching import Matches, match, overlapping_pairs
+from detrkit.evaluation.thresholds import best_f1
+from detrkit.evaluation.voc import voc_figures
+from detrkit.structures import Detections
+
+FALLBACK_THRESHOLD = 0.5
+"""Score threshold of the confusion matrix where no detection is right and so none is best."""
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """How well one class is found. Undefined figures are NaN.
+
+    Attributes:
+        name: the category.
+        boxes: its ground-truth boxes, crowd left out.
+        ap: COCO AP (mean over IoU .50:.05:.95).
+        ap50: AP at IoU 0.5.
+        threshold: the score threshold of the best F1 at IoU 0.5, on these very images.
+        f1: F1 at that threshold.
+        precision: share of the detections shown there that are right.
+        recall: share of the boxes that are found there.
+    """
+
+    name: str
+    boxes: int
+    ap: float
+    ap50: float
+    threshold: float
+    f1: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """The outcome of an evaluation.
+
+    Attributes:
+        figures: name to value: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, and VOC07, VOC12 where
+            asked for; in [0, 1], NaN where undefined (no box to be found).
+        per_class: one entry a category, in the table's order.
+        recall: (101,) the recalls of the precision-recall curves.
+        precision: (c, 101) the precision at those recalls at IoU 0.5; NaN for a class without boxes.
+        confusion: (c + 1, c + 1) int64 counts at IoU 0.5; rows true, columns found, the last of each is background.
+        threshold: the score threshold of the confusion matrix.
+        images: how many images were evaluated.
+        boxes: how many ground-truth boxes, crowd left out.
+    """
+
+    figures: dict[str, float]
+    per_class: tuple[ClassMetrics, ...]
+    recall: np.ndarray
+    precision: np.ndarray
+    confusion: np.ndarray
+    threshold: float
+    images: int
+    boxes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values; undefined figures are None."""
+        return {
+            "figures": {name: _number(value) for name, value in self.figures.items()},
+            "images": self.images,
+            "boxes": self.boxes,
+            "per_class": [
+                {key: _number(value) if isinstance(value, float) else value for key, value in vars(one).items()}
+                for one in self.per_class
+            ],
+            "curves": {
+                "iou": 0.5,
+                "recall": [float(value) for value in self.recall],
+                "precision": [[_number(float(value)) for value in row] for row in self.precision],
+            },
+            "confusion": {"iou": 0.5, "threshold": self.threshold, "counts": self.confusion.tolist()},
+        }
+
+
+def evaluate(
+    annotations: Annotations, detections: Sequence[Detections], *, voc: bool = False, threshold: float | None = None
+) -> Metrics:
+    """Compare detections with ground truth.
+
+    Args:
+        annotations: the split, n images.
+        detections: n entries; entry i belongs to image i of the annotations.
+        voc: also compute Pascal VOC's average precision (2007 and 2012).
+        threshold: score threshold of the confusion matrix; None takes the one of the best F1 over all classes.
+
+    Returns:
+        All figures, tables and curves.
+
+    Raises:
+        DataError: detections that do not belong to the annotations or hold impossible values.
+        UsageError: a threshold outside [0, 1].
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError("The score threshold makes no sense", got=threshold, expected="a number from 0 to 1")
+    found = flatten(annotations, detections)
+    tables = coco_tables(annotations, found)
+    pairs = overlapping_pairs(annotations, found)
+    matches = match(annotations, found, pairs)
+    named = dict(coco_figures(tables))
+    if voc:
+        named.update(voc_figures(annotations, found, pairs))
+    boxes = int((~annotations.crowd).sum())
+    if threshold is None:
+        best = best_f1(found.scores[~matches.ignored], matches.right[~matches.ignored], boxes).threshold
+        threshold = FALLBACK_THRESHOLD if math.isnan(best) else best
+    precision = tables.precision[0, :, :, 0, 2].T
+    return Metrics(
+        figures=named,
+        per_class=tuple(_per_class(annotations, found, tables, matches)),
+        recall=RECALL_GRID.copy(),
+        precision=np.where(precision < 0, np.nan, precision),
+        confusion=confusion_matrix(annotations, found, pairs, matches, threshold),
+        threshold=threshold,
+        images=len(annotations),
+        boxes=boxes,
+    )
+
+
+def figures(
+    annotations: Annotations, detections: Sequence[Detections], *, voc: bool = False
+) -> Iterator[tuple[str, float]]:
+    """Yield (name, value) of the overall figures alone; arguments and errors as in `evaluate`."""
+    found = flatten(annotations, detections)
+    yield from coco_figures(coco_tables(annotations, found))
+    if voc:
+        yield from voc_figures(annotations, found, overlapping_pairs(annotations, found))
+
+
+def _per_class(annotations: Annotations, found: Found, tables: CocoTables, matches: Matches) -> Iterator[ClassMetrics]:
+    boxes = np.bincount(annotations.labels[~annotations.crowd], minlength=len(annotations.categories))
+    for label, category in enumerate(annotations.categories):
+        rows = (found.labels == label) & ~matches.ignored
+        point = best_f1(found.scores[rows], matches.right[rows], int(boxes[label]))
+        yield ClassMetrics(
+            name=category.name,
+            boxes=int(boxes[label]),
+            ap=mean_defined(tables.precision[:, :, label, 0, 2]),
+            ap50=mean_defined(tables.precision[0, :, label, 0, 2]),
+            threshold=point.threshold,
+            f1=point.f1,
+            precision=point.precision,
+            recall=point.recall,
+        )
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,164 @@
+"""The criterion of set prediction: match once, then weigh the terms of every decoder layer.
+
+What the class part is (softmax with no-object, focal) is a `Classification`; everything else is shared by the family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from detrkit.losses.functional import class_error, giou_loss, l1_loss, weighted_cross_entropy
+from detrkit.losses.matching import Matches, PaddedTargets, assign, box_cost
+from detrkit.structures import Predictions, Target
+
+
+@runtime_checkable
+class Classification(Protocol):
+    """How a variant scores classes, for matching and for the loss."""
+
+    def cost(self, logits: Float[Tensor, "layer b q c"], labels: Int64[Tensor, "b t"]) -> Float[Tensor, "layer b q t"]:
+        """Cost of giving each query each object's class."""
+        ...
+
+    def loss(
+        self,
+        logits: Float[Tensor, "layer b q c"],
+        matches: Matches,
+        labels: Int64[Tensor, "layer p"],
+        num_boxes: float,
+    ) -> Float[Tensor, " layer"]:
+        """The class term of every layer; `labels` are those of the matched objects."""
+        ...
+
+
+@dataclass(frozen=True)
+class SoftmaxClassification:
+    """DETR's classes: a softmax over the categories and no-object, which comes last.
+
+    Attributes:
+        no_object_weight: weight of a no-object query in the cross-entropy; the paper's is 0.1.
+    """
+
+    no_object_weight: float = 0.1
+
+    def cost(self, logits: Float[Tensor, "layer b q c"], labels: Int64[Tensor, "b t"]) -> Float[Tensor, "layer b q t"]:
+        """Negative probability of the object's class."""
+        layers, _, queries, _ = logits.shape
+        wanted = labels[None, :, None, :].expand(layers, -1, queries, -1)
+        return -logits.softmax(-1).gather(-1, wanted)
+
+    def loss(
+        self,
+        logits: Float[Tensor, "layer b q c"],
+        matches: Matches,
+        labels: Int64[Tensor, "layer p"],
+        num_boxes: float,
+    ) -> Float[Tensor, " layer"]:
+        """Cross-entropy with no-object for all that is not matched; `num_boxes` plays no part."""
+        del num_boxes
+        no_object = logits.shape[-1] - 1
+        classes = torch.full(logits.shape[:-1], no_object, dtype=torch.int64, device=logits.device)
+        layer = torch.arange(len(logits), device=logits.device)[:, None]
+        classes[layer, matches.image[None], matches.query] = labels
+        weight = torch.ones(no_object + 1, dtype=logits.dtype, device=logits.device)
+        weight[no_object] = self.no_object_weight
+        return weighted_cross_entropy(logits, classes, weight)
+
+
+class TermWeights(NamedTuple):
+    """Weights of the class, L1 and generalised IoU parts, of a cost or of a loss."""
+
+    classification: float
+    l1: float
+    giou: float
+
+
+class Losses(NamedTuple):
+    """All terms of a step: `values[i, l]` is term `names[i]` at decoder layer l, not yet weighted."""
+
+    names: tuple[str, ...]
+    values: Float[Tensor, "term layer"]
+    weights: Float[Tensor, " term"]
+    class_error: Float[Tensor, ""]
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """The weighted sum over terms and layers: what is minimised."""
+        return (self.values.sum(1) * self.weights).sum()
+
+
+@dataclass(frozen=True)
+class SetCriterion:
+    """Hungarian loss (equation 2 of the DETR paper) at every decoder layer.
+
+    Attributes:
+        classification: the class part.
+        cost: weights in the matching.
+        loss: weights in the loss.
+    """
+
+    classification: Classification
+    cost: TermWeights
+    loss: TermWeights
+
+    def match(self, predictions: Predictions, targets: PaddedTargets) -> Matches:
+        """Join queries with objects at every layer.
+
+        Raises:
+            NonFiniteError: predictions are NaN or infinite; names the images.
+        """
+        with torch.no_grad():
+            logits, boxes = predictions.logits.float(), predictions.boxes.float()
+            cost = self.cost.classification * self.classification.cost(logits, targets.labels)
+            cost = cost + box_cost(boxes, targets.boxes, self.cost.l1, self.cost.giou)
+        return assign(cost, targets)
+
+    def __call__(self, predictions: Predictions, targets: Sequence[Target], num_boxes: float | None = None) -> Losses:
+        """All terms of a batch.
+
+        Args:
+            predictions: of all layers.
+            targets: one for each image.
+            num_boxes: what box terms are divided by; by default the batch's number of boxes, at least 1. Processes
+                that train together pass their mean.
+
+        Raises:
+            NonFiniteError: predictions are NaN or infinite; names the images.
+        """
+        padded = pad_targets(targets)
+        matches = self.match(predictions, padded)
+        num_boxes = max(float(sum(padded.counts)), 1.0) if num_boxes is None else num_boxes
+        logits, predicted = predictions.logits.float(), predictions.boxes.float()
+        layer = torch.arange(len(logits), device=logits.device)[:, None]
+        answers = predicted[layer, matches.image[None], matches.query]
+        boxes = padded.boxes[matches.image[None], matches.target]
+        labels = padded.labels[matches.image[None], matches.target]
+        values = torch.stack(
+            [
+                self.classification.loss(logits, matches, labels, num_boxes),
+                l1_loss(answers, boxes, num_boxes),
+                giou_loss(answers, boxes, num_boxes),
+            ]
+        )
+        with torch.no_grad():
+            error = class_error(logits[-1][matches.image, matches.query[-1]], labels[-1])
+        return Losses(("class", "l1", "giou"), values, values.new_tensor(self.loss), error)
+
+
+def pad_targets(targets: Sequence[Target]) -> PaddedTargets:
+    """Stack the targets of a batch, filled up with zeros to the largest count."""
+    counts = tuple(len(target.labels) for target in targets)
+    first = targets[0]
+    labels = first.labels.new_zeros(len(targets), max(counts))
+    boxes = first.boxes.new_zeros(len(targets), max(counts), 4)
+    for row, (target, count) in enumerate(zip(targets, counts, strict=True)):
+        labels[row, :count] = target.labels
+        boxes[row, :count] = target.boxes
+    names = tuple(target.name or f"image {row} of the batch" for row, target in enumerate(targets))
+    return PaddedTargets(labels, boxes, counts, names)

@@ -1,0 +1,44 @@
+"""The loss terms as functions of plain tensors. Each returns one figure for every decoder layer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from detrkit.boxes import cxcywh_to_xyxy, elementwise_giou
+
+
+def weighted_cross_entropy(
+    logits: Float[Tensor, "layer b q c"], classes: Int64[Tensor, "layer b q"], weight: Float[Tensor, " c"]
+) -> Float[Tensor, " layer"]:
+    """Cross-entropy over classes and no-object, averaged with class weights over all queries of the batch.
+
+    The official average: the sum of weighted terms over the sum of weights, not over the number of boxes.
+    """
+    layers = len(logits)
+    terms = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, reduction="none")
+    return terms.view(layers, -1).sum(1) / weight[classes].view(layers, -1).sum(1)
+
+
+def l1_loss(
+    predicted: Float[Tensor, "layer p 4"], boxes: Float[Tensor, "layer p 4"], num_boxes: float
+) -> Float[Tensor, " layer"]:
+    """Absolute differences of matched cxcywh boxes, summed and divided by the number of boxes (section 3.1)."""
+    return (predicted - boxes).abs().sum((1, 2)) / num_boxes
+
+
+def giou_loss(
+    predicted: Float[Tensor, "layer p 4"], boxes: Float[Tensor, "layer p 4"], num_boxes: float
+) -> Float[Tensor, " layer"]:
+    """One minus generalised IoU of matched cxcywh boxes, summed and divided by the number of boxes."""
+    overlap = elementwise_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(boxes))
+    return (1 - overlap).sum(1) / num_boxes
+
+
+def class_error(logits: Float[Tensor, "p c"], labels: Int64[Tensor, " p"]) -> Float[Tensor, ""]:
+    """Share of matched queries in [0, 1] whose most probable class is wrong; 0 where nothing is matched."""
+    if not len(labels):
+        return torch.zeros((), device=logits.device)
+    return (logits.argmax(-1) != labels).float().mean()

@@ -1,0 +1,87 @@
+"""Bipartite matching between predictions and objects, for all decoder layers and images in one call.
+
+DETR (Carion et al., ECCV 2020), section 3.1, equations 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detrkit.boxes import cxcywh_to_xyxy, pairwise_giou
+from detrkit.errors import Error
+
+
+class NonFiniteError(Error):
+    """A model whose predictions are NaN or infinite; `images` names those that it happened on."""
+
+    def __init__(self, images: Sequence[str]):
+        self.images = tuple(images)
+        super().__init__(
+            "The matching cost is NaN or infinite, so the predictions are",
+            where=", ".join(images),
+            remedy="Lower the learning rate, keep gradient clipping on, or train with --precision fp32 or bf16.",
+        )
+
+
+class PaddedTargets(NamedTuple):
+    """The targets of a batch as rectangular tensors; rows beyond an image's count are zeros."""
+
+    labels: Int64[Tensor, "b t"]
+    boxes: Float[Tensor, "b t 4"]
+    counts: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+class Matches(NamedTuple):
+    """The matched pairs: pair p joins query `query[l, p]` with object `target[l, p]`, both of image `image[p]`.
+
+    How many pairs an image has does not depend on the layer: min(queries, objects).
+    """
+
+    image: Int64[Tensor, " p"]
+    query: Int64[Tensor, "layer p"]
+    target: Int64[Tensor, "layer p"]
+
+
+def box_cost(
+    predicted: Float[Tensor, "layer b q 4"], boxes: Float[Tensor, "b t 4"], l1: float, giou: float
+) -> Float[Tensor, "layer b q t"]:
+    """L1 distance of cxcywh boxes and negative generalised IoU, weighted (equation 2, the box part)."""
+    distance = (predicted[..., :, None, :] - boxes[:, None, :, :]).abs().sum(-1)
+    overlap = pairwise_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(boxes))
+    return l1 * distance - giou * overlap
+
+
+def assign(cost: Float[Tensor, "layer b q t"], targets: PaddedTargets) -> Matches:
+    """Minimise the total cost for each layer and image on its own.
+
+    The costs travel to the CPU once for the whole step.
+
+    Args:
+        cost: cost of joining each query with each (padded) object of its own image.
+        targets: says how many objects of each image are real.
+
+    Raises:
+        NonFiniteError: a cost of a real object is NaN or infinite; names the images.
+    """
+    table = cost.detach().float().cpu().numpy()
+    real = [table[:, image, :, :count] for image, count in enumerate(targets.counts)]
+    broken = [name for part, name in zip(real, targets.names, strict=True) if not np.isfinite(part).all()]
+    if broken:
+        raise NonFiniteError(broken)
+    layers = len(table)
+    image: list[int] = []
+    pairs: list[np.ndarray] = []  # for each image: (layer, 2, pair)
+    for index, part in enumerate(real):
+        image.extend([index] * min(part.shape[1:]))
+        pairs.append(np.array([linear_sum_assignment(part[layer]) for layer in range(layers)]))
+    joined = np.concatenate(pairs, -1).astype(np.int64) if pairs else np.zeros((layers, 2, 0), np.int64)
+    moved = torch.from_numpy(joined).to(cost.device, non_blocking=True)
+    return Matches(torch.tensor(image, dtype=torch.int64, device=cost.device), moved[:, 0], moved[:, 1])

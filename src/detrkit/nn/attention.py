@@ -1,0 +1,69 @@
+"""Multi-head attention: the mathematics as a function, the projections as a module.
+
+Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def attend(
+    q: Float[Tensor, "b q d"],
+    k: Float[Tensor, "b n d"],
+    v: Float[Tensor, "b n e"],
+    heads: int,
+    blocked: Bool[Tensor, "#b #h #q n"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "b q e"]:
+    """Scaled dot-product attention, softmax(q kᵀ / √(d / heads)) v for each head.
+
+    Args:
+        q: projected queries.
+        k: projected keys.
+        v: projected values; their width may differ from that of the keys.
+        heads: the widths are divided into this many heads.
+        blocked: True where a query may not attend to a key; broadcast over images, heads and queries.
+        dropout: probability with which an attention weight is dropped.
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    mask = None if blocked is None else ~blocked
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its four projections.
+
+    Args:
+        dim: width of the input and the output.
+        heads: number of heads; divides `dim`.
+        dropout: probability with which an attention weight is dropped in training.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
+        # The official models hold query, key and value in one matrix of 3·dim rows, so Xavier sees that fan-out.
+        bound = math.sqrt(6 / (dim + 3 * dim))
+        for projection in (self.query, self.key, self.value):
+            nn.init.uniform_(projection.weight, -bound, bound)
+            nn.init.zeros_(projection.bias)
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, "b q d"],
+        key: Float[Tensor, "b n d"],
+        value: Float[Tensor, "b n d"],
+        blocked: Bool[Tensor, "#b #h #q n"] | None = None,
+    ) -> Float[Tensor, "b q d"]:
+        """Attend from `query` to `key` and gather `value`; `blocked` is True where this is not allowed."""
+        dropout = self.dropout if self.training else 0.0
+        return self.output(attend(self.query(query), self.key(key), self.value(value), self.heads, blocked, dropout))

@@ -1,0 +1,76 @@
+"""Encodings of where a cell lies in the image grid (DETR, Carion et al., ECCV 2020, appendix A.4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def sine_embedding(position: Float[Tensor, "*n"], dim: int, temperature: float = 10000.0) -> Float[Tensor, "*n dim"]:
+    """Sines and cosines of a coordinate at `dim` / 2 wavelengths, interleaved.
+
+    Args:
+        position: an angle; the caller scales it, usually to [0, 2π].
+        dim: number of channels; even.
+        temperature: ratio of the longest to the shortest wavelength.
+    """
+    exponent = 2 * torch.arange(dim // 2, dtype=torch.float32, device=position.device) / dim
+    angle = position[..., None] / temperature**exponent
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+class SinePosition(nn.Module):
+    """Fixed encoding: half the channels for y, half for x, normalised so that every image spans [0, 2π].
+
+    Args:
+        dim: number of channels; a multiple of 4.
+        temperature: ratio of the longest to the shortest wavelength; the paper's is 10000.
+    """
+
+    def __init__(self, dim: int, temperature: float = 10000.0):
+        super().__init__()
+        self.dim, self.temperature = dim, temperature
+
+    def forward(self, padding: Bool[Tensor, "b h w"]) -> Float[Tensor, "b h*w {self.dim}"]:
+        """Encode each cell; `padding` is True outside the image."""
+        inside = (~padding).int()  # integer sums are exact and deterministic on every device
+        y, x = inside.cumsum(1).float(), inside.cumsum(2).float()
+        y = y / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
+        x = x / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
+        half = self.dim // 2
+        encoded = [sine_embedding(axis, half, self.temperature) for axis in (y, x)]
+        return torch.cat(encoded, -1).flatten(1, 2)
+
+
+class LearnedPosition(nn.Module):
+    """Learned encoding: a table of columns and a table of rows, half the channels each.
+
+    A grid of up to `cells` rows and columns reads the tables as they are, which is the official behaviour. A larger
+    grid reads them stretched by linear interpolation, where the official code fails.
+
+    Args:
+        dim: number of channels; even.
+        cells: rows of each table.
+    """
+
+    def __init__(self, dim: int, cells: int = 50):
+        super().__init__()
+        self.row = nn.Parameter(torch.rand(cells, dim // 2))
+        self.column = nn.Parameter(torch.rand(cells, dim // 2))
+
+    def forward(self, padding: Bool[Tensor, "b h w"]) -> Float[Tensor, "b h*w d"]:
+        """Encode each cell; what is padded does not matter to this encoding."""
+        batch, height, width = padding.shape
+        x = _stretched(self.column, width)[None, :, :].expand(height, width, -1)
+        y = _stretched(self.row, height)[:, None, :].expand(height, width, -1)
+        return torch.cat([x, y], -1).flatten(0, 1).expand(batch, -1, -1)
+
+
+def _stretched(table: Float[Tensor, "cell d"], length: int) -> Float[Tensor, "{length} d"]:
+    if length <= len(table):
+        return table[:length]
+    return F.interpolate(table.T[None], size=length, mode="linear", align_corners=True)[0].T

@@ -1,0 +1,93 @@
+"""The transformer encoder that the family shares, and the feed-forward block of every layer."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrkit.nn.attention import Attention
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, dropout, linear.
+
+    Args:
+        dim: width of the input and the output.
+        hidden: width between.
+        dropout: probability with which a hidden unit is dropped in training.
+    """
+
+    def __init__(self, dim: int, hidden: int, dropout: float):
+        super().__init__()
+        self.expand, self.contract = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.expand, self.contract):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The same function at every token."""
+        return self.contract(self.dropout(self.expand(x).relu()))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward with residuals; positions are added to queries and keys, never to values.
+
+    Args:
+        dim: width of a token.
+        heads: attention heads.
+        hidden: width inside the feed-forward block.
+        dropout: probability, at every place where the paper has one.
+        pre_norm: normalise before each block rather than after its residual.
+    """
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.self_attention = Attention(dim, heads, dropout)
+        self.feedforward = FeedForward(dim, hidden, dropout)
+        self.self_attention_norm, self.feedforward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        position: Float[Tensor, "b n d"],
+        blocked: Bool[Tensor, "b 1 1 n"] | None,
+    ) -> Float[Tensor, "b n d"]:
+        """One layer; `blocked` is True for keys that nobody may attend to."""
+        if self.pre_norm:
+            y = self.self_attention_norm(x)
+            x = x + self.dropout(self.self_attention(y + position, y + position, y, blocked))
+            return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+        x = self.self_attention_norm(x + self.dropout(self.self_attention(x + position, x + position, x, blocked)))
+        return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; with `pre_norm` the stack ends in a normalisation.
+
+    Args:
+        layers: how many.
+        dim: width of a token.
+        heads: attention heads.
+        hidden: width inside the feed-forward blocks.
+        dropout: probability.
+        pre_norm: normalise before each block rather than after its residual.
+    """
+
+    def __init__(self, layers: int, dim: int, heads: int, hidden: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout, pre_norm) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        position: Float[Tensor, "b n d"],
+        padding: Bool[Tensor, "b n"] | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Let every token see every other; `padding` is True for tokens outside the image."""
+        blocked = None if padding is None else padding[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, position, blocked)
+        return self.norm(x)

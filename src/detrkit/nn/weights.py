@@ -1,0 +1,276 @@
+"""What a backbone starts from: a local weight file, or a random initialisation that was asked for by name.
+
+`read_weight_file` is the only place where files written by others are opened; it never runs code that they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from detrkit.errors import ModelError
+from detrkit.nn.backbone import TRANSFORMERS_PREFIX, AutoBackbone, Backbone
+
+RANDOM = "random"
+"""The `weights` that ask for a random initialisation."""
+
+FOLDER_VARIABLE = "DETRKIT_WEIGHTS"
+"""The environment variable that names a folder of weight files."""
+
+PUBLISHED = {
+    "mobilenet_v2": ("mobilenet_v2_imagenet_folded_fp16.npz",),
+    "mobilenet_v2_torchvision": ("mobilenet_v2-b0353104.pth", "mobilenet_v2-7ebf99e0.pth"),
+    "resnet18": ("resnet18-f37072fd.pth",),
+    "resnet34": ("resnet34-b627a593.pth",),
+    "resnet50": ("resnet50-0676ba61.pth", "resnet50-19c8e357.pth"),
+    "resnet101": ("resnet101-63fe2227.pth", "resnet101-5d3b4d8f.pth"),
+}
+"""The well-known files of ImageNet weights, by backbone; DETR starts from the first of each."""
+
+_TORCHVISION_URL = "https://download.pytorch.org/models/"
+_SUFFIXES = (".safetensors", ".npz", ".pth")
+_PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+
+# Training checkpoints keep the network's weights under one of these.
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+
+# What stands on a backbone in published files, and has no place in a detector.
+_HEADS = ("fc.", "classifier.", "head.", "projection_head.", "prototypes.")
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a weight file.
+
+    Attributes:
+        source: the file, `random`, or the hub name.
+        loaded: number of tensors that were taken.
+        ignored: names of the file's tensors that the backbone has no use for: classifiers, layers that were not built.
+    """
+
+    source: str
+    loaded: int
+    ignored: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.loaded} tensors from {self.source}"
+        return f"{text}; not used: {_listed(self.ignored)}" if self.ignored else text
+
+
+def load_backbone_weights(
+    backbone: Backbone, name: str, weights: str | Path = "", *, generator: torch.Generator | None = None
+) -> LoadReport:
+    """Set all weights of a backbone.
+
+    Args:
+        backbone: from `build_backbone(name)`.
+        name: its name.
+        weights: a .safetensors, .npz or .pth file; `random` for an initialisation that trains from nothing (the whole
+            backbone is then trained); or empty to look for a file of the backbone's name, or its well-known name, in
+            the folder $DETRKIT_WEIGHTS, in ~/.cache/detrkit/weights and among torch's own downloads.
+        generator: the source of random numbers; torch's default one where None.
+
+    Returns:
+        What was loaded, and what of the file was not needed.
+
+    Raises:
+        ModelError: no file, an unreadable one, or one that does not fit: the message names the tensors.
+    """
+    if str(weights) == RANDOM:
+        backbone.initialise(generator)
+        backbone.freeze(0)
+        return LoadReport(RANDOM, len(backbone.state_dict()))
+    if not str(weights) and isinstance(backbone, AutoBackbone):
+        found, source = backbone.pretrained(), TRANSFORMERS_PREFIX + backbone.source
+    else:
+        path = Path(weights) if str(weights) else find_weight_file(name)
+        if not path.is_file():
+            raise ModelError("There is no such weight file", where=path, remedy=_how_to_get(name))
+        found, source = read_weight_file(path), str(path)
+    return _load(backbone, found, source)
+
+
+def find_weight_file(name: str) -> Path:
+    """The weight file of a backbone, from the folders where such files are kept.
+
+    Args:
+        name: of the backbone.
+
+    Raises:
+        ModelError: no folder has one; says where it looked and how to get one.
+    """
+    files = [name + suffix for suffix in _SUFFIXES] + list(PUBLISHED.get(name, ()))
+    folders = weight_folders()
+    for folder in folders:
+        for file in files:
+            if (folder / file).is_file():
+                return folder / file
+    raise ModelError(
+        f"No weights for the backbone {name!r} on this machine",
+        got=f"none of {', '.join(files)} in {', '.join(str(folder) for folder in folders)}",
+        remedy=_how_to_get(name),
+    )
+
+
+def weight_folders() -> list[Path]:
+    """Where weight files are looked for, in this order: $DETRKIT_WEIGHTS, our cache, torch's downloads."""
+    named = os.environ.get(FOLDER_VARIABLE, "")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folders = [cache / "detrkit" / "weights", Path(torch.hub.get_dir()) / "checkpoints"]
+    return [Path(named), *folders] if named else folders
+
+
+def _how_to_get(name: str) -> str:
+    published = PUBLISHED.get(name, ())
+    random = f"or say weights = {RANDOM!r} to train the backbone from nothing."
+    if not published:
+        return f"Give the path of a weight file, {random}"
+    place = f"{_TORCHVISION_URL}{published[0]}" if published[0].endswith(".pth") else published[0]
+    folder = f"a folder that ${FOLDER_VARIABLE} names"
+    return f"Get {place} and give its path, or put it into {folder}, {random}"
+
+
+def read_weight_file(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weight file, on the CPU, by name.
+
+    Training checkpoints are unwrapped: the tensors are those under `model`, `state_dict` or `model_state_dict`.
+
+    Args:
+        path: .safetensors, .npz, or a file of `torch.save` (.pth, .pt, .bin, .tar, .ckpt), of which only tensors and
+            plain values are read (`weights_only=True`).
+
+    Raises:
+        ModelError: no such file, another kind of file, a damaged one, or one that holds code or no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError("There is no such weight file", where=path)
+    suffix = path.suffix.lower()
+    if suffix not in (".safetensors", ".npz", *_PICKLES):
+        kinds = ", ".join((".safetensors", ".npz", *_PICKLES))
+        raise ModelError("This is not a kind of weight file that can be read", where=path, got=suffix, expected=kinds)
+    _refuse_pointer(path)
+    try:
+        if suffix == ".safetensors":
+            tensors = dict(load_file(path))
+        elif suffix == ".npz":
+            tensors = _read_npz(path)
+        else:
+            tensors = _read_pickle(path)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            "The file is damaged, or holds objects that only code could rebuild",
+            where=path,
+            expected="tensors and plain values",
+            remedy="Save its state dict alone, best as .safetensors, where you trust the file.",
+        ) from error
+    except (SafetensorError, zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
+        raise ModelError(
+            "The weight file cannot be read",
+            where=path,
+            got=str(error).split("\n", 1)[0],
+            remedy="It may be cut short or hold something else: get it again.",
+        ) from error
+    if not tensors:
+        raise ModelError("The file holds no tensors", where=path, expected="a state dict")
+    return tensors
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelError(
+            "This is a Git LFS pointer, not the weights", where=path, remedy="Fetch the file itself with: git lfs pull"
+        )
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: torch.from_numpy(np.ascontiguousarray(archive[name])) for name in archive.files}
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    # Research checkpoints carry the command line as a Namespace: plain values, no code.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a {type(content).__name__}, not a state dict")
+    return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _load(backbone: Backbone, found: dict[str, Tensor], source: str) -> LoadReport:
+    wanted = backbone.state_dict()
+    prefix = _prefix(set(wanted), found, source)
+    inner = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    ignored = [key for key in found if not key.startswith(prefix)]
+    inner = {key: value for key, value in inner.items() if not key.endswith(".num_batches_tracked")}
+    inner = backbone.adapt(inner, source)
+    for key in list(inner):
+        if key not in wanted and (key.startswith(_HEADS) or backbone.is_unused(key)):
+            ignored.append(prefix + key)
+            del inner[key]
+    _check(wanted, inner, source)
+    with torch.no_grad():
+        for key, value in wanted.items():
+            value.copy_(inner[key])
+    return LoadReport(source, len(wanted), tuple(ignored))
+
+
+def _prefix(wanted: set[str], found: Mapping[str, Tensor], source: str) -> str:
+    """What stands before the backbone's names in the file, such as `module.` or `backbone.0.body.`."""
+    anchor = next(iter(sorted(wanted, key=lambda key: (key.count("."), key))))
+    candidates = {key[: -len(anchor)] for key in found if key == anchor or key.endswith("." + anchor)}
+    fits = {prefix: sum(prefix + key in found for key in wanted) for prefix in candidates}
+    best = sorted(prefix for prefix, count in fits.items() if count == max(fits.values()))
+    if len(best) > 1:
+        raise ModelError(
+            "The file holds the backbone more than once",
+            where=source,
+            got=f"names under {' and '.join(repr(prefix) for prefix in best)}",
+            remedy="Save the one that you mean as a file of its own.",
+        )
+    return best[0] if best else ""
+
+
+def _check(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
+    shapes = [
+        f"{key} {tuple(found[key].shape)} for {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    broken = [key for key, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    problems = (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes), ("not finite", broken))
+    differences = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems if keys)
+    if differences:
+        raise ModelError(
+            "The weights do not fit the backbone",
+            where=source,
+            got=differences,
+            remedy="Check that the file is of the backbone that was asked for.",
+        )
+
+
+def _listed(keys: list[str] | tuple[str, ...]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more

@@ -1,0 +1,65 @@
+"""From raw predictions to scored boxes in pixels, as plain tensors.
+
+A variant picks the function that fits its classes. Boxes leave in xyxy pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from detrkit.boxes import cxcywh_to_xyxy, nms
+from detrkit.structures import Predictions
+
+
+class Scored(NamedTuple):
+    """Detections of one image: boxes xyxy in pixels, scores in [0, 1], labels."""
+
+    boxes: Float[Tensor, "n 4"]
+    scores: Float[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+
+
+def to_pixels(boxes: Float[Tensor, "*n q 4"], sizes: Int64[Tensor, "b 2"]) -> Float[Tensor, "*n q 4"]:
+    """cxcywh in [0, 1] to xyxy in pixels of images of `sizes` (height, width)."""
+    height, width = sizes.to(boxes.dtype).unbind(-1)
+    return cxcywh_to_xyxy(boxes) * torch.stack([width, height, width, height], -1)[:, None, :]
+
+
+def softmax_detections(predictions: Predictions, sizes: Int64[Tensor, "b 2"]) -> list[Scored]:
+    """DETR's answer: for every query of the last layer its best class other than no-object.
+
+    No threshold and no suppression of overlaps (section 3 of the paper): as many detections as queries.
+
+    Args:
+        predictions: logits end in the no-object class.
+        sizes: height and width of each original image in pixels.
+    """
+    scores, labels = predictions.logits[-1].float().softmax(-1)[..., :-1].max(-1)
+    boxes = to_pixels(predictions.boxes[-1].float(), sizes)
+    return [Scored(*image) for image in zip(boxes, scores, labels, strict=True)]
+
+
+def softmax_ensemble(
+    predictions: Predictions, sizes: Int64[Tensor, "b 2"], iou: float = 0.7, top: int | None = None
+) -> list[Scored]:
+    """The answers of all decoder layers together, overlaps of one class suppressed.
+
+    Args:
+        predictions: logits end in the no-object class.
+        sizes: height and width of each original image in pixels.
+        iou: a box is dropped where it overlaps a better one of its class by more than this.
+        top: at most this many detections an image; by default the number of queries.
+    """
+    top = predictions.logits.shape[2] if top is None else top
+    scores, labels = predictions.logits.float().softmax(-1)[..., :-1].max(-1)
+    boxes = to_pixels(predictions.boxes.float(), sizes)
+    found = []
+    for image in range(boxes.shape[1]):
+        candidates = Scored(boxes[:, image].flatten(0, 1), scores[:, image].flatten(), labels[:, image].flatten())
+        kept = nms(candidates.boxes, candidates.scores, candidates.labels, iou)[:top]
+        found.append(Scored(*(column[kept] for column in candidates)))
+    return found

@@ -1,0 +1,227 @@
+"""The named structures that flow between the parts of the library.
+
+Plain tensors travel inside a part; these stand at the borders. Letters in shapes: `b` image, `q` query, `t` target,
+`d` channel, `c` class, `h w` grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from detrkit.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    import supervision
+
+NORMALIZATION_MEAN = (0.485, 0.456, 0.406)
+"""Mean of the RGB channels in [0, 1] over ImageNet: every image tensor in the library is normalised with it."""
+
+NORMALIZATION_STD = (0.229, 0.224, 0.225)
+"""Standard deviation that goes with `NORMALIZATION_MEAN`."""
+
+
+class Category(NamedTuple):
+    """A row of the category table: `id` as the data set's files say it, `name` for people.
+
+    The label of a category is its row number, 0 … c − 1; ids may have gaps and start anywhere.
+    """
+
+    id: int
+    name: str
+
+
+class Target(NamedTuple):
+    """What an image truly holds, as the losses want it.
+
+    `labels` are rows of the category table; `boxes` are cxcywh in [0, 1] of the unpadded image; `name` is the image's
+    file, for messages.
+    """
+
+    labels: Int64[Tensor, " t"]
+    boxes: Float[Tensor, "t 4"]
+    name: str = ""
+
+    def to(self, device: torch.device | str) -> Target:
+        """The same target on another device."""
+        return Target(self.labels.to(device), self.boxes.to(device), self.name)
+
+
+class Batch(NamedTuple):
+    """Images of unequal sizes, padded to the largest.
+
+    `images` are normalised (`NORMALIZATION_MEAN`), with zeros to the right and below; `padding` is True where padded.
+    """
+
+    images: Float[Tensor, "b 3 h w"]
+    padding: Bool[Tensor, "b h w"]
+    targets: tuple[Target, ...] = ()
+
+    @staticmethod
+    def from_images(
+        images: Sequence[Float[Tensor, "3 _ _"]], targets: Sequence[Target] = (), *, multiple_of: int = 1
+    ) -> Batch:
+        """Pad normalised images to the largest height and width among them.
+
+        Args:
+            images: tensors of shape (3, height, width), sizes may differ.
+            targets: one for each image, or none at all.
+            multiple_of: the padded height and width are rounded up to a multiple of this, in pixels.
+
+        Raises:
+            UsageError: no image, a tensor that is not (3, height, width), or a number of targets that is not the
+                number of images.
+        """
+        if not images:
+            raise UsageError("A batch needs at least one image", got="an empty list")
+        for index, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != 3:
+                raise UsageError(
+                    f"Image {index} of the batch has the wrong shape",
+                    got=tuple(image.shape),
+                    expected="(3, height, width)",
+                )
+        if targets and len(targets) != len(images):
+            raise UsageError("Targets and images differ in number", got=f"{len(targets)} targets, {len(images)} images")
+        height, width = (-(-max(image.shape[axis] for image in images) // multiple_of) * multiple_of for axis in (1, 2))
+        padded = images[0].new_zeros(len(images), 3, height, width)
+        padding = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
+        for index, image in enumerate(images):
+            padded[index, :, : image.shape[1], : image.shape[2]] = image
+            padding[index, : image.shape[1], : image.shape[2]] = False
+        return Batch(padded, padding, tuple(targets))
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.padding.to(device, non_blocking=True),
+            tuple(target.to(device) for target in self.targets),
+        )
+
+
+class Queries(NamedTuple):
+    """What the decoder is asked.
+
+    `content` starts the decoder's stream (zeros in DETR); `position` is added wherever queries are compared (a learned
+    embedding, plus a prompt where there is one); `blocked[i, j]` True: query i may not attend to query j.
+    """
+
+    content: Float[Tensor, "b q d"]
+    position: Float[Tensor, "b q d"]
+    blocked: Bool[Tensor, "q q"] | None = None
+
+
+class Memory(NamedTuple):
+    """What the encoder made of a batch of images: `n` tokens each, row by row over the grid.
+
+    `padding` is True where a token lies in the padded part; None where nothing is padded. `features` are the
+    backbone's maps, finest first, for heads that need more than the tokens.
+    """
+
+    tokens: Float[Tensor, "b n d"]
+    position: Float[Tensor, "b n d"]
+    padding: Bool[Tensor, "b n"] | None
+    grid: tuple[int, int]
+    features: tuple[Float[Tensor, "b _ _ _"], ...] = ()
+
+
+class Hidden(NamedTuple):
+    """What the decoder answers at each layer; `reference` points are (x, y) in [0, 1], where the variant has them."""
+
+    states: Float[Tensor, "layer b q d"]
+    reference: Float[Tensor, "b q 2"] | None = None
+
+
+class Predictions(NamedTuple):
+    """What the heads say, for all decoder layers at once; the last layer is the answer.
+
+    `boxes` are cxcywh in [0, 1] of the unpadded image. `logits` of softmax variants end in the no-object class.
+    """
+
+    logits: Float[Tensor, "layer b q c"]
+    boxes: Float[Tensor, "layer b q 4"]
+    hidden: Float[Tensor, "layer b q d"]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The final answer for one image.
+
+    Attributes:
+        boxes: (n, 4) float32, xyxy in pixels of the original, upright image.
+        scores: (n,) float32 in [0, 1].
+        labels: (n,) int64, rows of `categories`.
+        categories: the category table that the labels point into.
+        image_size: height and width of the original image in pixels.
+        source: the file that the image came from, where there is one.
+        masks: (n, height, width) bool, where the model makes them.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    categories: tuple[Category, ...]
+    image_size: tuple[int, int]
+    source: str = ""
+    masks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, chosen: np.ndarray | slice | list[int]) -> Detections:
+        """The detections that a boolean mask, an index array or a slice chooses."""
+        return Detections(
+            self.boxes[chosen],
+            self.scores[chosen],
+            self.labels[chosen],
+            self.categories,
+            self.image_size,
+            self.source,
+            None if self.masks is None else self.masks[chosen],
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The category name of each detection."""
+        return [self.categories[label].name for label in self.labels]
+
+    def above(self, threshold: float) -> Detections:
+        """The detections whose score is at least `threshold`."""
+        return self[self.scores >= threshold]
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """COCO results: a dict for each detection, with the data set's category id and the box as xywh pixels."""
+        return [
+            {
+                "image_id": int(image_id),
+                "category_id": int(self.categories[label].id),
+                "bbox": [float(x0), float(y0), float(x1) - float(x0), float(y1) - float(y0)],
+                "score": float(score),
+            }
+            for (x0, y0, x1, y1), score, label in zip(self.boxes, self.scores, self.labels, strict=True)
+        ]
+
+    def to_supervision(self) -> supervision.Detections:
+        """The same as a `supervision.Detections`.
+
+        Raises:
+            MissingExtraError: the package `supervision` is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise MissingExtraError("supervision", "supervision", "Detections.to_supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes.reshape(-1, 4),
+            confidence=self.scores,
+            class_id=self.labels,
+            mask=self.masks,
+            data={"class_name": np.array(self.names, dtype=str)},
+        )

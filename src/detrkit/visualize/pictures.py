@@ -1,0 +1,281 @@
+"""Detections drawn on images, with Pillow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from detrkit.data.annotations import Annotations
+from detrkit.errors import DataError, UsageError
+from detrkit.structures import Detections
+from detrkit.visualize.labels import Label, place_labels, shorten
+
+Colour: TypeAlias = tuple[int, int, int]
+ImageLike: TypeAlias = Image.Image | np.ndarray | Path | str
+
+PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (213, 94, 0),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (0, 114, 178),
+)
+"""Colours that people with any colour vision tell apart (Okabe and Ito, 2008), black left out."""
+
+PAPER, INK = (255, 255, 255), (33, 37, 41)
+
+
+def colour_of(label: int) -> Colour:
+    """The colour of a label. Beyond seven labels the palette comes again, lighter and then darker."""
+    base = PALETTE[label % len(PALETTE)]
+    turn = label // len(PALETTE) % 3
+    if turn == 0:
+        return base
+    goal, share = ((255, 0.5), (0, 0.4))[turn - 1]
+    red, green, blue = (round(channel + (goal - channel) * share) for channel in base)
+    return red, green, blue
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """An upright RGB image from a Pillow image, an (h, w), (h, w, 3) or (h, w, 4) uint8 array, or a path.
+
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+        UsageError: an array of another shape or type.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise UsageError(
+                "The array is no image",
+                got=f"shape {image.shape}, type {image.dtype}",
+                expected="(h, w), (h, w, 3) or (h, w, 4) of uint8",
+            )
+        return Image.fromarray(image).convert("RGB")
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with Image.open(image) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError("The image does not exist", where=image) from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"The image cannot be decoded ({error})", where=image) from error
+
+
+def draw(
+    image: ImageLike,
+    detections: Detections,
+    *,
+    threshold: float = 0.0,
+    longest_side: int | None = None,
+    scores: bool = True,
+    dashed: np.ndarray | None = None,
+) -> Image.Image:
+    """Draw boxes, labels, scores and, where present, masks.
+
+    Args:
+        image: the upright image that the detections belong to; it is not changed.
+        detections: boxes in pixels of that image.
+        threshold: detections below this score are left out.
+        longest_side: resize the picture to this many pixels first, so that lines and letters suit that size.
+        scores: write the scores beside the names.
+        dashed: (n,) bool, detections whose outline is dashed, to set them apart.
+
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+        UsageError: the detections belong to an image of another size, or an array is no image.
+    """
+    picture = open_image(image)
+    _check_size(picture, detections)
+    scale = 1.0
+    if longest_side is not None:
+        scale = longest_side / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    dashes = np.zeros(len(detections), bool) if dashed is None else dashed
+    shown = detections.scores >= threshold
+    detections, dashes = detections[shown], dashes[shown]
+    order = np.argsort(-detections.scores, kind="stable")
+    detections, dashes = detections[order], dashes[order]
+    if detections.masks is not None:
+        picture = _draw_masks(picture, detections)
+    pen = ImageDraw.Draw(picture)
+    width = line_width(picture)
+    boxes = detections.boxes.astype(np.float64) * scale
+    for row in range(len(detections))[::-1]:
+        _draw_box(pen, boxes[row], colour_of(int(detections.labels[row])), width, bool(dashes[row]))
+    _draw_labels(picture, pen, detections, boxes, scores)
+    return picture
+
+
+def line_width(picture: Image.Image) -> int:
+    """Width of a box's outline in pixels: it grows with the picture."""
+    return max(1, round((picture.width * picture.height) ** 0.5 / 280))
+
+
+def font_of(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's built-in font at a size in pixels."""
+    return ImageFont.load_default(size=size)
+
+
+def _check_size(picture: Image.Image, detections: Detections) -> None:
+    height, width = detections.image_size
+    if (height or width) and (width, height) != picture.size:
+        raise UsageError(
+            "The detections belong to an image of another size",
+            where=detections.source,
+            got=f"an image of {picture.width} × {picture.height}",
+            expected=f"{width} × {height}",
+            remedy="Give the original, upright image.",
+        )
+
+
+def _draw_masks(picture: Image.Image, detections: Detections) -> Image.Image:
+    assert detections.masks is not None
+    for row in range(len(detections))[::-1]:
+        stencil = Image.fromarray(detections.masks[row].astype(np.uint8) * 115).resize(picture.size)
+        picture.paste(Image.new("RGB", picture.size, colour_of(int(detections.labels[row]))), (0, 0), stencil)
+    return picture
+
+
+def _draw_box(pen: ImageDraw.ImageDraw, box: np.ndarray, colour: Colour, width: int, dashed: bool) -> None:
+    x0, y0, x1, y1 = (round(float(value)) for value in box)
+    x1, y1 = max(x0, x1 - 1), max(y0, y1 - 1)
+    # A thin dark rim keeps a light colour visible on a light background, and the other way round.
+    rim = 1 if width > 1 else 0
+    if not dashed:
+        if rim:
+            pen.rectangle((x0 - rim, y0 - rim, x1 + rim, y1 + rim), outline=INK, width=width + 2 * rim)
+        pen.rectangle((x0, y0, x1, y1), outline=colour, width=width)
+        return
+    for start, stop in _dashes((x0, y0, x1, y1), 4 * width + 2, 3 * width + 2):
+        low = (min(start[0], stop[0]), min(start[1], stop[1]))
+        high = (max(start[0], stop[0]) + width - 1, max(start[1], stop[1]) + width - 1)
+        pen.rectangle((low[0] - rim, low[1] - rim, high[0] + rim, high[1] + rim), fill=INK)
+        pen.rectangle((*low, *high), fill=colour)
+
+
+def _dashes(box: tuple[int, int, int, int], dash: int, gap: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    x0, y0, x1, y1 = box
+    pieces = []
+    for x in range(x0, x1 + 1, dash + gap):
+        end = min(x + dash, x1)
+        pieces += [((x, y0), (end, y0)), ((x, y1), (end, y1))]
+    for y in range(y0, y1 + 1, dash + gap):
+        end = min(y + dash, y1)
+        pieces += [((x0, y), (x0, end)), ((x1, y), (x1, end))]
+    return pieces
+
+
+def _draw_labels(
+    picture: Image.Image, pen: ImageDraw.ImageDraw, detections: Detections, boxes: np.ndarray, scores: bool
+) -> None:
+    font = font_of(max(10.0, (picture.width * picture.height) ** 0.5 / 38))
+    margin = max(2, round(line_width(picture) * 1.5))
+    labels = []
+    for name, score, box in zip(detections.names, detections.scores, boxes, strict=True):
+        text = shorten(f"{name} {score:.2f}" if scores else name, name, font, picture.width - 2 * margin)
+        left, top, right, bottom = font.getbbox(text)
+        size = (round(right - left) + 2 * margin, round(bottom - top) + 2 * margin)
+        labels.append(Label(text, size, (margin - left, margin - top), (box[0], box[1], box[2], box[3])))
+    placed = place_labels(labels, picture.size, line_width(picture))
+    for label, (x, y), kind in reversed(list(zip(labels, placed, detections.labels, strict=True))):
+        if not label.text:
+            continue
+        colour = colour_of(int(kind))
+        pen.rectangle((x, y, x + label.size[0] - 1, y + label.size[1] - 1), fill=colour)
+        pen.text((x + label.origin[0], y + label.origin[1]), label.text, fill=ink_on(colour), font=font)
+
+
+def ink_on(colour: Colour) -> Colour:
+    """Black or white, whichever reads better on a colour (relative luminance as in WCAG 2)."""
+    linear = [(value / 255 / 12.92 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4) for value in colour]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+def side_by_side(
+    image: ImageLike,
+    truth: Detections,
+    found: Detections,
+    *,
+    threshold: float = 0.0,
+    longest_side: int | None = None,
+    missed: np.ndarray | None = None,
+    wrong: np.ndarray | None = None,
+) -> Image.Image:
+    """Ground truth on the left, predictions on the right, under a heading each.
+
+    Args:
+        image: the upright image.
+        truth: its ground truth, as from `truth_of`.
+        found: its detections.
+        threshold: detections below this score are left out.
+        longest_side: resize each half to this many pixels first.
+        missed: (n,) bool, ground truth to be dashed.
+        wrong: (n,) bool, detections to be dashed.
+
+    Raises:
+        DataError, UsageError: as in `draw`.
+    """
+    picture = open_image(image)
+    left = draw(picture, truth, longest_side=longest_side, scores=False, dashed=missed)
+    right = draw(picture, found, threshold=threshold, longest_side=longest_side, dashed=wrong)
+    shown = int((found.scores >= threshold).sum())
+    return mosaic([left, right], 2, [f"Ground truth ({len(truth)})", f"Predictions ({shown})"])
+
+
+def mosaic(images: Sequence[Image.Image], columns: int, captions: Sequence[str] = ()) -> Image.Image:
+    """Put pictures in a grid on white, each shrunk to the cell where it is larger than the median picture.
+
+    Args:
+        images: at least one.
+        columns: pictures in a row, at least 1.
+        captions: one for each picture, written above it, or none at all.
+
+    Raises:
+        UsageError: no picture, no column, or a number of captions that is not the number of pictures.
+    """
+    if not images or columns < 1:
+        raise UsageError("A mosaic needs pictures and columns", got=f"{len(images)} pictures in {columns} columns")
+    if captions and len(captions) != len(images):
+        raise UsageError("Captions and pictures differ in number", got=f"{len(captions)} and {len(images)}")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    width, height = (int(np.median([picture.size[axis] for picture in images])) for axis in (0, 1))
+    gap = max(4, round(width / 60))
+    font = font_of(max(11.0, (width * height) ** 0.5 / 30))
+    top, bottom = font.getbbox("Ag")[1::2]
+    line = round(bottom - top) + gap if captions else 0
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap) + gap), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for index, picture in enumerate(images):
+        x, y = gap + index % columns * (width + gap), gap + index // columns * (height + line + gap)
+        if captions:
+            pen.text((x, y - top), shorten(captions[index], "", font, width), fill=INK, font=font)
+        cell = (
+            ImageOps.contain(picture, (width, height)) if picture.width > width or picture.height > height else picture
+        )
+        sheet.paste(cell, (x + (width - cell.width) // 2, y + line + (height - cell.height) // 2))
+    return sheet
+
+
+def truth_of(annotations: Annotations, index: int) -> Detections:
+    """The ground truth of image `index` as detections of score 1, crowd boxes left out."""
+    rows = annotations.rows(index)
+    kept = ~annotations.crowd[rows]
+    height, width = annotations.image_sizes[index]
+    return Detections(
+        annotations.boxes[rows][kept].astype(np.float32),
+        np.ones(int(kept.sum()), np.float32),
+        annotations.labels[rows][kept],
+        annotations.categories,
+        (int(height), int(width)),
+        str(annotations.path(index)),
+    )

@@ -1,0 +1,197 @@
+"""Plots of training and evaluation, with matplotlib (the extra `plot`). No global figure is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detrkit.errors import DataError, MissingExtraError, UsageError
+from detrkit.visualize.pictures import colour_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOSSES = ("loss", "class", "l1", "giou")
+FIGURES = ("AP50", "AP")
+CURVES_IN_COLOUR = 7
+COUNTS_UP_TO = 16
+
+
+def plot_history(lines: Sequence[Mapping[str, Any]], out: Path) -> Path:
+    """Plot the losses and the average precision of a run over its steps.
+
+    Args:
+        lines: records of `metrics.jsonl`: {"event": "step", "step", "loss", "class", "l1", "giou", …} and
+            {"event": "evaluated", "step", "epoch", "AP", "AP50", …}; others are passed over.
+        out: the picture to write.
+
+    Returns:
+        `out`.
+
+    Raises:
+        DataError: no record is a step or an evaluation.
+        MissingExtraError: matplotlib is not installed.
+    """
+    steps = [line for line in lines if line.get("event") == "step"]
+    evaluated = [line for line in lines if line.get("event") == "evaluated"]
+    if not steps and not evaluated:
+        raise DataError("There is nothing to plot", got=f"{len(lines)} records without a step or an evaluation")
+    figure = _figure((5.6 * (bool(steps) + bool(evaluated)), 3.8))
+    panels = list(np.atleast_1d(figure.subplots(1, bool(steps) + bool(evaluated))))
+    if steps:
+        _plot_losses(panels[0], steps)
+    if evaluated:
+        _plot_progress(panels[-1], evaluated)
+    return _save(figure, out)
+
+
+def _plot_losses(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
+    x = np.array([line["step"] for line in steps])
+    for index, name in enumerate(LOSSES):
+        values = np.array([_float(line.get(name)) for line in steps])
+        if np.isnan(values).all():
+            continue
+        colour = _hex(index)
+        window = max(1, len(values) // 50)
+        if window > 1:
+            axes.plot(x, values, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(x, _smooth(values, window), color=colour, linewidth=1.8, label="total" if name == "loss" else name)
+    axes.set(title="Losses", xlabel="step")
+    positive = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float) if value > 0]
+    if positive and max(positive) > 10 * min(positive):
+        axes.set_yscale("log")
+    axes.legend(frameon=False)
+
+
+def _plot_progress(axes: Axes, evaluated: Sequence[Mapping[str, Any]]) -> None:
+    x = [line.get("epoch", line.get("step")) for line in evaluated]
+    for index, name in enumerate(FIGURES):
+        values = np.array([_float(line.get(name)) for line in evaluated])
+        if np.isnan(values).all():
+            continue
+        axes.plot(x, values, color=_hex(index), marker="o", markersize=3.5, linewidth=1.8, label=name)
+        best = int(np.nanargmax(values))
+        axes.annotate(
+            f"{values[best]:.3f}", (x[best], values[best]), (0, 7), textcoords="offset points", ha="center", fontsize=9
+        )
+    axes.set(title="Average precision on the validation split", xlabel="epoch", ylim=(0, 1.05))
+    axes.legend(frameon=False, loc="best")
+
+
+def plot_pr(recall: np.ndarray, precision: np.ndarray, names: Sequence[str], out: Path) -> Path:
+    """Plot precision over recall at IoU 0.5: each class in colour up to seven, else all in grey and their mean.
+
+    Args:
+        recall: (r,) in [0, 1].
+        precision: (c, r); rows of NaN are classes without boxes and are left out.
+        names: c of them.
+        out: the picture to write.
+
+    Raises:
+        UsageError: shapes that do not fit together.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if precision.shape != (len(names), len(recall)):
+        raise UsageError(
+            "Curves, names and recalls do not fit together", got=precision.shape, expected=(len(names), len(recall))
+        )
+    figure = _figure((5.6, 4.4))
+    axes = figure.subplots()
+    defined = [row for row in range(len(names)) if not np.isnan(precision[row]).any()]
+    few = len(defined) <= CURVES_IN_COLOUR
+    for row in defined:
+        label = f"{names[row]} (AP50 {precision[row].mean():.3f})" if few else None
+        style: dict[str, Any] = (
+            {"color": _hex(row), "linewidth": 1.8} if few else {"color": "#9aa0a6", "linewidth": 0.7, "alpha": 0.6}
+        )
+        axes.plot(recall, precision[row], label=label, **style)
+    if len(defined) > 1:
+        mean = precision[defined].mean(0)
+        axes.plot(
+            recall,
+            mean,
+            color="#212529",
+            linewidth=2,
+            linestyle="--",
+            label=f"mean of classes (AP50 {mean.mean():.3f})",
+        )
+    axes.set(title="Precision and recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    if defined:
+        axes.legend(frameon=False, loc="lower left", fontsize=9)
+    return _save(figure, out)
+
+
+def plot_confusion(counts: np.ndarray, names: Sequence[str], out: Path) -> Path:
+    """Plot a confusion matrix: colour is the share of the row, the number is the count (up to 16 rows).
+
+    Args:
+        counts: (c + 1, c + 1), rows true, columns found, the last of each is background.
+        names: c of them.
+        out: the picture to write.
+
+    Raises:
+        UsageError: shapes that do not fit together.
+        MissingExtraError: matplotlib is not installed.
+    """
+    size = len(names) + 1
+    if counts.shape != (size, size):
+        raise UsageError("Counts and names do not fit together", got=counts.shape, expected=(size, size))
+    side = 2.2 + max(2.6, min(0.62 * size, 14))
+    figure = _figure((side + 0.8, side))
+    axes = figure.subplots()
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    fontsize = 10 if size <= COUNTS_UP_TO else 6
+    axes.set_xticks(range(size), [*names, "missed"], rotation=45, ha="right", fontsize=fontsize)
+    axes.set_yticks(range(size), [*names, "background"], fontsize=fontsize)
+    axes.set(title="Confusion at IoU 0.5", xlabel="found as", ylabel="truly")
+    axes.grid(False)
+    if size <= COUNTS_UP_TO:
+        for row, column in np.ndindex(size, size):
+            if (row, column) != (size - 1, size - 1):
+                ink = "white" if share[row, column] > 0.55 else "#212529"
+                axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=ink, fontsize=10)
+    figure.colorbar(image, ax=axes, label="share of the row", fraction=0.046, pad=0.04)
+    return _save(figure, out)
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", "A plot") from error
+    return Figure(figsize=size, layout="constrained")
+
+
+def _save(figure: Figure, out: Path) -> Path:
+    for axes in figure.axes:
+        if axes.get_label() != "<colorbar>":
+            axes.spines[["top", "right"]].set_visible(False)
+            if not axes.images:
+                axes.grid(True, color="#e3e6ea", linewidth=0.8)
+                axes.set_axisbelow(True)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+    return out
+
+
+def _hex(label: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour_of(label))
+
+
+def _float(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the last `window` values, over fewer at the beginning."""
+    total = np.cumsum(np.insert(np.nan_to_num(values), 0, 0.0))
+    stop = np.arange(1, len(values) + 1)
+    start = np.maximum(stop - window, 0)
+    smoothed: np.ndarray = (total[stop] - total[start]) / (stop - start)
+    return smoothed

@@ -1,0 +1,64 @@
+"""What all tests share: repeatable randomness, one thread a worker, and the reference cases."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples in every run, and no verdict that depends on how busy the machine is.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    """Give each parallel worker, and whatever it starts, one thread: two workers with two threads each only wait."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the reference cases, so that `-m golden` chooses it."""
+    for item in items:
+        if "golden" in getattr(item, "fixturenames", ()):
+            item.add_marker("golden")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start every test from one global random state: layers are initialised from it, and the order must not matter."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - what reads the legacy state is not ours to choose
+    torch.manual_seed(0)
+
+
+@pytest.fixture()
+def generator() -> torch.Generator:
+    """A freshly seeded source for functions that take a `torch.Generator`."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture()
+def rng() -> np.random.Generator:
+    """A freshly seeded source for functions that take a `np.random.Generator`."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of reference cases: `$DETRKIT_GOLDEN`, or `shared/golden` beside the checkout."""
+    named = os.environ.get("DETRKIT_GOLDEN")
+    folder = Path(named) if named else ROOT.parent / "shared" / "golden"
+    if folder.is_dir():
+        return folder
+    if named:
+        pytest.fail(f"DETRKIT_GOLDEN names {named}, which is not a folder")
+    pytest.skip("no reference cases: set DETRKIT_GOLDEN to their folder")
