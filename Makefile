@@ -52,7 +52,7 @@ bench: $(STAMP)  ## run the short form of every benchmark, each printing its tab
 
 clean:  ## remove caches and build products; the environment and the runs stay
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path '*/.*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # Python ≥ 3.11 that can make environments: Debian ships ensurepip apart, and a pyenv shim may lead nowhere.
 $(BIN)/python:

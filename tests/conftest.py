@@ -40,13 +40,13 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def generator() -> torch.Generator:
     """A freshly seeded source for functions that take a `torch.Generator`."""
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng() -> np.random.Generator:
     """A freshly seeded source for functions that take a `np.random.Generator`."""
     return np.random.default_rng(0)

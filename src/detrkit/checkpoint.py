@@ -80,8 +80,13 @@ def save_training(
     def write(to: Path) -> None:
         _write_model(to, model, preset, categories, {}, half=False)
         for part, tensors in state.tensors.items():
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, to / f"{part}.safetensors")
-        (to / "training.json").write_text(json.dumps({"parts": list(state.tensors), "position": state.position}, indent=1))
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                to / f"{part}.safetensors",
+            )
+        (to / "training.json").write_text(
+            json.dumps({"parts": list(state.tensors), "position": state.position}, indent=1)
+        )
 
     write_whole(folder, write)
 
@@ -96,7 +101,10 @@ def load_model(path: str | Path) -> SavedModel:
     about = _read_json(folder / "config.json")
     if about.get("format") != FORMAT:
         raise ModelError(
-            "This model was written in another format", where=folder, got=about.get("format"), expected=FORMAT,
+            "This model was written in another format",
+            where=folder,
+            got=about.get("format"),
+            expected=FORMAT,
             remedy="Use the version of detrkit that wrote it.",
         )
     try:
@@ -110,8 +118,10 @@ def load_model(path: str | Path) -> SavedModel:
         if isinstance(error, ModelError):
             raise
         raise ModelError("The config cannot be understood", where=folder / "config.json", got=repr(error)) from error
-    weights = {name: tensor.float() if tensor.is_floating_point() else tensor
-               for name, tensor in read_tensors(folder / "model.safetensors").items()}
+    weights = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in read_tensors(folder / "model.safetensors").items()
+    }
     load_strictly(model, weights)
     return SavedModel(model, about["variant"], about.get("preset", ""), categories, about.get("about", {}))
 
@@ -123,7 +133,9 @@ def load_training(folder: Path) -> TrainingState:
         ModelError: it is no training checkpoint, or a file of it is damaged.
     """
     about = _read_json(folder / "training.json")
-    return TrainingState({part: read_tensors(folder / f"{part}.safetensors") for part in about["parts"]}, about["position"])
+    return TrainingState(
+        {part: read_tensors(folder / f"{part}.safetensors") for part in about["parts"]}, about["position"]
+    )
 
 
 def model_folder(path: Path) -> Path:
@@ -192,7 +204,9 @@ def _write_model(
 ) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
-        state = {name: tensor.to(torch.float16) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        state = {
+            name: tensor.to(torch.float16) if tensor.is_floating_point() else tensor for name, tensor in state.items()
+        }
     save_file(state, to / "model.safetensors")
     description = {
         "format": FORMAT,

@@ -124,4 +124,3 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 def _shortened(names: Sequence[str], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-

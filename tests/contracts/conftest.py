@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from tests.contracts.sources import Source, read_sources
+from contracts.sources import Source, read_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from contracts.sources import Function, Source, decorators, definitions, functions, is_public
 
 import detrkit
-from tests.contracts.sources import Function, Source, decorators, definitions, functions, is_public
 
 HEAVY = {"torch", "numpy", "scipy", "PIL", "hotcoco", "safetensors", "rich", "tyro", "yaml", "jaxtyping"}
 

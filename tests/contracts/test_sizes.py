@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.contracts.sources import Source, decorators, functions
+from contracts.sources import Source, decorators, functions
 
 MODULE_LINES = 400
 FUNCTION_LINES = 60

@@ -6,7 +6,6 @@ import io
 import re
 import warnings
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -85,7 +84,7 @@ def _open_file(path: Path, name: str, max_pixels: int) -> Image.Image:
         raise DataError("The image file cannot be read", where=name, got=error) from error
 
 
-def _open_stream(file: BinaryIO, length: int, name: str, max_pixels: int) -> Image.Image:
+def _open_stream(file: io.BytesIO | io.BufferedReader, length: int, name: str, max_pixels: int) -> Image.Image:
     if length == 0:
         raise DataError("The image file is empty", where=name, got="0 bytes", remedy="Copy or download it again.")
     with warnings.catch_warnings():
@@ -103,7 +102,7 @@ def _open_stream(file: BinaryIO, length: int, name: str, max_pixels: int) -> Ima
             return _decode(image, name, max_pixels)
 
 
-def _not_an_image(file: BinaryIO, name: str) -> DataError:
+def _not_an_image(file: io.BytesIO | io.BufferedReader, name: str) -> DataError:
     file.seek(0)
     head = file.read(64)
     for pattern, what, remedy in _LOOKALIKES:

@@ -69,7 +69,9 @@ class _Window:
         """The next character, which must be one of `characters`, and a step past it."""
         found = self.peek()
         if not found or found not in characters:
-            raise ValueError(f"{' or '.join(characters)} is missing" + (f" before {found!r}" if found else " at the end"))
+            raise ValueError(
+                f"{' or '.join(characters)} is missing" + (f" before {found!r}" if found else " at the end")
+            )
         self.position += 1
         return found
 
@@ -83,8 +85,8 @@ class _Window:
                 if not (cut_off and self.grow()):
                     raise
             else:
-                # A number that touches the end of the window may go on in the next piece.
-                if end == len(self.text) and not self.ended:
+                # A number at the end of the window ("1", "1.", "1e+") may go on in the next piece.
+                if end > len(self.text) - _LONGEST_LITERAL and not self.ended:
                     self.grow()
                     continue
                 self.position = end

@@ -1,7 +1,8 @@
 """What can be wrong with a data set, what is done about each, and how often it was seen.
 
 A problem is never silent: it is counted under its name with the places where it occurred, and the table below states
-the policy. `repaired`: mended and kept. `dropped`: the box or image is left out. `refused`: reading stops with an error.
+the policy. `noted`: told, and nothing else. `repaired`: mended and kept. `dropped`: the box or image is left out.
+`refused`: reading stops with an error.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ class Policy(NamedTuple):
 POLICIES: dict[str, Policy] = {
     "missing-image": Policy("dropped", "the annotation file names an image that does not exist"),
     "unreadable-image": Policy("dropped", "the image cannot be decoded"),
+    "missing-annotation": Policy("dropped", "a split lists an image that has no annotation file"),
+    "missing-split": Policy("noted", "a split is declared, but its folder does not exist"),
+    "duplicate-file-name": Policy("noted", "two entries of one split name the same image file"),
+    "text-image-id": Policy("repaired", "an image id is not an integer; images are numbered anew"),
     "unannotated-image": Policy("noted", "an image lies in the folder but no annotation file mentions it"),
     "size-mismatch": Policy("repaired", "the annotated image size is not the size of the file; the file is believed"),
     "unknown-category": Policy("dropped", "a box has a category that the category table lacks"),
@@ -32,6 +37,9 @@ POLICIES: dict[str, Policy] = {
     "degenerate-box": Policy("dropped", "a box has no area, or none inside its image"),
     "non-finite-box": Policy("dropped", "a box has a coordinate that is NaN or infinite"),
     "malformed-box": Policy("dropped", "a box does not consist of four numbers"),
+    "malformed-annotation": Policy("dropped", "an annotation lacks a readable image or category id"),
+    "polygon-label": Policy("repaired", "a label is a polygon and is taken as the box around it"),
+    "zero-based-voc": Policy("noted", "coordinates below 1 show that the files count from 0; nothing is subtracted"),
     "malformed-line": Policy("dropped", "a line of a label file cannot be understood"),
     "duplicate-image-id": Policy("refused", "two images share one id"),
     "duplicate-annotation-id": Policy("repaired", "two annotations share one id; ids are numbered anew"),

@@ -1,6 +1,19 @@
 """Evaluation: COCO and Pascal VOC figures, tables, curves, confusions and a page to look at. Knows no model."""
 
+from detrkit.evaluation.images import ImageScore, best_and_worst, score_images
+from detrkit.evaluation.report import write_report
 from detrkit.evaluation.results import read_results, write_results
 from detrkit.evaluation.run import ClassMetrics, Metrics, evaluate, figures
 
-__all__ = ["ClassMetrics", "Metrics", "evaluate", "figures", "read_results", "write_results"]
+__all__ = [
+    "ClassMetrics",
+    "ImageScore",
+    "Metrics",
+    "best_and_worst",
+    "evaluate",
+    "figures",
+    "read_results",
+    "score_images",
+    "write_report",
+    "write_results",
+]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrkit.errors import MissingExtraError, UsageError
+from detrkit.errors import MissingExtraError, ModelError, UsageError
 
 LEVELS = (4, 8, 16, 32)
 """The levels that a convolutional backbone can return, named by their stride in pixels."""
@@ -46,7 +46,8 @@ class Backbone(nn.Module, ABC):
             images: normalised with `NORMALIZATION_MEAN` and `NORMALIZATION_STD`.
 
         Returns:
-            A tensor (b, channels, ceil(h / stride), ceil(w / stride)) for each level.
+            A tensor (b, channels, ceil(h / stride), ceil(w / stride)) for each level; some networks of transformers
+            round down instead, so take the size from the tensor.
         """
 
     @abstractmethod
@@ -249,10 +250,31 @@ class AutoBackbone(Backbone):
         """Keep what the network's own construction gave: its random start is part of its definition."""
 
     def pretrained(self) -> dict[str, Tensor]:
-        """The published weights of `source`, by the names that this module holds them under."""
-        transformers = import_transformers(self.source)
-        body = transformers.AutoBackbone.from_pretrained(self.source, out_features=self.body.out_features)
-        return {f"body.{name}": value for name, value in body.state_dict().items()}
+        """The published weights of `source`, by the names that this module holds them under.
+
+        Raises:
+            ModelError: they cannot be fetched or read, or do not hold every weight of the backbone.
+        """
+        where = TRANSFORMERS_PREFIX + self.source
+        try:
+            # The class itself, because AutoBackbone takes folders for models of timm.
+            body, found = type(self.body).from_pretrained(
+                self.source, config=self.body.config, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                "The backbone's weights cannot be had",
+                where=where,
+                got=str(error).split("\n", 1)[0],
+                remedy="Give a folder with the weights, or say weights = 'random'.",
+            ) from error
+        tensors = body.state_dict()
+        # A norm on the outputs is part of the wrapper, not of the published network, and starts as the identity.
+        missing = sorted(key for key in found["missing_keys"] if tensors[key].ndim > 1)
+        if missing:
+            listed = ", ".join(missing[:6])
+            raise ModelError("The published weights lack some of the backbone's", where=where, got=f"missing: {listed}")
+        return {f"body.{name}": value for name, value in tensors.items()}
 
 
 def import_transformers(source: str) -> Any:

@@ -219,7 +219,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 def _load(backbone: Backbone, found: dict[str, Tensor], source: str) -> LoadReport:
     wanted = backbone.state_dict()
-    prefix = _prefix(set(wanted), found, source)
+    prefix = _prefix(wanted, found, source)
     inner = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
     ignored = [key for key in found if not key.startswith(prefix)]
     inner = {key: value for key, value in inner.items() if not key.endswith(".num_batches_tracked")}
@@ -235,9 +235,10 @@ def _load(backbone: Backbone, found: dict[str, Tensor], source: str) -> LoadRepo
     return LoadReport(source, len(wanted), tuple(ignored))
 
 
-def _prefix(wanted: set[str], found: Mapping[str, Tensor], source: str) -> str:
+def _prefix(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> str:
     """What stands before the backbone's names in the file, such as `module.` or `backbone.0.body.`."""
-    anchor = next(iter(sorted(wanted, key=lambda key: (key.count("."), key))))
+    # The first convolution, because every form of a file has it: biases and norms come and go with folding.
+    anchor = next((key for key, value in wanted.items() if value.ndim == 4), next(iter(wanted)))
     candidates = {key[: -len(anchor)] for key in found if key == anchor or key.endswith("." + anchor)}
     fits = {prefix: sum(prefix + key in found for key in wanted) for prefix in candidates}
     best = sorted(prefix for prefix, count in fits.items() if count == max(fits.values()))

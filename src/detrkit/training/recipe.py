@@ -171,9 +171,7 @@ def revise(recipe: Recipe, changes: Mapping[str, Any], where: str = "") -> Recip
             )
         section, kind, _ = table[name]
         by_section.setdefault(section, {})[name] = _checked(name, value, kind, where)
-    parts = {
-        section: dataclasses.replace(getattr(recipe, section), **values) for section, values in by_section.items()
-    }
+    parts = {section: dataclasses.replace(getattr(recipe, section), **values) for section, values in by_section.items()}
     return _validated(dataclasses.replace(recipe, **parts), where)
 
 
@@ -215,7 +213,9 @@ def find(name: str | Path) -> Path:
     if (packaged := FOLDER / f"{name}.toml").is_file():
         return packaged
     known = sorted(file.stem for file in FOLDER.glob("*.toml"))
-    raise UsageError("There is no such recipe", got=repr(str(name)), expected=f"a TOML file or one of {', '.join(known)}")
+    raise UsageError(
+        "There is no such recipe", got=repr(str(name)), expected=f"a TOML file or one of {', '.join(known)}"
+    )
 
 
 def to_toml(recipe: Recipe) -> str:

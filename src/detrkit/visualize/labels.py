@@ -21,7 +21,7 @@ class Label(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def shorten(text: str, plain: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+def shorten(text: str, plain: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int | float) -> str:
     """The text if it fits into `width` pixels, else `plain` if that does, else its beginning and an ellipsis."""
     if font.getlength(text) <= width:
         return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -116,7 +117,7 @@ def draw(
 
 def line_width(picture: Image.Image) -> int:
     """Width of a box's outline in pixels: it grows with the picture."""
-    return max(1, round((picture.width * picture.height) ** 0.5 / 280))
+    return max(1, round(math.sqrt(picture.width * picture.height) / 280))
 
 
 def font_of(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -176,7 +177,7 @@ def _dashes(box: tuple[int, int, int, int], dash: int, gap: int) -> list[tuple[t
 def _draw_labels(
     picture: Image.Image, pen: ImageDraw.ImageDraw, detections: Detections, boxes: np.ndarray, scores: bool
 ) -> None:
-    font = font_of(max(10.0, (picture.width * picture.height) ** 0.5 / 38))
+    font = font_of(max(10.0, math.sqrt(picture.width * picture.height) / 38))
     margin = max(2, round(line_width(picture) * 1.5))
     labels = []
     for name, score, box in zip(detections.names, detections.scores, boxes, strict=True):
@@ -250,7 +251,7 @@ def mosaic(images: Sequence[Image.Image], columns: int, captions: Sequence[str] 
     rows = -(-len(images) // columns)
     width, height = (int(np.median([picture.size[axis] for picture in images])) for axis in (0, 1))
     gap = max(4, round(width / 60))
-    font = font_of(max(11.0, (width * height) ** 0.5 / 30))
+    font = font_of(max(11.0, math.sqrt(width * height) / 30))
     top, bottom = font.getbbox("Ag")[1::2]
     line = round(bottom - top) + gap if captions else 0
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap) + gap), PAPER)

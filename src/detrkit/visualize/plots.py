@@ -64,10 +64,12 @@ def _plot_losses(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
     positive = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float) if value > 0]
     if positive and max(positive) > 10 * min(positive):
         axes.set_yscale("log")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 def _plot_progress(axes: Axes, evaluated: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     x = [line.get("epoch", line.get("step")) for line in evaluated]
     for index, name in enumerate(FIGURES):
         values = np.array([_float(line.get(name)) for line in evaluated])
@@ -78,8 +80,9 @@ def _plot_progress(axes: Axes, evaluated: Sequence[Mapping[str, Any]]) -> None:
         axes.annotate(
             f"{values[best]:.3f}", (x[best], values[best]), (0, 7), textcoords="offset points", ha="center", fontsize=9
         )
-    axes.set(title="Average precision on the validation split", xlabel="epoch", ylim=(0, 1.05))
-    axes.legend(frameon=False, loc="best")
+    axes.set(title="Average precision", xlabel="epoch" if "epoch" in evaluated[0] else "step", ylim=(0, 1.05))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
 
 
 def plot_pr(recall: np.ndarray, precision: np.ndarray, names: Sequence[str], out: Path) -> Path:
@@ -120,8 +123,7 @@ def plot_pr(recall: np.ndarray, precision: np.ndarray, names: Sequence[str], out
             label=f"mean of classes (AP50 {mean.mean():.3f})",
         )
     axes.set(title="Precision and recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    if defined:
-        axes.legend(frameon=False, loc="lower left", fontsize=9)
+    _legend(axes, loc="lower left", fontsize=9)
     return _save(figure, out)
 
 
@@ -176,8 +178,13 @@ def _save(figure: Figure, out: Path) -> Path:
                 axes.set_axisbelow(True)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    figure.savefig(out, dpi=150, bbox_inches="tight")
     return out
+
+
+def _legend(axes: Axes, **style: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, **style)
 
 
 def _hex(label: int) -> str:

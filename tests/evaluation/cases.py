@@ -47,9 +47,7 @@ def annotations_of(
     )
 
 
-def detections_of(
-    annotations: Annotations, rows: list[list[tuple[list[float], int, float]]], index: int = 0
-) -> list[Detections]:
+def detections_of(annotations: Annotations, rows: list[list[tuple[list[float], int, float]]]) -> list[Detections]:
     """Detections from nested lists of (box, label, score), an image an entry."""
     return [
         Detections(
@@ -102,7 +100,9 @@ def _random_detections(annotations: Annotations, index: int, random: np.random.G
     near = np.flatnonzero(random.random(count) < 0.6) if rows.stop > rows.start else np.empty(0, np.int64)
     copied = random.integers(rows.start, max(rows.stop, rows.start + 1), len(near))
     if len(near):
-        boxes[near] = annotations.boxes[copied] + random.normal(0, 4, (len(near), 4)) * (random.random((len(near), 1)) < 0.8)
+        boxes[near] = annotations.boxes[copied] + random.normal(0, 4, (len(near), 4)) * (
+            random.random((len(near), 1)) < 0.8
+        )
         labels[near] = np.where(random.random(len(near)) < 0.85, annotations.labels[copied], labels[near])
     boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], 1)
     scores = random.random(count)

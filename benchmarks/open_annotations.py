@@ -1,0 +1,154 @@
+"""Claim: a COCO-sized annotation file opens in a few seconds and a few hundred megabytes, and loader workers share it.
+
+    python benchmarks/open_annotations.py FOLDER [--images 118000] [--boxes 860000] [--workers 8]
+
+Makes `FOLDER/annotations/instances_train.json` with polygons as in COCO (about 450 MB; kept and used again) and empty
+image files in `FOLDER/train`, reads it in a fresh process, and forks workers that walk through all of it. Linux only.
+Prints one JSON document: seconds of wall clock and of CPU, peak memory with and without what importing the library
+costs, and the memory that the workers hold for themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+MEGABYTE = 1 << 20
+
+
+def make(folder: Path, images: int, boxes: int) -> Path:
+    """A file of COCO's shape: 7 boxes an image, 8 to 32 polygon corners a box, ids with gaps."""
+    path = folder / "annotations" / "instances_train.json"
+    if path.exists():
+        return path
+    rng = np.random.default_rng(0)
+    (folder / "train").mkdir(parents=True)
+    path.parent.mkdir()
+    names = [f"{index * 5:012}.jpg" for index in range(images)]
+    for name in names:
+        (folder / "train" / name).touch()
+    with path.open("w") as file:
+        file.write('{"info": {"description": "made"}, "licenses": [], "images": [')
+        for index, name in enumerate(names):
+            url = f"http://images.cocodataset.org/train2017/{name}"
+            item = {"license": 3, "file_name": name, "coco_url": url, "height": 480, "width": 640, "id": index * 5}
+            file.write((", " if index else "") + json.dumps(item))
+        file.write('], "annotations": [')
+        for index in range(boxes):
+            x, y, w, h = (rng.random(4) * (300, 200, 300, 250) + (0, 0, 5, 5)).round(2).tolist()
+            corners = (rng.random(2 * int(rng.integers(8, 33))) * 480).round(2).tolist()
+            item = {
+                "segmentation": [corners],
+                "area": w * h * 0.6,
+                "iscrowd": int(index % 80 == 0),
+                "image_id": int(rng.integers(images)) * 5,
+                "bbox": [x, y, w, h],
+                "category_id": 1 + int(rng.integers(80)),
+                "id": index,
+            }
+            file.write((", " if index else "") + json.dumps(item))
+        table = [{"supercategory": "thing", "id": number, "name": f"class {number}"} for number in range(1, 81)]
+        file.write('], "categories": ' + json.dumps(table) + "}")
+    return path
+
+
+def memory(process: int | str = "self") -> dict[str, float]:
+    """Unshared and proportional memory of a process in MB."""
+    sums = {"Private": 0, "Pss": 0}
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]:
+        key, _, value = line.partition(":")
+        for name in sums:
+            if key in (name, f"{name}_Clean", f"{name}_Dirty"):
+                sums[name] += int(value.split()[0])
+    return {"unshared_mb": round(sums["Private"] / 1024, 1), "proportional_mb": round(sums["Pss"] / 1024, 1)}
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def walk(annotations: object) -> int:
+    """What a loader worker does with the annotations: every name and every box once."""
+    from detrkit.data.annotations import Annotations
+
+    assert isinstance(annotations, Annotations)
+    total = 0
+    for index in range(len(annotations)):
+        total += len(annotations.file_names[index]) + len(annotations.boxes[annotations.rows(index)])
+    return total
+
+
+def measure(path: Path, workers: int) -> dict[str, object]:
+    from detrkit.data import formats
+
+    imported = peak()
+    started, busy = time.perf_counter(), time.process_time()
+    annotations = formats.read(path)["train"]
+    seconds, cpu = time.perf_counter() - started, time.process_time() - busy
+    opened, before = peak(), memory()
+    arrays = sum(value.nbytes for value in vars(annotations).values() if isinstance(value, np.ndarray))
+    children, reports = [], []
+    ready_in, ready_out = os.pipe()
+    release_in, release_out = os.pipe()
+    for _ in range(workers):
+        child = os.fork()
+        if child == 0:
+            idle = memory()["unshared_mb"]
+            walk(annotations)
+            os.write(ready_out, f"{memory()['unshared_mb'] - idle:.1f}\n".encode())
+            os.read(release_in, 1)
+            os._exit(0)
+        children.append(child)
+    while len(reports) < workers:
+        reports += os.read(ready_in, 4096).decode().split()
+    shared = [memory(child)["proportional_mb"] for child in children]
+    os.write(release_out, b"x" * workers)
+    for child in children:
+        os.waitpid(child, 0)
+    return {
+        "file_mb": round(path.stat().st_size / MEGABYTE),
+        "images": len(annotations),
+        "boxes": len(annotations.boxes),
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
+        "peak_mb": round(opened),
+        "peak_after_import_mb": round(imported),
+        "peak_growth_mb": round(opened - imported),
+        "arrays_mb": round((arrays + annotations.file_names.bytes.nbytes) / MEGABYTE),
+        "process_after_reading": before,
+        "workers": workers,
+        "unshared_growth_of_each_worker_mb": [float(report) for report in reports],
+        "proportional_mb_of_all_workers": round(sum(shared)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=int, default=118_000)
+    parser.add_argument("--boxes", type=int, default=860_000)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--measure", action="store_true", help="only read, in this process")
+    options = parser.parse_args()
+    path = options.folder / "annotations" / "instances_train.json"
+    if options.measure:
+        print(json.dumps(measure(path, options.workers)))
+        return
+    make(options.folder, options.images, options.boxes)
+    command = [sys.executable, __file__, str(options.folder), "--workers", str(options.workers), "--measure"]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    print(json.dumps(machine | result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Where the parts of a YOLO data set lie: the YAML file and its folders, or the folders alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import yaml
+
+from detrkit.data.files import has_images, is_known_split, split_name, walk_images
+from detrkit.errors import DataError
+from detrkit.structures import Category
+
+TABLES = ("classes.txt", "obj.names")
+SPLITS = ("train", "val", "valid", "validation", "test")
+
+
+class Layout(NamedTuple):
+    """A YOLO data set as found.
+
+    `path` is the YAML file or the folder; `base` what relative paths refer to; `splits` the folders and lists of each
+    split; `missing` the splits that are declared and not there; `names` the categories by number, None where not said.
+    """
+
+    path: Path
+    base: Path
+    splits: dict[str, list[Path]]
+    missing: list[str]
+    names: dict[int, str] | None
+    has_key_points: bool
+
+
+def find(root: Path) -> Layout | None:
+    """The data set that a YAML file or a folder holds, None where it is none."""
+    if root.is_file():
+        return _from_yaml(root, _load(root)) if root.suffix.lower() in (".yaml", ".yml") else None
+    candidates = sorted(path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml") and path.is_file())
+    named = [path for path in candidates if path.stem in ("data", "dataset")]
+    described = [(path, content) for path in named[:1] or candidates if (content := _load(path, path in named))]
+    if len(described) > 1:
+        raise DataError(
+            "There is more than one YAML file of a YOLO data set",
+            where=root,
+            got=", ".join(path.name for path, _ in described),
+            remedy="Pass the one that is meant.",
+        )
+    return _from_yaml(*described[0]) if described else _from_folders(root)
+
+
+def _load(path: Path, must_parse: bool = True) -> dict[str, Any]:
+    """The content of a YAML file that describes a data set, empty where it describes something else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        if not must_parse:
+            return {}
+        _refuse(path, "the file is not YAML", str(error).replace("\n", " "), "names: and train:/val:/test:")
+    described = isinstance(content, dict) and any(split in content for split in SPLITS)
+    return content if described and ("names" in content or "nc" in content) else {}
+
+
+def _refuse(path: Path, what: str, got: object, expected: str) -> NoReturn:
+    raise DataError(
+        f"malformed-file: {what}", where=path, got=got, expected=expected, remedy="Mend the YAML file and try again."
+    )
+
+
+def _from_yaml(path: Path, content: dict[str, Any]) -> Layout | None:
+    if not content:
+        return None
+    base = _base(path, content.get("path"))
+    splits: dict[str, list[Path]] = {}
+    missing = []
+    for key in SPLITS:
+        entries = content.get(key)
+        if not entries:
+            continue
+        entries = entries if isinstance(entries, list) else [entries]
+        if not all(isinstance(entry, str) for entry in entries):
+            _refuse(path, f"{key} is neither a path nor a list of paths", entries, "paths")
+        places = [place for entry in entries if (place := _place(base, entry)) is not None]
+        if len(places) < len(entries):
+            missing.append(f"{key}: {', '.join(entries)}")
+        if places:
+            splits.setdefault(split_name(key), []).extend(places)
+    if not splits:
+        raise DataError(
+            "None of the folders of the YAML file exists",
+            where=path,
+            got="; ".join(missing) or "no split",
+            expected=f"folders below {base}",
+            remedy="Mend the entry path: of the YAML file; relative paths start at the file's own folder.",
+        )
+    return Layout(path, base, splits, missing, _names(path, content), "kpt_shape" in content)
+
+
+def _base(path: Path, stated: object) -> Path:
+    """The folder that a YAML file's entries start from: its `path` where that exists, else its own folder."""
+    own = path.parent
+    if not isinstance(stated, str):
+        return own
+    return own / stated if (own / stated).is_dir() else own
+
+
+def _place(base: Path, entry: str) -> Path | None:
+    """A folder or list of the YAML file. Roboflow writes `../train/images` for what lies beside the file."""
+    bare = entry
+    while bare.startswith("../"):
+        bare = bare[3:]
+    for candidate in dict.fromkeys([entry, bare]):
+        place = Path(os.path.normpath(base / candidate))
+        # Some files name the folder of the split, which holds images/ and labels/.
+        if (place / "images").is_dir() and not has_images(place):
+            return place / "images"
+        if place.is_dir() or (place.is_file() and place.suffix == ".txt"):
+            return place
+    return None
+
+
+def _names(path: Path, content: dict[str, Any]) -> dict[int, str] | None:
+    stated = content.get("names")
+    if isinstance(stated, list):
+        return {number: str(name) for number, name in enumerate(stated)}
+    if isinstance(stated, dict):
+        try:
+            return {int(number): str(name) for number, name in sorted(stated.items(), key=lambda item: int(item[0]))}
+        except (TypeError, ValueError):
+            _refuse(path, "the keys of names are not numbers", list(stated)[:5], "0: cat, 1: dog, …")
+    if stated is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < 2**20:
+        return {number: str(number) for number in range(content["nc"])}
+    _refuse(path, "names is neither a list nor a table", repr(stated)[:80], "names: [cat, dog]")
+
+
+def _from_folders(root: Path) -> Layout | None:
+    splits: dict[str, list[Path]] = {}
+    if (root / "images").is_dir() and (root / "labels").is_dir() and _has_labels(root / "labels"):
+        inner = sorted(path for path in (root / "images").iterdir() if path.is_dir() and not path.name.startswith("."))
+        for path in inner:
+            if (root / "labels" / path.name).is_dir():
+                splits.setdefault(split_name(path.name), []).append(path)
+        if not splits and has_images(root / "images"):
+            splits = {"all": [root / "images"]}
+    else:
+        for path in sorted(path for path in root.iterdir() if path.is_dir() and is_known_split(path.name)):
+            if (path / "images").is_dir() and (path / "labels").is_dir():
+                splits.setdefault(split_name(path.name), []).append(path / "images")
+    if not splits and (root / TABLES[0]).is_file() and has_images(root) and _has_labels(root):
+        splits = {"all": [root]}
+    if not splits:
+        return None
+    table = next((root / name for name in TABLES if (root / name).is_file()), root / "labels" / TABLES[0])
+    names = lines(table)
+    kept = None if names is None else {row: name.strip() for row, name in enumerate(names) if name.strip()}
+    return Layout(root, root, splits, [], kept, False)
+
+
+def _has_labels(folder: Path) -> bool:
+    return any(path.name not in TABLES for path in folder.rglob("*.txt"))
+
+
+def images(found: Layout, split: str) -> tuple[Path, list[str]]:
+    """The images of a split: a folder, and their paths relative to it.
+
+    Raises:
+        DataError: a list names an image outside the data set.
+    """
+    places = found.splits[split]
+    inside = all(place.is_relative_to(found.base) for place in places)
+    root = found.base if inside else Path(os.path.commonpath([str(place) for place in places]))
+    root = root if root.is_dir() else root.parent
+    names: list[str] = []
+    for place in places:
+        if place.is_dir():
+            prefix = place.relative_to(root).as_posix()
+            names += [name if prefix == "." else f"{prefix}/{name}" for name in walk_images(place)]
+            continue
+        for number, line in enumerate(lines(place) or [], 1):
+            if line.strip():
+                names.append(_listed(found.base, root, place, number, line.strip()))
+    return root, list(dict.fromkeys(names))
+
+
+def _listed(base: Path, root: Path, place: Path, number: int, line: str) -> str:
+    """An image of a text file: relative to the file where it begins with ./, else to the base; or absolute."""
+    path = Path(os.path.normpath((place.parent if line.startswith("./") else base) / line))
+    if not path.is_relative_to(root):
+        raise DataError(
+            "unsafe-path: a file name points outside the data folder",
+            where=f"{place}, line {number}",
+            got=line,
+            expected=f"an image below {root}",
+            remedy="Mend the list, or the entry path: of the YAML file.",
+        )
+    return path.relative_to(root).as_posix()
+
+
+def label_path(image: Path) -> Path:
+    """The label file of an image: the last folder `images` becomes `labels`, the suffix `.txt`."""
+    parts = list(image.parts)
+    for position in reversed(range(len(parts) - 1)):
+        if parts[position] == "images":
+            parts[position] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def lines(path: Path) -> list[str] | None:
+    """The lines of a text file, None where there is none. Bytes that are not UTF-8 spoil their line, no more."""
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError("The file cannot be read", where=path, got=error.strerror or error) from error
+
+
+def categories(found: Layout) -> tuple[Category, ...]:
+    """The category table: the names, or numbers up to the highest class of any label file where nobody says them."""
+    if found.names is not None:
+        return tuple(Category(number, name) for number, name in found.names.items())
+    highest = -1
+    for split in found.splits:
+        root, names = images(found, split)
+        for name in names:
+            for line in lines(label_path(root / name)) or []:
+                word = line.split(maxsplit=1)[:1]
+                # A class number of seven digits is a mistake, not a million categories.
+                if word and word[0].isdecimal() and len(word[0]) <= 6:
+                    highest = max(highest, int(word[0]))
+    return tuple(Category(number, str(number)) for number in range(highest + 1))

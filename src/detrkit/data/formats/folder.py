@@ -1,0 +1,56 @@
+"""A plain folder of images without annotations, nested as it may be: for prediction and for pre-training.
+
+All images form the split "all", without categories and boxes. Hidden files and folders are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from detrkit.data.annotations import Annotations, Strings
+from detrkit.data.files import IMAGE_SUFFIXES, CopyImages, place_images, walk_images
+from detrkit.data.formats import Source
+
+EXPECTED = f"images ({' '.join(IMAGE_SUFFIXES)}) at any depth"
+FALLBACK = True
+
+
+def recognise(root: Path) -> dict[str, Source]:
+    """The split "all" where the folder holds an image at any depth, else nothing."""
+    if root.is_dir() and next(walk_images(root), None) is not None:
+        return {"all": Source("folder", "all", root, root)}
+    return {}
+
+
+def read(source: Source, *, check_files: bool = True) -> Annotations:
+    """List the images; none is opened, so sizes stay unknown.
+
+    Args:
+        source: what `recognise` found.
+        check_files: of no effect, as the images are found by looking.
+    """
+    names = Strings(walk_images(source.images))
+    count = len(names)
+    return Annotations(
+        root=source.images,
+        file_names=names,
+        image_ids=np.arange(1, count + 1, dtype=np.int64),
+        image_sizes=np.zeros((count, 2), np.int32),
+        offsets=np.zeros(count + 1, np.int64),
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, np.int64),
+        areas=np.zeros(0),
+        crowd=np.zeros(0, bool),
+        difficult=np.zeros(0, bool),
+        categories=(),
+        source=f"folder {source.path}",
+    )
+
+
+def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImages = "link") -> None:
+    """Put the images of each split into a folder of its name. Boxes, categories, ids and the splits are lost."""
+    for split, part in splits.items():
+        place_images(part, list(part.file_names), out / split, copy_images)

@@ -1,0 +1,381 @@
+"""Pascal VOC XML (Everingham et al., IJCV 2010): one file an image.
+
+Layouts: `Annotations/*.xml` with `JPEGImages/` and lists of stems in `ImageSets/Main/{train,val,test}.txt` (`trainval`
+is the training split where train and val are not both listed); `{split}/*.xml` beside the images; one folder of both.
+
+Coordinates are 1-based and inclusive as the devkit publishes them: `xmin, ymin, xmax, ymax` is the box xmin − 1,
+ymin − 1, xmax, ymax in 0-based pixels. Many tools write from 0; where any corner of the data set lies below 1, its
+files are read as they stand, which is noted. A box whose corners are one point is a click and no object of one pixel:
+it is dropped as degenerate. The category table holds the lines of `classes.txt` where that file exists, else the names
+found in all files of the data set, in alphabetical order; ids are 1 … n.
+
+An image is the one with the stem of its XML file, as in the devkit; failing that, what `<filename>` says.
+
+Writing loses image ids, category ids and stated areas. Crowd boxes are marked `<crowd>` and, for other readers,
+`<difficult>`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree.ElementTree import Element, ParseError, SubElement, indent, tostring
+
+import defusedxml.ElementTree
+import numpy as np
+from defusedxml import DefusedXmlException
+
+from detrkit.data.annotations import Annotations
+from detrkit.data.columns import BoxColumns, ImageColumns, build
+from detrkit.data.files import (
+    IMAGE_SUFFIXES,
+    CopyImages,
+    Listing,
+    is_known_split,
+    place_images,
+    split_name,
+    unique_stems,
+)
+from detrkit.data.formats import Source
+from detrkit.data.problems import Problems
+from detrkit.errors import DataError
+from detrkit.structures import Category
+
+EXPECTED = "Annotations/*.xml with JPEGImages/ and ImageSets/Main/*.txt, or XML files beside their images"
+TABLE = "classes.txt"
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class _Object(NamedTuple):
+    name: str
+    corners: tuple[float, ...] | None  # None: malformed
+    difficult: bool
+    crowd: bool
+
+
+class _File(NamedTuple):
+    path: Path
+    file_name: str
+    size: tuple[int, int]
+    objects: list[_Object]
+
+
+def recognise(root: Path) -> dict[str, Source]:
+    """Find VOC files in a folder, in a devkit below it, or in its folders of splits.
+
+    Raises:
+        DataError: a devkit of several years.
+    """
+    if not root.is_dir():
+        return {}
+    years = sorted(
+        path.parent
+        for path in (root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root).glob("VOC[0-9]*/Annotations")
+    )
+    if len(years) > 1:
+        raise DataError(
+            "There is more than one VOC data set",
+            where=root,
+            got=", ".join(map(str, years)),
+            remedy="Pass one of them.",
+        )
+    base = years[0] if years else root
+    if _has_xml(base / "Annotations"):
+        return _official(base)
+    folders = {split_name(path.name): path for path in _split_folders(root)}
+    if folders:
+        return {split: Source("voc", split, path, path) for split, path in folders.items()}
+    return {"all": Source("voc", "all", root, root)} if _has_xml(root) else {}
+
+
+def _official(base: Path) -> dict[str, Source]:
+    """The splits of the devkit's layout."""
+    images = next((base / name for name in ("JPEGImages", "images") if (base / name).is_dir()), base / "Annotations")
+    lists = {path.stem: path for path in sorted((base / "ImageSets" / "Main").glob("*.txt"))}
+    official = {name: path for name, path in lists.items() if name in ("train", "val", "trainval", "test")}
+    # Other lists are the splits where no official one exists; else they are one list a class ("dog_train.txt").
+    lists = official or lists
+    if {"train", "val"} <= lists.keys():
+        lists.pop("trainval", None)
+    elif "trainval" in lists:
+        lists = {name: path for name, path in lists.items() if name not in ("train", "val")}
+        lists = {"train": lists.pop("trainval"), **lists}
+    if not lists:
+        return {"all": Source("voc", "all", base / "Annotations", images)}
+    return {split_name(name): Source("voc", split_name(name), path, images) for name, path in lists.items()}
+
+
+def _has_xml(folder: Path) -> bool:
+    return folder.is_dir() and next(folder.rglob("*.xml"), None) is not None
+
+
+def _split_folders(root: Path) -> list[Path]:
+    """Folders called like splits that hold XML files themselves."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and is_known_split(path.name))
+    return [path for path in folders if next(path.glob("*.xml"), None) is not None]
+
+
+def read(source: Source, *, check_files: bool = True) -> Annotations:
+    """Read one split; the files of the others are looked through too, for the category table.
+
+    Args:
+        source: what `recognise` found.
+        check_files: whether images must exist, see `formats.read`.
+
+    Raises:
+        DataError: a file is not XML or not an annotation, an entity bomb is refused, a file name is unsafe, or not one
+            image exists.
+    """
+    return read_together({source.split: source}, check_files=check_files)[source.split]
+
+
+def read_together(sources: Mapping[str, Source], *, check_files: bool = True) -> dict[str, Annotations]:
+    """Read several splits of one data set, each XML file once. See `read`."""
+    first = next(iter(sources.values()))
+    root, folders = _set_of(first)
+    files = {str(path.relative_to(root).with_suffix("").as_posix()): _parse(path) for path in _xml_files(folders)}
+    shared = Problems()
+    one_based = _is_one_based(files, shared)
+    categories = _table(root.parent if root.name == "Annotations" else root, files)
+    splits = {}
+    for split, source in sources.items():
+        problems = Problems()
+        problems.merge(shared)
+        if source.path.suffix == ".txt":
+            keys = _listed(source.path, files, problems)
+        else:
+            keys = [key for key in files if (root / key).is_relative_to(source.path)]
+        chosen = {key: files[key] for key in keys}
+        splits[split] = _columns(source, root, chosen, categories, one_based, problems, check_files)
+    return splits
+
+
+def _set_of(source: Source) -> tuple[Path, list[Path]]:
+    """The folder that keys are relative to, and the folders with the XML files of the whole data set."""
+    if source.path.suffix == ".txt":
+        return source.path.parents[2] / "Annotations", [source.path.parents[2] / "Annotations"]
+    if is_known_split(source.path.name) and source.path in (siblings := _split_folders(source.path.parent)):
+        return source.path.parent, siblings
+    return source.path, [source.path]
+
+
+def _xml_files(folders: list[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(path for path in folder.rglob("*.xml") if not path.name.startswith("."))
+
+
+def _listed(path: Path, files: Mapping[str, _File], problems: Problems) -> list[str]:
+    """The stems of a list that have an annotation file. A second column, as in the lists of a class, is ignored."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("malformed-file: the list of a split cannot be read", where=path, got=error) from error
+    keys = []
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        # A stem may hold blanks; a trailing 1, 0 or -1 is the devkit's flag of a class.
+        key = line.strip() if line.strip() in files or len(words) < 2 else " ".join(words[:-1])
+        if not words:
+            continue
+        if key in files:
+            keys.append(key)
+        else:
+            problems.add("missing-annotation", f"{path}, line {number}: {key}")
+    return list(dict.fromkeys(keys))
+
+
+def _parse(path: Path) -> _File:
+    """Read one XML file."""
+    try:
+        tree = defusedxml.ElementTree.fromstring(path.read_bytes())
+    except (ParseError, DefusedXmlException, ValueError, LookupError, OSError, RecursionError) as error:
+        raise _malformed(path, str(error) or type(error).__name__) from error
+    if tree.tag != "annotation":
+        raise _malformed(path, f"the element <{tree.tag}>")
+    size = tree.find("size")
+    height, width = (_side(_text(size, name)) for name in ("height", "width"))
+    return _File(path, _text(tree, "filename"), (height, width), [_object(item) for item in tree.findall("object")])
+
+
+def _malformed(path: Path, got: str) -> DataError:
+    return DataError(
+        "malformed-file: the file is not a Pascal VOC annotation",
+        where=path,
+        got=got,
+        expected="XML whose outermost element is <annotation>",
+        remedy="Export the file again, or remove it.",
+    )
+
+
+def _object(item: Element) -> _Object:
+    box = item.find("bndbox")
+    try:
+        corners = tuple(float(_text(box, name)) for name in _CORNERS)
+    except ValueError:
+        corners = None
+    return _Object(_text(item, "name"), corners, _text(item, "difficult") == "1", crowd=_text(item, "crowd") == "1")
+
+
+def _text(element: Element | None, name: str) -> str:
+    """The text of a child, "" where there is none."""
+    return ((element.findtext(name) if element is not None else None) or "").strip()
+
+
+def _side(text: str) -> int:
+    """A height or width in pixels; 0, meaning unknown, where it is nothing of the kind."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0
+    return int(value) if 0 < value < 2**31 else 0
+
+
+def _is_one_based(files: Mapping[str, _File], problems: Problems) -> bool:
+    """False where a corner lies in [0, 1), which no file that counts from 1 can have."""
+    for file in files.values():
+        for item in file.objects:
+            if item.corners and any(0 <= corner < 1 for corner in item.corners[:2]):
+                problems.add("zero-based-voc", str(file.path))
+                return False
+    return True
+
+
+def _table(base: Path, files: Mapping[str, _File]) -> tuple[Category, ...]:
+    if (base / TABLE).is_file():
+        try:
+            lines = (base / TABLE).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError("malformed-file: the list of classes cannot be read", where=base / TABLE) from error
+        found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    else:
+        found = sorted({item.name for file in files.values() for item in file.objects if item.name})
+    return tuple(Category(number, name) for number, name in enumerate(found, 1))
+
+
+def _columns(
+    source: Source,
+    root: Path,
+    files: Mapping[str, _File],
+    categories: tuple[Category, ...],
+    one_based: bool,
+    problems: Problems,
+    check_files: bool,
+) -> Annotations:
+    labels = {category.name: row for row, category in enumerate(categories)}
+    listing = Listing(source.images)
+    names: list[str] = []
+    rows: list[tuple[Any, ...]] = []
+    places: list[str] = []
+    for image, (key, file) in enumerate(files.items()):
+        if source.images.is_relative_to(root):  # beside the XML files: names are relative to the folder of the split
+            key = (root / key).relative_to(source.images).as_posix()
+        names.append(_image_name(key, file, listing, check_files))
+        for number, item in enumerate(file.objects, 1):
+            place = f"{file.path}: object {number}"
+            if item.corners is None:
+                problems.add("malformed-box", place)
+            elif item.name not in labels:
+                problems.add("unknown-category", f"{place}, {item.name!r}")
+            else:
+                rows.append((image, item.corners, labels[item.name], item.crowd, item.difficult and not item.crowd))
+                places.append(place)
+    images, corners, label, crowd, difficult = zip(*rows, strict=True) if rows else ([],) * 5
+    boxes = np.array(corners, np.float64).reshape(-1, 4)
+    if one_based:
+        boxes[(boxes[:, :2] != boxes[:, 2:]).any(1), :2] -= 1
+    return build(
+        source.images,
+        ImageColumns(
+            names,
+            np.arange(1, len(names) + 1, dtype=np.int64),
+            np.array([file.size for file in files.values()], np.int64).reshape(-1, 2),
+        ),
+        BoxColumns(
+            np.array(images, np.int64),
+            boxes,
+            np.array(label, np.int64),
+            np.full(len(boxes), math.nan),
+            np.array(crowd, bool),
+            np.array(difficult, bool),
+            places.__getitem__,
+        ),
+        categories,
+        problems,
+        f"voc {source.path}",
+        check_files=check_files,
+    )
+
+
+def _image_name(key: str, file: _File, listing: Listing, check_files: bool) -> str:
+    """The image that an XML file is about, as a path relative to the image folder."""
+    stated = Path(file.file_name).suffix if file.file_name else ""
+    if check_files:
+        suffixes = dict.fromkeys([stated, *IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES)])
+        for suffix in suffixes:
+            if suffix and f"{key}{suffix}" in listing:
+                return f"{key}{suffix}"
+    parent = key.rpartition("/")[0]
+    beside = f"{parent}/{file.file_name}" if parent and "/" not in file.file_name else file.file_name
+    return beside if stated else f"{key}{IMAGE_SUFFIXES[0]}"
+
+
+def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImages = "link") -> None:
+    """Write `Annotations/`, `JPEGImages/`, `ImageSets/Main/{split}.txt` and `classes.txt`.
+
+    Images lie in a folder of their split within `JPEGImages/` where there are several splits, as two splits may hold
+    images of the same name.
+
+    Raises:
+        DataError: two categories share a name, the splits have different tables, or an image cannot be copied.
+    """
+    (out / "ImageSets" / "Main").mkdir(parents=True)
+    table = next(iter(splits.values())).categories
+    for split, part in splits.items():
+        duplicates = len({category.name for category in table}) < len(table)
+        if duplicates or part.categories != table:
+            raise DataError(
+                "Pascal VOC needs one category table with different names",
+                where=part.source,
+                got="a name that stands twice" if duplicates else "splits with different tables",
+                remedy="Rename the categories, or write COCO.",
+            )
+        prefix = f"{split}/" if len(splits) > 1 else ""
+        names = [f"{prefix}{name}" for name in unique_stems(list(part.file_names))]
+        place_images(part, names, out / "JPEGImages", copy_images)
+        keys = [Path(name).with_suffix("").as_posix() for name in names]
+        for index, (name, key) in enumerate(zip(names, keys, strict=True)):
+            target = out / "Annotations" / f"{key}.xml"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(_element(part, index, Path(name).name))
+        (out / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+    (out / TABLE).write_text("".join(f"{category.name}\n" for category in table), encoding="utf-8")
+
+
+def _element(annotations: Annotations, index: int, name: str) -> bytes:
+    """The XML of one image."""
+    tree = Element("annotation")
+    SubElement(tree, "filename").text = name
+    height, width = annotations.image_sizes[index].tolist()
+    _children(SubElement(tree, "size"), {"width": width, "height": height, "depth": 3})
+    rows = annotations.rows(index)
+    for row in range(rows.start, rows.stop):
+        crowd, difficult = bool(annotations.crowd[row]), bool(annotations.difficult[row])
+        item = SubElement(tree, "object")
+        _children(item, {"name": annotations.categories[annotations.labels[row]].name})
+        _children(item, {"difficult": int(difficult or crowd)} | ({"crowd": 1} if crowd else {}))
+        corners = annotations.boxes[row] + (1, 1, 0, 0)
+        _children(SubElement(item, "bndbox"), dict(zip(_CORNERS, map(_number, corners), strict=True)))
+    indent(tree)
+    return bytes(tostring(tree, encoding="utf-8"))
+
+
+def _children(parent: Element, texts: Mapping[str, object]) -> None:
+    for name, text in texts.items():
+        SubElement(parent, name).text = str(text)
+
+
+def _number(value: float) -> str:
+    """Whole where it is whole, else with four decimals."""
+    return f"{value:.4f}".rstrip("0").rstrip(".")

@@ -1,0 +1,209 @@
+"""The page of an evaluation: one self-contained HTML file, readable by people and by screen readers."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from detrkit.evaluation.images import ImageScore
+from detrkit.evaluation.run import Metrics
+
+HEADLINES = (("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"), ("AR100", "AR100"))
+
+MEANINGS = {
+    "AP": "mean over IoU 0.50 to 0.95: found, and outlined exactly",
+    "AP50": "found, with an overlap (IoU) of at least 0.50",
+    "AP75": "found, with an overlap (IoU) of at least 0.75",
+    "APs": "AP of small objects, below 32 × 32 pixels",
+    "APm": "AP of medium objects",
+    "APl": "AP of large objects, from 96 × 96 pixels",
+    "AR1": "recall with one detection an image and class",
+    "AR10": "recall with 10 detections an image and class",
+    "AR100": "recall with 100 detections an image and class",
+    "ARs": "AR100 of small objects",
+    "ARm": "AR100 of medium objects",
+    "ARl": "AR100 of large objects",
+    "VOC07": "Pascal VOC 2007 average precision, 11 recalls",
+    "VOC12": "Pascal VOC 2012 average precision, all recalls",
+}
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1f2428; --soft: #5b6570; --line: #dfe3e8; --paper: #fff; --card: #f6f8fa;
+  --bar: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa5b1; --line: #363d45; --paper: #15191d;
+  --card: #1e242a; --bar: #56b4e9; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.3rem; margin: 2.8rem 0 .5rem; }
+p { max-width: 48rem; margin: .4rem 0 1rem; }
+.soft, figcaption, dt { color: var(--soft); }
+dl.headline { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 1.4rem 0; }
+dl.headline div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
+dl.headline dd { margin: 0; font-size: 1.8rem; font-weight: 650; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); padding-bottom: .5rem; }
+th, td { padding: .4rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td.words { text-align: left; white-space: normal; }
+thead th { color: var(--soft); font-weight: 600; }
+tbody th { font-weight: 600; }
+td.ap { background: linear-gradient(to right, color-mix(in srgb, var(--bar) 24%, transparent) var(--share),
+  transparent var(--share)); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; align-items: start; }
+.plots img { width: 100%; background: #fff; border: 1px solid var(--line); border-radius: .6rem; padding: .5rem; }
+figure { margin: 0 0 1.4rem; }
+figure img { width: 100%; height: auto; display: block; border: 1px solid var(--line); border-radius: .4rem; }
+figcaption { padding: .35rem .1rem; overflow-wrap: anywhere; }
+figcaption strong { color: var(--ink); }
+.note { background: var(--card); border-left: 4px solid var(--bar); padding: .6rem 1rem; border-radius: .3rem; }
+@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
+"""
+
+
+class Example(NamedTuple):
+    """An image on the page: its file name, how it went, its JPEG, and where there is none, why."""
+
+    name: str
+    score: ImageScore
+    jpeg: bytes | None
+    trouble: str
+
+
+def page(metrics: Metrics, title: str, plots: Sequence[Path], best: Sequence[Example], worst: Sequence[Example]) -> str:
+    """The whole page as HTML.
+
+    Args:
+        metrics: what is reported.
+        title: the heading.
+        plots: PNG files to embed; none where matplotlib is missing.
+        best: images that went well, best first.
+        worst: images that went badly, worst first.
+    """
+    sections = [
+        _summary(metrics, title),
+        _classes(metrics),
+        _plots(plots),
+        _examples(
+            "Worst images",
+            "Where it goes wrong most: the lowest F1 first. Look here for missing labels, odd images and rare objects.",
+            worst,
+        ),
+        _examples("Best images", "The highest F1 first.", best),
+        _all_figures(metrics),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _summary(metrics: Metrics, title: str) -> str:
+    cards = "".join(
+        f"<div><dt>{label}</dt><dd>{_figure(metrics.figures[name])}</dd></div>" for name, label in HEADLINES
+    )
+    shown = int(metrics.confusion[:, :-1].sum())
+    right = int(metrics.confusion.diagonal().sum())
+    confused = int(metrics.confusion[:-1, :-1].sum()) - right
+    missed, false = int(metrics.confusion[:-1, -1].sum()), int(metrics.confusion[-1, :-1].sum())
+    words = (
+        f"{_count(metrics.images, 'image', 'images')} with {_count(metrics.boxes, 'object', 'objects')} of "
+        f"{_count(len(metrics.per_class), 'class', 'classes')}. Where only detections that score at least "
+        f"{metrics.threshold:.2f} are shown, {right:,} of the {metrics.boxes:,} objects are found and rightly named, "
+        f"{_count(confused, 'is', 'are')} found under a wrong name, {_count(missed, 'is', 'are')} missed, "
+        f"and {_count(false, 'detection', 'detections')} of {shown:,} "
+        f"{'shows' if false == 1 else 'show'} nothing that is there, or show{'s' if false == 1 else ''} it again."
+    )
+    return f'<h1>{escape(title)}</h1>\n<p>{words}</p>\n<dl class="headline">{cards}</dl>'
+
+
+def _classes(metrics: Metrics) -> str:
+    rows = []
+    for one in metrics.per_class:
+        share = 0 if math.isnan(one.ap50) else 100 * one.ap50
+        rows.append(
+            f'<tr><th scope="row">{escape(one.name)}</th><td>{one.boxes:,}</td><td>{_figure(one.ap)}</td>'
+            f'<td class="ap" style="--share:{share:.1f}%">{_figure(one.ap50)}</td><td>{_figure(one.precision)}</td>'
+            f"<td>{_figure(one.recall)}</td><td>{_figure(one.f1)}</td><td>{_figure(one.threshold)}</td></tr>"
+        )
+    heads = ("Class", "Objects", "AP", "AP50", "Precision", "Recall", "F1", "Threshold")
+    return (
+        '<h2>Classes</h2>\n<div class="scroll"><table><caption>Precision, recall and F1 hold at the score threshold of '
+        "the last column, which is the best one for that class on these images. A dash means: no object of this class "
+        "here, or none found.</caption><thead><tr>"
+        + "".join(f'<th scope="col">{head}</th>' for head in heads)
+        + "</tr></thead><tbody>"
+        + "".join(rows)
+        + "</tbody></table></div>"
+    )
+
+
+def _plots(plots: Sequence[Path]) -> str:
+    if not plots:
+        return (
+            '<h2>Curves</h2>\n<p class="note">The plots are missing because matplotlib is not installed. '
+            "Install it with <code>pip install 'detrkit[plot]'</code> and evaluate again.</p>"
+        )
+    images = "".join(
+        f'<img alt="{escape(path.stem.replace("_", " "))}" src="{_embed(path.read_bytes(), "png")}">' for path in plots
+    )
+    return f'<h2>Curves and confusions</h2>\n<div class="plots">{images}</div>'
+
+
+def _examples(heading: str, words: str, examples: Sequence[Example]) -> str:
+    if not examples:
+        return ""
+    figures = []
+    for example in examples:
+        said = _outcome(example.score)
+        name = escape(example.name)
+        if example.jpeg is None:
+            shown = f'<p class="note">This image cannot be shown. {escape(example.trouble)}</p>'
+        else:
+            alt = f"{name}: ground truth left, predictions right. {said}"
+            shown = f'<img alt="{alt}" loading="lazy" src="{_embed(example.jpeg, "jpeg")}">'
+        caption = f"<strong>F1 {example.score.f1:.2f}</strong> · {said} · {name}"
+        figures.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
+    return (
+        f"<h2>{heading}</h2>\n<p>{words} Dashed outlines are the errors: on the left objects that were missed, on the "
+        f"right detections that are wrong.</p>\n{''.join(figures)}"
+    )
+
+
+def _outcome(score: ImageScore) -> str:
+    wrong = int(score.wrong.sum())
+    found = f"{score.right} of {_count(len(score.missed), 'object', 'objects')} found"
+    return f"{found}, {_count(wrong, 'detection', 'detections')} wrong" if wrong else f"{found}, nothing wrong"
+
+
+def _all_figures(metrics: Metrics) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{_figure(value, 4)}</td>'
+        f'<td class="words">{escape(MEANINGS.get(name, ""))}</td></tr>'
+        for name, value in metrics.figures.items()
+    )
+    return (
+        '<h2>All figures</h2>\n<div class="scroll"><table><caption>From 0 to 1, higher is better. A dash means '
+        'undefined: there is no such object.</caption><thead><tr><th scope="col">Figure</th><th scope="col">Value</th>'
+        f'<th scope="col" style="text-align:left">Meaning</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _figure(value: float, digits: int = 3) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _embed(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

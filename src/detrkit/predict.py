@@ -1,0 +1,178 @@
+"""From images to detections: `load` a model, `predict` with it.
+
+The answer for an image does not depend on its batch companions: only images of the same resized size share a batch, so
+nothing is ever padded. (In the official code, padding makes the published AP depend on the batch size.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from detrkit import models
+from detrkit.checkpoint import load_model
+from detrkit.data.loading import LoadedImage, load_images
+from detrkit.errors import UsageError
+from detrkit.models import Variant
+from detrkit.structures import Batch, Category, Detections
+
+Picture = str | Path | Image.Image | np.ndarray
+"""What can be predicted on: a file, a PIL image, or an array (height, width, 3) of uint8 in RGB."""
+
+_WINDOW = 8  # batches' worth of images among which equal sizes are brought together
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A model with what it needs to be used on images: its variant, its categories, its device.
+
+    Attributes:
+        model: in evaluation mode.
+        variant: the module of its variant.
+        categories: the table that labels point into.
+        preset: the preset that it was built from.
+        device: where it computes.
+        about: what was stored with it, such as its metrics.
+    """
+
+    model: nn.Module
+    variant: Variant | ModuleType
+    categories: tuple[Category, ...]
+    preset: str = ""
+    device: torch.device = torch.device("cpu")
+    about: dict[str, Any] | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The shorter side that images are resized to, and the limit of the longer, in pixels."""
+        config: Any = self.model.config
+        return config.image_size, config.longest
+
+    @overload
+    def predict(self, images: Picture, **options: Any) -> Detections: ...
+    @overload
+    def predict(self, images: Sequence[Picture], **options: Any) -> list[Detections]: ...
+    def predict(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        threshold: float = 0.5,
+        ensemble: bool = False,
+        batch_size: int = 8,
+        workers: int = 0,
+    ) -> Detections | list[Detections]:
+        """Find the objects.
+
+        Args:
+            images: one picture or a list of them: file, PIL image, or RGB array (height, width, 3) of uint8.
+            threshold: least score that is reported, in [0, 1].
+            ensemble: let all decoder layers answer together, overlaps suppressed.
+            batch_size: at most so many images go through the model at once.
+            workers: processes that load images; 0: none but this one.
+
+        Returns:
+            One answer for one picture, a list for a list, best scores first.
+
+        Raises:
+            DataError: an image cannot be read; it names the file.
+            UsageError: an option that makes no sense.
+        """
+        single = isinstance(images, str | Path | Image.Image | np.ndarray)
+        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item,assignment]
+        found = list(
+            self.stream(pictures, threshold=threshold, ensemble=ensemble, batch_size=batch_size, workers=workers)
+        )
+        return found[0] if single else found
+
+    def stream(
+        self,
+        images: Sequence[Picture],
+        *,
+        threshold: float = 0.5,
+        ensemble: bool = False,
+        batch_size: int = 8,
+        workers: int = 0,
+    ) -> Iterator[Detections]:
+        """The same as `predict` on a list, one after the other and in order, without holding all of them."""
+        if not 0 <= threshold <= 1:
+            raise UsageError("Bad value for threshold", got=threshold, expected="between 0 and 1")
+        if batch_size < 1:
+            raise UsageError("Bad value for batch_size", got=batch_size, expected="at least 1")
+        shortest, longest = self.image_size
+        loaded = load_images(images, shortest=shortest, longest=longest, workers=workers)
+        while window := list(islice(loaded, batch_size * _WINDOW)):
+            answers: dict[int, Detections] = {}
+            for group in _of_equal_size(window, batch_size):
+                answers.update(zip((image.index for image in group), self._answer(group, ensemble), strict=True))
+            for image in window:
+                yield answers[image.index].above(threshold)
+
+    @torch.inference_mode()
+    def _answer(self, group: Sequence[LoadedImage], ensemble: bool) -> Iterable[Detections]:
+        batch = Batch.from_images([image.tensor for image in group]).to(self.device)
+        sizes = torch.tensor([image.original for image in group], device=self.device)
+        predictions = self.model(batch.images, batch.padding)
+        scored = self.variant.postprocess(predictions, sizes, ensemble=ensemble)
+        for image, (boxes, scores, labels) in zip(group, scored, strict=True):
+            order = scores.argsort(descending=True, stable=True)
+            height, width = image.original
+            limit = np.array([width, height, width, height], np.float32)
+            yield Detections(
+                np.clip(boxes[order].float().cpu().numpy(), 0, limit),
+                scores[order].float().cpu().numpy(),
+                labels[order].cpu().numpy(),
+                self.categories,
+                image.original,
+                image.name,
+            )
+
+
+def load(path: str | Path, *, device: str = "auto") -> Detector:
+    """A detector from a run folder, a checkpoint or a model folder.
+
+    Args:
+        path: where it lies; of a run, the best model.
+        device: auto, cpu, cuda, cuda:1, mps.
+
+    Raises:
+        ModelError: nothing there, a damaged file, or weights that do not fit their config.
+        UsageError: a device that this machine does not have.
+    """
+    saved = load_model(path)
+    chosen = choose_device(device)
+    model = saved.model.to(chosen).eval()
+    return Detector(model, models.variant(saved.variant), saved.categories, saved.preset, chosen, saved.about)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the first of cuda, mps and cpu that is there.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError("There is no such device here", got=name, remedy="Use --device cpu.") from error
+    return device
+
+
+def _of_equal_size(window: Sequence[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:
+    groups: dict[tuple[int, ...], list[LoadedImage]] = {}
+    for image in window:
+        groups.setdefault(tuple(image.tensor.shape), []).append(image)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]

@@ -1,0 +1,86 @@
+"""One process or many: `torchrun` starts them, this module is all that knows of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together.
+
+    Attributes:
+        rank: this one's number.
+        size: how many they are.
+        local_rank: this one's number on its machine, which chooses the GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """The one process that writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes."""
+        return self.sum(value) / self.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank; an empty list in all but the main process."""
+        if self.size == 1:
+            return [value]
+        gathered = [None] * self.size if self.is_main else None
+        distributed.gather_object(value, gathered)
+        return gathered or []
+
+    def share(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box)
+        return box[0]
+
+    def share_of(self, items: Sequence[int]) -> Sequence[int]:
+        """The items that fall to this process: every `size`-th."""
+        return items[self.rank :: self.size]
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model, its gradients averaged over all processes."""
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """Join the processes that `torchrun` started, and leave them at the end; one process alone joins nothing."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or distributed.is_initialized():
+        yield World()
+        return
+    here = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank)
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield here
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,94 @@
+"""What happens in a training, as values. Progress bars, log files and trackers are functions of an event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from detrkit.evaluation.run import Metrics
+
+
+@dataclass(frozen=True)
+class Started:
+    """The training begins or goes on.
+
+    Attributes:
+        step: steps already done.
+        total_steps: steps in all.
+        steps_per_epoch: steps that see each image once.
+        notes: what the user should know: data, splits, weights, problems.
+    """
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the optimiser.
+
+    Attributes:
+        step: steps done, this one included.
+        epoch: passes through the data, with a fraction.
+        loss: weighted sum of all terms of all layers.
+        terms: each term at the last decoder layer, by name, unweighted.
+        class_error: share of matched queries of the last layer with the wrong class.
+        lr: learning rate of the transformer.
+        grad_norm: norm of the gradient before clipping.
+        seconds: since the step before.
+        waited: of these, seconds spent waiting for images.
+        images: number of images in the step, all processes together.
+        replaced: unreadable images that others stood in for.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    terms: dict[str, float]
+    class_error: float
+    lr: float
+    grad_norm: float
+    seconds: float
+    waited: float
+    images: int
+    replaced: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation split was evaluated.
+
+    Attributes:
+        step: steps done.
+        epoch: passes through the data.
+        metrics: all figures.
+        seconds: that it took.
+        is_best: no evaluation before had a higher AP.
+    """
+
+    step: int
+    epoch: float
+    metrics: Metrics
+    seconds: float
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint was written to `path`, from which the run can go on at `step`."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The training ended: `reason` is `finished` or `interrupted`."""
+
+    step: int
+    reason: str
+
+
+Event = Started | Step | Evaluated | Saved | Stopped

@@ -1,0 +1,198 @@
+"""What a run leaves behind: its folder's files, written as functions of events."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detrkit import __version__
+from detrkit.checkpoint import write_text_whole
+from detrkit.data.annotations import Annotations
+from detrkit.errors import MissingExtraError
+from detrkit.training.events import Evaluated, Event, Started, Step, Stopped
+from detrkit.training.recipe import to_toml
+from detrkit.training.setup import Session
+from detrkit.visualize import plot_history
+
+
+class RunFolder:
+    """Keeps `recipe.toml`, `environment.json`, `data.json`, `metrics.jsonl`, `status.json`, `plots/` and `model/`.
+
+    Args:
+        out: the run folder.
+        session: whose run it is.
+        data: the path of the data set.
+    """
+
+    def __init__(self, out: Path, session: Session, data: str):
+        self.out, self.session, self.data = out, session, data
+        self._window: list[Step] = []
+        self._started = time.monotonic()
+        self._total = 0
+
+    def __call__(self, event: Event) -> None:
+        """Write down what happened."""
+        if isinstance(event, Started):
+            self._begin(event)
+        elif isinstance(event, Step):
+            self._window.append(event)
+            for place in event.replaced:
+                self._append("replaced.jsonl", {"step": event.step, "image": place})
+            if event.step % self.session.recipe.run.log_every == 0 or event.step == self._total:
+                self._append("metrics.jsonl", summarize(self._window))
+                self._status("training", event.step)
+                self._window.clear()
+        elif isinstance(event, Evaluated):
+            record = {"event": "evaluated", "step": event.step, "epoch": event.epoch, "best": event.is_best}
+            self._append("metrics.jsonl", {**record, **finite(event.metrics.figures)})
+            self._plot()
+        elif isinstance(event, Stopped):
+            self._status(event.reason, event.step)
+            self._keep_best()
+            self._plot()
+
+    def _begin(self, event: Started) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._total = event.total_steps
+        write_text_whole(self.out / "recipe.toml", f"# data: {self.data}\n{to_toml(self.session.recipe)}")
+        write_text_whole(self.out / "environment.json", json.dumps(environment(self.session), indent=1))
+        parts = {"train": self.session.train, "val": self.session.val}
+        about = {
+            "path": self.data,
+            "categories": [list(category) for category in self.session.train.categories],
+            "splits": {name: describe(part) for name, part in parts.items()},
+            "notes": list(event.notes),
+        }
+        write_text_whole(self.out / "data.json", json.dumps(about, indent=1))
+        self._rewind(event.step)
+        self._status("training", event.step)
+
+    def _rewind(self, step: int) -> None:
+        """Drop lines that belong to steps after the checkpoint that the run goes on from."""
+        for name in ("metrics.jsonl", "replaced.jsonl"):
+            file = self.out / name
+            if file.exists():
+                lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+                write_text_whole(file, "".join(f"{line}\n" for line in lines))
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        with (self.out / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _status(self, state: str, step: int) -> None:
+        status = {
+            "state": state,
+            "step": step,
+            "total_steps": self._total,
+            "seconds": round(time.monotonic() - self._started, 1),
+        }
+        write_text_whole(self.out / "status.json", json.dumps(status))
+
+    def _plot(self) -> None:
+        lines = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+        (self.out / "plots").mkdir(exist_ok=True)
+        try:
+            plot_history(lines, self.out / "plots" / "history.png")
+        except MissingExtraError:
+            write_text_whole(self.out / "plots" / "README.txt", "Plots need: pip install 'detrkit[plot]'\n")
+
+    def _keep_best(self) -> None:
+        best = self.out / "checkpoints" / "best"
+        if best.is_dir():
+            shutil.copytree(best, self.out / "model", dirs_exist_ok=True)
+
+
+class TensorBoard:
+    """Writes the same figures for TensorBoard.
+
+    Args:
+        folder: where the event files go.
+
+    Raises:
+        MissingExtraError: the package `tensorboard` is not installed.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError("tensorboard", "tensorboard", "run.tensorboard") from error
+        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def __call__(self, event: Event) -> None:
+        """Write down what happened."""
+        if isinstance(event, Step):
+            figures = {"loss": event.loss, "lr": event.lr, "grad_norm": event.grad_norm, **event.terms}
+        elif isinstance(event, Evaluated):
+            figures = finite(event.metrics.figures)
+        else:
+            if isinstance(event, Stopped):
+                self._writer.close()  # type: ignore[no-untyped-call]
+            return
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, event.step)  # type: ignore[no-untyped-call]
+
+
+def summarize(window: list[Step]) -> dict[str, Any]:
+    """One line of metrics for several steps: means, and the state after the last."""
+    last = window[-1]
+    means = {name: float(np.mean([step.terms[name] for step in window])) for name in last.terms}
+    seconds = sum(step.seconds for step in window)
+    return {
+        "event": "step",
+        "step": last.step,
+        "epoch": last.epoch,
+        "loss": float(np.mean([step.loss for step in window])),
+        **means,
+        "class_error": float(np.mean([step.class_error for step in window])),
+        "lr": last.lr,
+        "grad_norm": float(np.mean([step.grad_norm for step in window])),
+        "images_per_second": round(sum(step.images for step in window) / max(seconds, 1e-9), 2),
+        "waited": round(sum(step.waited for step in window) / max(seconds, 1e-9), 3),
+    }
+
+
+def finite(figures: dict[str, float]) -> dict[str, float]:
+    """The figures that are defined."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def describe(annotations: Annotations) -> dict[str, Any]:
+    """Counts and a fingerprint of a split: the same fingerprint, the same images, boxes and labels."""
+    digest = hashlib.sha256()
+    for column in (annotations.file_names.bytes, annotations.offsets, annotations.boxes, annotations.labels):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return {
+        "source": annotations.source,
+        "images": len(annotations),
+        "boxes": len(annotations.boxes),
+        "problems": annotations.problems.counts,
+        "fingerprint": digest.hexdigest()[:16],
+    }
+
+
+def environment(session: Session) -> dict[str, Any]:
+    """Versions and machine, as far as they change results."""
+    return {
+        "detrkit": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": str(session.device),
+        "gpu": torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "",
+        "threads": torch.get_num_threads(),
+        "processors": os.cpu_count(),
+        "processes": session.world.size,
+        "platform": platform.platform(),
+    }

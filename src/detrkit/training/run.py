@@ -1,0 +1,202 @@
+"""Training and evaluation as one call each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detrkit import evaluation
+from detrkit.data import formats
+from detrkit.data.annotations import Annotations
+from detrkit.errors import DataError, UsageError
+from detrkit.evaluation.run import Metrics
+from detrkit.predict import Detector, load
+from detrkit.structures import Detections
+from detrkit.training import recipe as recipes
+from detrkit.training.distributed import world
+from detrkit.training.events import Evaluated, Event
+from detrkit.training.log import RunFolder, TensorBoard
+from detrkit.training.loop import fit
+from detrkit.training.recipe import Recipe
+from detrkit.training.setup import prepare
+from detrkit.training.validation import detect
+
+_FREE_ON_RESUME = {"workers", "device", "log_every", "tensorboard"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        folder: the run folder; `detrkit.load` takes it.
+        figures: the validation figures of the best checkpoint, by name; empty if nothing was evaluated.
+    """
+
+    folder: Path
+    figures: dict[str, float]
+
+    def load(self, **options: Any) -> Detector:
+        """The best model, as `detrkit.load` gives it."""
+        return load(self.folder, **options)
+
+
+def train(
+    data: str | Path,
+    *,
+    out: str | Path,
+    recipe: Recipe | str | Path | None = None,
+    resume: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+    **fields: Any,
+) -> Run:
+    """Train a detector on an annotated folder.
+
+    Args:
+        data: a data set in COCO, Pascal VOC or YOLO format; which one is recognised.
+        out: the run folder to make.
+        recipe: a `Recipe`, a TOML file, or the name of a recipe that comes with the package; by default the one named
+            like the preset, where there is one.
+        resume: go on with the run in `out` where its last checkpoint stands.
+        on_event: called with every event, such as a step or an evaluation.
+        **fields: any field of the recipe, such as `model="detr-r50"`, `epochs=50`, `lr=1e-4`.
+
+    Returns:
+        The run, with the figures of its best checkpoint.
+
+    Raises:
+        DataError: the data cannot be used; says what is wrong where.
+        ModelError: weights that are missing or do not fit.
+        UsageError: a field that does not exist, or an `out` that holds another run.
+    """
+    out = Path(out)
+    resolved = resolve(recipe, fields)
+    if resume:
+        _check_same(out, resolved)
+    elif (out / "recipe.toml").exists():
+        raise UsageError(
+            "This folder holds a run already", where=out, remedy="Say --resume to go on with it, or choose another --out."
+        )
+    best: dict[str, float] = {}
+    with world() as here, _threads(resolved.run.threads):
+        session = prepare(resolved, data, here)
+        listeners: list[Callable[[Event], None]] = []
+        if here.is_main:
+            listeners.append(RunFolder(out, session, str(data)))
+            if resolved.run.tensorboard:
+                listeners.append(TensorBoard(out / "tensorboard"))
+            if on_event is not None:
+                listeners.append(on_event)
+        for event in fit(session, out, resume=resume):
+            if isinstance(event, Evaluated) and event.is_best:
+                best = event.metrics.figures
+            for listener in listeners:
+                listener(event)
+    return Run(out, best)
+
+
+def resolve(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recipe:
+    """The recipe of a run: the packaged one of the preset, or the one named, with fields replaced.
+
+    Raises:
+        UsageError: an unknown recipe or field, or a bad value.
+    """
+    if isinstance(recipe, Recipe):
+        base = recipe
+    elif recipe is not None:
+        base = recipes.read(recipe)
+    else:
+        preset = str(fields.get("model", Recipe().model.model))
+        packaged = recipes.FOLDER / f"{preset}.toml"
+        base = recipes.read(packaged) if packaged.is_file() else Recipe()
+    return recipes.revise(base, fields)
+
+
+def evaluate(
+    model: str | Path | Detector,
+    data: str | Path,
+    *,
+    split: str = "val",
+    ensemble: bool = False,
+    batch_size: int = 8,
+    workers: int = 0,
+) -> dict[str, float]:
+    """The figures of a detector on a split of an annotated folder.
+
+    Args:
+        model: a run folder, a model folder, or a loaded detector.
+        data: a data set in COCO, Pascal VOC or YOLO format.
+        split: the split to evaluate on.
+        ensemble: let all decoder layers answer together, overlaps suppressed.
+        batch_size: at most so many images go through the model at once; changes nothing but the speed.
+        workers: processes that load images.
+
+    Returns:
+        COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined.
+
+    Raises:
+        DataError: no such split, images that cannot be read, or categories that the model does not know.
+        ModelError: no model there.
+    """
+    return evaluate_in_detail(
+        model, data, split=split, ensemble=ensemble, batch_size=batch_size, workers=workers
+    ).metrics.figures
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Figures with what they were computed from."""
+
+    metrics: Metrics
+    annotations: Annotations
+    detections: list[Detections]
+
+
+def evaluate_in_detail(model: str | Path | Detector, data: str | Path, *, split: str, **options: Any) -> Evaluation:
+    """The same as `evaluate`, with the detections and all tables; takes its options and raises its errors."""
+    detector = model if isinstance(model, Detector) else load(model)
+    splits = formats.read(data, split)
+    annotations = splits[split]
+    if not len(annotations):
+        raise DataError("The split has no images", where=annotations.source or data, got=split)
+    detections = detect(detector, annotations, **options)
+    return Evaluation(evaluation.run.evaluate(annotations, detections, voc=True), annotations, detections)
+
+
+def _check_same(out: Path, resolved: Recipe) -> None:
+    """Refuse to go on with a run under another recipe."""
+    file = out / "recipe.toml"
+    if not file.exists():
+        raise UsageError("There is no run to go on with", where=out, remedy="Leave out --resume to start one.")
+    before, now = recipes.read(file), resolved
+    differing = [
+        f"{entry.name} ({getattr(getattr(before, section.name), entry.name)!r} before)"
+        for section in dataclasses.fields(Recipe)
+        for entry in dataclasses.fields(getattr(now, section.name))
+        if entry.name not in _FREE_ON_RESUME
+        and getattr(getattr(before, section.name), entry.name) != getattr(getattr(now, section.name), entry.name)
+    ]
+    if differing:
+        raise UsageError(
+            "The run was begun with another recipe",
+            where=out,
+            got=", ".join(differing),
+            remedy=f"Resume with --recipe {file}.",
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

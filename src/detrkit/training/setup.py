@@ -1,0 +1,207 @@
+"""From a recipe to the objects that a training needs. Here the recipe ends: everything below takes numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detrkit import models
+from detrkit.checkpoint import load_model
+from detrkit.data import formats
+from detrkit.data.annotations import Annotations
+from detrkit.data.dataset import DetectionDataset
+from detrkit.data.splits import split as make_split
+from detrkit.data.transforms import Training, TrainingSizes, training_sizes
+from detrkit.errors import DataError, ModelError
+from detrkit.losses.criterion import SetCriterion
+from detrkit.models import Variant
+from detrkit.nn.weights import load_backbone_weights
+from detrkit.predict import choose_device
+from detrkit.training.distributed import World
+from detrkit.training.ema import Average
+from detrkit.training.optimizer import make_optimizer
+from detrkit.training.recipe import AugmentationOptions, DataOptions, ModelOptions, Recipe
+
+DEFAULT_VAL_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that a training works with, made from a recipe.
+
+    Attributes:
+        recipe: the resolved recipe.
+        world: the processes that train together.
+        device: where this one computes.
+        variant: the module of the model's variant.
+        model: in training.
+        criterion: its loss.
+        optimizer: with the groups for backbone and rest.
+        average: the moving average, where the recipe has one.
+        dataset: training examples.
+        train: annotations of the training split.
+        val: annotations of the validation split.
+        workers: processes that load images.
+        notes: what the user should know.
+    """
+
+    recipe: Recipe
+    world: World
+    device: torch.device
+    variant: Variant
+    model: nn.Module
+    criterion: SetCriterion
+    optimizer: torch.optim.AdamW
+    average: Average | None
+    dataset: DetectionDataset
+    train: Annotations
+    val: Annotations
+    workers: int
+    notes: tuple[str, ...]
+
+
+def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
+    """Open the data, build the model, load its weights.
+
+    Raises:
+        DataError: no data set there, a split without images, or no boxes to train on.
+        ModelError: weights that are missing or do not fit.
+        UsageError: an unknown preset, field or device.
+    """
+    notes: list[str] = []
+    train, val = open_splits(data, recipe.data, recipe.run.seed, notes)
+    device = choose_device(f"cuda:{world.local_rank}" if world.size > 1 and torch.cuda.is_available() else recipe.run.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.run.seed)
+        variant, model = build_model(recipe.model, len(train.categories), notes)
+    model = model.to(device)
+    if recipe.optimization.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config: Any = model.config
+    transform = make_transform(recipe.augmentation, config.image_size, config.longest)
+    optimizer = make_optimizer(model, recipe.optimization)
+    workers = recipe.data.workers if recipe.data.workers >= 0 else min(8, os.cpu_count() or 1)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    notes.append(
+        f"Model {recipe.model.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
+        f"{trained / 1e6:.1f} M of them trained, images {config.image_size} (at most {config.longest}) pixels, on {device}"
+    )
+    if (most := _most_boxes(train)) > config.num_queries:
+        notes.append(
+            f"An image holds {most} boxes but the model has {config.num_queries} queries and cannot find them all: "
+            f"raise num_queries"
+        )
+    return Session(
+        recipe=recipe,
+        world=world,
+        device=device,
+        variant=variant,
+        model=model,
+        criterion=variant.criterion(config),
+        optimizer=optimizer,
+        average=Average(model, recipe.optimization.ema) if recipe.optimization.ema else None,
+        dataset=DetectionDataset(train, transform, recipe.run.seed),
+        train=train,
+        val=val,
+        workers=workers,
+        notes=tuple(notes),
+    )
+
+
+def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[str]) -> tuple[Annotations, Annotations]:
+    """The training and the validation split: found, or made from the training split; says which in `notes`.
+
+    Raises:
+        DataError: no such split, or one without images or boxes.
+    """
+    found = formats.recognise(data)
+    name = options.train_split if options.train_split in found or len(found) > 1 else next(iter(found))
+    train = formats.read(data, name)[name]
+    if options.val_fraction == 0 and options.val_split in found and options.val_split != name:
+        val = formats.read(data, options.val_split)[options.val_split]
+        notes.append(f"Validation: the data's split {options.val_split!r}, {val.summary()}")
+    else:
+        share = options.val_fraction or DEFAULT_VAL_FRACTION
+        parts = make_split(train, {"train": 1 - share, "val": share}, seed)
+        train, val = parts["train"], parts["val"]
+        notes.append(f"Validation: {share:.0%} of the split {name!r}, chosen by seed {seed}, {val.summary()}")
+    if options.limit:
+        train, val = (part.select(range(min(options.limit, len(part)))) for part in (train, val))
+    notes.insert(0, f"Training: {train.summary()}, from {train.source or data}")
+    for part in (train, val):
+        notes.extend(part.problems.lines())
+        if not len(part) or not len(part.boxes):
+            raise DataError("There is nothing to learn from: a split without images or boxes", where=part.source or data)
+    return train, val
+
+
+def build_model(options: ModelOptions, num_classes: int, notes: list[str]) -> tuple[Variant, nn.Module]:
+    """The model of a preset with the weights that the recipe asks for.
+
+    Raises:
+        ModelError: weights that are missing or do not fit.
+        UsageError: an unknown preset or field.
+    """
+    variant, config = models.configure(options.model, **options.architecture, num_classes=num_classes)
+    if options.image_size:
+        longest = options.longest or round(config.longest * options.image_size / config.image_size)
+        config = dataclasses.replace(config, image_size=options.image_size, longest=longest)
+    elif options.longest:
+        config = dataclasses.replace(config, longest=options.longest)
+    model = variant.Model(config)
+    if options.init:
+        notes.append(start_from(model, options.init))
+    else:
+        backbone: Any = model.backbone
+        report = load_backbone_weights(backbone, config.backbone, options.backbone_weights)
+        notes.append(f"Backbone {config.backbone}: {report}")
+    return variant, model
+
+
+def start_from(model: nn.Module, path: str) -> str:
+    """Take over the weights of another model; a class head of another size starts anew. Says what was taken.
+
+    Raises:
+        ModelError: another architecture: names the tensors that differ.
+    """
+    source, own = load_model(path).model.state_dict(), model.state_dict()
+    differing = [name for name in own if name not in source or source[name].shape != own[name].shape]
+    anew = [name for name in differing if name.startswith("class_head.")]
+    if len(differing) > len(anew) or source.keys() - own.keys():
+        others = [name for name in [*differing, *sorted(source.keys() - own.keys())] if name not in anew]
+        raise ModelError(
+            "The model to start from has another architecture",
+            where=path,
+            got=", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else ""),
+            remedy="Use its preset and its architecture fields.",
+        )
+    model.load_state_dict({**source, **{name: own[name] for name in anew}})
+    return f"Start from {path}: {len(own) - len(anew)} tensors taken, {len(anew)} started anew ({', '.join(anew) or 'none'})"
+
+
+def make_transform(options: AugmentationOptions, shortest: int, longest: int) -> Training:
+    """The training augmentation at a model's resolution."""
+    sizes: TrainingSizes = training_sizes(shortest, longest)
+    if not options.multi_scale:
+        sizes = sizes._replace(sizes=(shortest,))
+    shared: Mapping[str, Any] = sizes._asdict()
+    return Training(
+        **shared,
+        flip=options.flip,
+        crop=options.crop,
+        min_visible=options.min_visible,
+        photometric=options.photometric,
+        vertical_flip=options.vertical_flip,
+        quarter_turn=options.rotate90,
+    )
+
+
+def _most_boxes(annotations: Annotations) -> int:
+    return int((annotations.offsets[1:] - annotations.offsets[:-1]).max())

@@ -1,0 +1,101 @@
+"""A detector on an annotated split: detections, figures, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from detrkit.data.annotations import Annotations
+from detrkit.data.images import open_image
+from detrkit.errors import DataError
+from detrkit.predict import Detector
+from detrkit.structures import Category, Detections
+from detrkit.training.distributed import World
+from detrkit.visualize import mosaic, side_by_side, truth_of
+
+MOST_DETECTIONS = 100  # an image, the best scored: what the COCO metrics look at
+
+
+def detect(
+    detector: Detector,
+    annotations: Annotations,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    ensemble: bool = False,
+    world: World | None = None,
+) -> list[Detections]:
+    """Detections for every image of a split, in order, labelled by the split's own category table.
+
+    Raises:
+        DataError: an image cannot be read, or the model knows none of the split's categories.
+    """
+    world = world or World()
+    table = label_table(detector.categories, annotations.categories)
+    mine = world.share_of(range(len(annotations)))
+    found = detector.stream(
+        [annotations.path(index) for index in mine],
+        threshold=0.0,
+        ensemble=ensemble,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    answers = [
+        (index, _in_annotated_frame(_relabelled(one, table, annotations), annotations, index))
+        for index, one in zip(mine, found, strict=True)
+    ]
+    gathered = dict(pair for part in world.gather(answers) for pair in part)
+    return [gathered[index] for index in range(len(annotations))] if gathered else []
+
+
+def label_table(known: Sequence[Category], wanted: Sequence[Category]) -> np.ndarray:
+    """For each label of the model the label of the data set with the same name, or −1.
+
+    Raises:
+        DataError: not one name agrees.
+    """
+    rows = {category.name: row for row, category in enumerate(wanted)}
+    table = np.array([rows.get(category.name, -1) for category in known], np.int64)
+    if len(wanted) and (table < 0).all():
+        raise DataError(
+            "The model knows none of the data set's categories",
+            got=f"model: {_listed(known)}; data: {_listed(wanted)}",
+            remedy="Use the data set that the model was trained on, or rename the categories.",
+        )
+    return table
+
+
+def draw_samples(
+    annotations: Annotations, detections: Sequence[Detections], count: int, file: Path, threshold: float = 0.5
+) -> None:
+    """A picture of some fixed images, spread over the split: truth on the left, detections on the right."""
+    chosen = np.unique(np.linspace(0, len(annotations) - 1, min(count, len(annotations))).astype(int))
+    pictures = [
+        side_by_side(open_image(annotations.path(index)), truth_of(annotations, index), detections[index].above(threshold))
+        for index in chosen.tolist()
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    mosaic(pictures, columns=1 if len(pictures) < 4 else 2).save(file, quality=88)
+
+
+def _relabelled(found: Detections, table: np.ndarray, annotations: Annotations) -> Detections:
+    labels = table[found.labels]
+    known = replace(found, labels=labels, categories=annotations.categories)[labels >= 0]
+    order = np.argsort(-known.scores, kind="stable")[:MOST_DETECTIONS]
+    return known[order]
+
+
+def _in_annotated_frame(found: Detections, annotations: Annotations, index: int) -> Detections:
+    """Boxes scaled to the size that the annotation file states, where the image file has another."""
+    height, width = (int(side) for side in annotations.image_sizes[index])
+    if not height or not width or (height, width) == found.image_size:
+        return found
+    factors = np.array([width / found.image_size[1], height / found.image_size[0]] * 2, np.float32)
+    return replace(found, boxes=found.boxes * factors, image_size=(height, width))
+
+
+def _listed(categories: Sequence[Category], limit: int = 8) -> str:
+    return ", ".join(category.name for category in categories[:limit]) + (" …" if len(categories) > limit else "")

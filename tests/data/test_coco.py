@@ -1,0 +1,293 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from detrkit.data import formats, json_stream
+from detrkit.data.json_stream import read_lists
+from detrkit.errors import DataError, Error
+
+IMAGES = [{"id": 5, "file_name": "a.jpg", "width": 200, "height": 100}]
+CATEGORIES = [{"id": 90, "name": "dog"}, {"id": 0, "name": "cat"}, {"id": 7, "name": "dog"}]
+
+
+def box(identifier=1, image_id=5, category_id=90, bbox=(10, 20, 30, 40), **others):
+    return {"id": identifier, "image_id": image_id, "category_id": category_id, "bbox": list(bbox), **others}
+
+
+def put(root, annotations, images=IMAGES, categories=CATEGORIES, name="annotations/instances_train.json", **others):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = others | {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def opened(root, annotations=(), **options):
+    path = put(root, list(annotations), **options)
+    (found,) = formats.read(path, check_files=False).values()
+    return found
+
+
+def test_boxes_categories_and_flags_are_read(tmp_path):
+    found = opened(
+        tmp_path,
+        [
+            box(1, area=700.5, segmentation=[[1, 2, 3, 4, 5, 6]]),
+            box(2, category_id=0, iscrowd=1, segmentation={"counts": [1, 2], "size": [3, 1]}),
+            box(3, category_id=7, bbox=(0.5, 1, 2.25, 3), area=0, difficult=1),
+        ],
+    )
+    assert [tuple(category) for category in found.categories] == [(0, "cat"), (7, "dog"), (90, "dog")]
+    assert found.labels.tolist() == [2, 0, 1]
+    assert found.boxes.tolist() == [[10, 20, 40, 60], [10, 20, 40, 60], [0.5, 1, 2.75, 4]]
+    assert found.areas.tolist() == [700.5, 1200, 6.75]
+    assert found.crowd.tolist() == [False, True, False]
+    assert found.difficult.tolist() == [False, False, True]
+    assert found.image_ids.tolist() == [5]
+    assert found.image_sizes.tolist() == [[100, 200]]
+    assert not found.problems.counts
+
+
+def test_ids_may_be_written_as_strings(tmp_path):
+    images = [{"id": "12", "file_name": "a.jpg", "width": "200", "height": 100.0}]
+    found = opened(tmp_path, [box("1", "12", "3")], images=images, categories=[{"id": "3", "name": "x"}])
+    assert (found.image_ids.tolist(), found.categories[0].id, len(found.boxes)) == ([12], 3, 1)
+    assert found.image_sizes.tolist() == [[100, 200]]
+
+
+def test_image_ids_that_are_text_are_numbered(tmp_path):
+    images = [{"id": name, "file_name": f"{name}.jpg", "width": 99, "height": 99} for name in ("x", "y")]
+    found = opened(tmp_path, [box(1, "y"), box(2, "z")], images=images)
+    assert found.image_ids.tolist() == [1, 2]
+    assert found.offsets.tolist() == [0, 0, 1]
+    assert found.problems.counts == {"text-image-id": 2, "unknown-image": 1}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "kind"),
+    [
+        (box(bbox=(10, 20, -5, 40)), "inverted-box"),
+        (box(bbox=(10, 20, 500, 40)), "outside-box"),
+        (box(bbox=(10, 20, 0, 40)), "degenerate-box"),
+        (box(bbox=(float("nan"), 20, 10, 40)), "non-finite-box"),
+        (box(bbox=(10, 20, float("inf"), 40)), "non-finite-box"),
+        (box(bbox=(1e308, 20, 1e308, 40)), "non-finite-box"),
+        (box(bbox=(10, 20, 10**400, 40)), "non-finite-box"),
+        (box(bbox=(10, 20, 30)), "malformed-box"),
+        (box(bbox=("10", "20", "30", "40")), "malformed-box"),
+        (box(bbox=(10, 20, None, 40)), "malformed-box"),
+        (box() | {"bbox": None}, "malformed-box"),
+        (box() | {"bbox": {}}, "malformed-box"),
+        (box(category_id=8), "unknown-category"),
+        (box(image_id=8), "unknown-image"),
+        (box(image_id=None), "malformed-annotation"),
+        (box(category_id=[]), "malformed-annotation"),
+        ("text", "malformed-annotation"),
+    ],
+)
+@pytest.mark.parametrize("sound", [0, 3])
+def test_each_problem_is_counted_and_the_others_survive(tmp_path, annotation, kind, sound):
+    found = opened(tmp_path, [box(100 + number) for number in range(sound)] + [annotation])
+    assert found.problems.counts == {kind: 1}
+    assert "annotation" in found.problems.examples[kind][0]
+    assert len(found.boxes) == sound + (kind in ("inverted-box", "outside-box"))
+
+
+def test_annotation_ids_may_repeat_or_be_absent(tmp_path):
+    absent = box()
+    del absent["id"]
+    found = opened(tmp_path, [box(4), box(4), box(4), absent, absent])
+    assert len(found.boxes) == 5
+    assert found.problems.counts == {"duplicate-annotation-id": 2}
+
+
+def test_files_without_boxes_images_or_categories_are_read(tmp_path):
+    assert opened(tmp_path).summary() == "1 images, 0 boxes, 3 classes, 1 images without boxes"
+    assert len(opened(tmp_path, images=[], categories=[])) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images":[],"annotations":[],"categories":[]', "is missing at the end, near 'categories'"),
+        ('{"images":[],"annotations":[{"id":1,', "near 'annotations'.*cut off"),
+        ('{"images":[],"annotations":[{"id":1} {}],"categories":[]}', "or ] is missing"),
+        ('{"images":[],"annotations":{},"categories":[]}', "'annotations' is not a list"),
+        ('{"images":[],"annotations":[],"categories":[]} x', "'x' follows"),
+        ('{"images":[],"annotations":[' + "[" * 200_000 + ',"categories":1', "malformed-file|nested too deeply"),
+        ('{"images":[7],"annotations":[],"categories":[]}', "not an object"),
+        ('{"images":[{"id":1}],"annotations":[],"categories":[]}', "image 0 lacks an id or a file_name"),
+        ('{"images":[],"annotations":[],"categories":[{"name":"x"}]}', "a category lacks an id"),
+        ('{"images":[],"annotations":[],"x":"categories"}', "the list 'categories' is missing"),
+        ('{"images":[{"id":1,"file_name":"/a.jpg"}],"annotations":[],"categories":[]}', "unsafe-path"),
+        (
+            '{"images":[{"id":1,"file_name":"a"},{"id":1,"file_name":"b"}],"annotations":[],"categories":[]}',
+            "'a' and 'b'",
+        ),
+        ('{"images":[],"annotations":[],"categories":[{"id":1,"name":"a"},{"id":1}]}', "id 1, .*duplicate-category"),
+        ('{"images":[],"annotations":[{"id":1}],"categories":[]}', "no category"),
+        ('{"images":[],"annotations":[{"segments_info":[]}],"categories":[{"id":1}]}', "panoptic"),
+        ('{"images":[],"annotations":[],"categories":[],"n":' + "9" * 5000 + "}", "malformed-file"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused_by_name_and_cause(tmp_path, text, message):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        formats.read(path, check_files=False)
+    assert str(path) in str(caught.value)
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_bytes(b'{"images":[],"annotations":[],"categories":[{"id":1,"name":"\xff"}]}')
+    with pytest.raises(DataError, match="malformed-file"):
+        formats.read(path, check_files=False)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    path = put(tmp_path, [box()])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(formats.read(path, check_files=False)["train"].boxes) == 1
+
+
+LAYOUTS = {
+    "annotations/instances_{}2017.json": "{}2017/a.jpg",
+    "annotations/instances_{}.json": "{}/a.jpg",
+    "annotations/{}.json": "images/{}/a.jpg",
+    "{}/_annotations.coco.json": "{}/a.jpg",
+    "instances_{}.json": "images/a.jpg",
+    "{}.json": "a.jpg",
+}
+
+
+@pytest.mark.parametrize(("file", "image"), LAYOUTS.items())
+def test_layouts_are_recognised_with_their_images(tmp_path, file, image):
+    for split in ("train", "valid"):
+        put(tmp_path, [box()], name=file.format(split))
+        (tmp_path / image.format(split)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / image.format(split)).touch()
+    (tmp_path / "annotations").mkdir(exist_ok=True)
+    (tmp_path / "annotations" / "other.json").write_text("[]")
+    sources = formats.recognise(tmp_path)
+    assert sorted(sources) == ["train", "val"]
+    read = formats.read(tmp_path)
+    assert all(part.path(0).is_file() for part in read.values())
+    assert list(formats.read(tmp_path, "valid")) == ["val"]
+    assert list(formats.read(sources["val"].path)) == ["val"]
+
+
+def test_a_single_file_of_no_particular_name_is_the_whole(tmp_path):
+    put(tmp_path, [box()], name="result.json")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jpg").touch()
+    (tmp_path / "data" / "b.jpg").touch()
+    (found,) = formats.read(tmp_path).items()
+    assert found[0] == "all"
+    assert found[1].root == tmp_path / "data"
+    assert found[1].problems.counts == {"unannotated-image": 1}
+
+
+def test_official_instances_files_win_over_their_companions(tmp_path):
+    for kind in ("instances", "person_keypoints", "panoptic", "captions"):
+        put(tmp_path, [], name=f"annotations/{kind}_val2017.json")
+    assert formats.recognise(tmp_path)["val"].path.name == "instances_val2017.json"
+
+
+def test_two_files_for_one_split_are_refused(tmp_path):
+    put(tmp_path, [], name="train.json")
+    put(tmp_path, [], name="annotations/train2017.json")
+    with pytest.raises(DataError, match="Two COCO files could be the split 'train'"):
+        formats.recognise(tmp_path)
+
+
+def test_missing_sizes_are_read_from_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (31, 17)).save(tmp_path / "train" / "a.jpg", exif=exif)
+    put(tmp_path, [box(bbox=(1, 2, 16, 29))], images=[{"id": 5, "file_name": "a.jpg"}])
+    found = formats.read(tmp_path)["train"]
+    assert found.image_sizes.tolist() == [[31, 17]]
+    assert not found.problems.counts
+
+
+def plain(content, key):
+    """What the standard parser says, less the masks."""
+    return [
+        {name: 0 if name == "segmentation" else value for name, value in item.items()}
+        if isinstance(item, dict)
+        else item
+        for item in content[key]
+    ]
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=150)
+@given(
+    items=st.lists(JSON_VALUES, max_size=8),
+    other=JSON_VALUES,
+    chunk=st.integers(1, 40),
+    indent=st.sampled_from([None, 1]),
+)
+def test_reading_in_pieces_equals_reading_at_once(tmp_path_factory, items, other, chunk, indent):
+    path = tmp_path_factory.mktemp("json") / "a.json"
+    polygons = {"segmentation": [[1.5, 2, 3e-7], []], "text": '"segmentation": [[1, 2]]', "last": -1.5e10}
+    content = {"before": other, "annotations": [*items, polygons, *items], "after": other}
+    path.write_text(json.dumps(content, indent=indent), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "CHUNK_BYTES", chunk)
+        read = [item for _, batch in read_lists(path, ("annotations",)) for item in batch]
+    assert read[len(items)] == plain(content, "annotations")[len(items)]
+    assert read[: len(items)] == read[len(items) + 1 :] == items
+
+
+FIELD = st.none() | st.integers(-3, 3) | st.just(2**70) | st.floats() | st.sampled_from(["1", "x", "", True, [], {}])
+BOX = st.lists(st.floats() | st.integers(-300, 300) | FIELD, max_size=5) | FIELD
+ANNOTATION = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": FIELD,
+        "image_id": FIELD,
+        "category_id": FIELD,
+        "bbox": BOX,
+        "area": FIELD,
+        "iscrowd": FIELD,
+        "segmentation": BOX,
+    },
+)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=300)
+@given(
+    annotations=st.lists(ANNOTATION | FIELD, max_size=5),
+    images=st.lists(st.fixed_dictionaries({"id": FIELD, "file_name": st.text(max_size=5)}), max_size=3),
+    categories=st.lists(st.fixed_dictionaries({"id": FIELD, "name": FIELD}), max_size=3),
+)
+def test_whatever_stands_in_a_file_gives_sound_columns_or_an_error_of_ours(
+    tmp_path_factory, annotations, images, categories
+):
+    try:
+        found = opened(
+            tmp_path_factory.mktemp("fuzz"),
+            annotations,
+            images=[*IMAGES, *images],
+            categories=[*CATEGORIES, *categories],
+        )
+    except Error:
+        return
+    assert np.isfinite(found.boxes).all()
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+    assert (found.areas > 0).all()
+    assert ((found.labels >= 0) & (found.labels < len(found.categories))).all()
+    assert found.offsets[-1] == len(found.boxes) == len(found.crowd)

@@ -1,0 +1,24 @@
+import pytest
+
+from detrkit.data import formats
+from detrkit.errors import DataError
+
+
+def test_images_at_any_depth_form_one_unlabelled_set(tmp_path):
+    for name in ("b.jpg", "deep/er/a.webp", "deep/note.txt", ".cache/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = formats.read(tmp_path)["all"]
+    assert list(found.file_names) == ["b.jpg", "deep/er/a.webp"]
+    assert found.path(1) == tmp_path / "deep" / "er" / "a.webp"
+    assert found.image_ids.tolist() == [1, 2]
+    assert found.image_sizes.tolist() == [[0, 0], [0, 0]]
+    assert found.categories == ()
+    assert found.boxes.shape == (0, 4)
+    assert found.select([1]).offsets.tolist() == [0, 0]
+
+
+def test_a_folder_without_images_is_no_data_set(tmp_path):
+    (tmp_path / "note.txt").touch()
+    with pytest.raises(DataError, match=r"No data set is recognised; got the entries note\.txt"):
+        formats.read(tmp_path)

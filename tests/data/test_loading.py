@@ -1,0 +1,195 @@
+import itertools
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from detrkit.data.dataset import DetectionDataset
+from detrkit.data.images import open_image
+from detrkit.data.loading import EpochBatches, load_images, training_batches
+from detrkit.data.transforms import Evaluation, Training, to_tensor, training_sizes
+from detrkit.errors import DataError, UsageError
+
+EVALUATION = Evaluation(shortest=32, longest=100)
+
+
+def test_every_epoch_is_a_permutation():
+    sampler = EpochBatches(12, 4, 0, total_steps=9)
+    assert sampler.steps_per_epoch == 3
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 9
+    orders = []
+    for epoch in range(3):
+        keys = list(itertools.chain(*batches[3 * epoch : 3 * epoch + 3]))
+        assert {key.epoch for key in keys} == {epoch}
+        orders.append([key.index for key in keys])
+        assert sorted(orders[-1]) == list(range(12))
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[0] != sorted(orders[0])
+
+
+def test_incomplete_batch_is_dropped_but_not_always_the_same_images():
+    sampler = EpochBatches(10, 4, 0, total_steps=40)
+    assert sampler.steps_per_epoch == 2
+    missing = [
+        frozenset(range(10)) - {key.index for batch in epoch for key in batch}
+        for epoch in zip(*[iter(sampler)] * 2, strict=True)
+    ]
+    assert all(len(indices) == 2 for indices in missing)
+    assert len(set(missing)) > 5
+
+
+@pytest.mark.parametrize("count", [3, 10, 16])
+def test_any_start_gives_the_rest_of_the_same_run(count):
+    whole = list(EpochBatches(count, 4, 7, total_steps=13))
+    for start in (0, 1, 5, 12, 13):
+        assert list(EpochBatches(count, 4, 7, start_step=start, total_steps=13)) == whole[start:]
+    assert list(EpochBatches(count, 4, 8, total_steps=13)) != whole
+
+
+def test_processes_share_a_global_batch():
+    whole = list(EpochBatches(20, 8, 0, total_steps=5))
+    parts = [list(EpochBatches(20, 4, 0, total_steps=5, rank=rank, world=2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+
+
+def test_few_images_are_repeated():
+    sampler = EpochBatches(3, 8, 0, total_steps=2)
+    assert sampler.steps_per_epoch == 1
+    for epoch, batch in enumerate(sampler):
+        assert len(batch) == 8
+        assert {key.index for key in batch} == {0, 1, 2}
+        assert {key.epoch for key in batch} == {epoch}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "count: "),
+        ({"batch_size": 0}, "batch_size: "),
+        ({"seed": -1}, "seed: "),
+        ({"start_step": -1}, "start_step: "),
+        ({"world": 0}, "world: "),
+        ({"rank": 2, "world": 2}, "rank: .*got 2; expected 0 … 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        EpochBatches(**{"count": 4, "batch_size": 2, "seed": 0, "total_steps": 1, **arguments})
+
+
+def run(dataset, workers, start=0, steps=6, **options):
+    sampler = EpochBatches(len(dataset), 3, 5, start_step=start, total_steps=steps)
+    return list(training_batches(dataset, sampler, workers=workers, **options))
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for first, second in zip(a, b, strict=True):
+        assert torch.equal(first.batch.images, second.batch.images)
+        assert torch.equal(first.batch.padding, second.batch.padding)
+        assert first.replaced == second.replaced
+        for left, right in zip(first.batch.targets, second.batch.targets, strict=True):
+            assert torch.equal(left.boxes, right.boxes)
+            assert torch.equal(left.labels, right.labels)
+            assert left.name == right.name
+
+
+def test_workers_and_restarts_change_nothing(make_annotations):
+    annotations = make_annotations(7)
+    annotations.path(4).write_bytes(b"broken")
+    dataset = DetectionDataset(annotations, Training(**training_sizes(48)._asdict(), photometric=0.5), 5)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    alone = run(dataset, 0)
+    assert_same(alone, run(dataset, 2))
+    assert_same(alone[4:], run(dataset, 2, start=4))
+    assert torch.equal(torch.get_rng_state(), state), "torch's global generator was used"
+    assert sum(len(loaded.replaced) for loaded in alone) >= 2
+    assert all(str(annotations.path(4)) in text for loaded in alone for text in loaded.replaced)
+    assert all(len(loaded.batch.targets) == 3 for loaded in alone)
+
+
+def test_batches_are_padded_to_a_multiple(make_annotations):
+    dataset = DetectionDataset(make_annotations(), EVALUATION, 0)
+    (loaded,) = run(dataset, 0, steps=1, multiple_of=64)
+    assert loaded.batch.images.shape == (3, 3, 64, 64)
+    assert not loaded.batch.padding[:, :32, :48].any()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_lost_folder_is_a_plain_data_error(make_annotations, workers):
+    annotations = make_annotations()
+    dataset = DetectionDataset(annotations, EVALUATION, 0)
+    for index in range(5):
+        annotations.path(index).unlink()
+    with pytest.raises(DataError, match="11 images in a row cannot be read") as caught:
+        run(dataset, workers)
+    assert "Traceback" not in str(caught.value)
+
+
+class Dies:
+    """A transform that ends its process, as the kernel does where memory runs out."""
+
+    def __call__(self, sample, rng):
+        os._exit(1)
+
+
+def test_a_dead_worker_is_explained(make_annotations):
+    dataset = DetectionDataset(make_annotations(), Dies(), 0)
+    with pytest.raises(UsageError, match=r"died or gave no answer; got .*fewer workers"):
+        run(dataset, 1)
+
+
+def test_negative_workers_are_refused(make_annotations):
+    dataset = DetectionDataset(make_annotations(), EVALUATION, 0)
+    with pytest.raises(UsageError, match=r"workers: .*negative; got -1"):
+        run(dataset, -1)
+
+
+def test_dataset_can_travel_to_a_process_that_was_not_forked(make_annotations):
+    dataset = DetectionDataset(make_annotations(), Training(**training_sizes(48)._asdict()), 0)
+    assert_same(run(pickle.loads(pickle.dumps(dataset)), 0), run(dataset, 0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_come_in_order_resized_and_normalised(make_annotations, workers):
+    annotations = make_annotations(4)
+    path = annotations.path(0)
+    array = np.zeros((20, 10, 3), np.uint8)
+    sources = [path, str(annotations.path(1)), open_image(annotations.path(2)), array]
+    loaded = list(load_images(sources, shortest=32, longest=100, workers=workers))
+    assert [image.index for image in loaded] == [0, 1, 2, 3]
+    assert [image.original for image in loaded] == [(40, 60)] * 3 + [(20, 10)]
+    assert [image.name for image in loaded] == [str(path), str(annotations.path(1)), "image 2", "image 3"]
+    assert [tuple(image.tensor.shape) for image in loaded] == [(3, 32, 48)] * 3 + [(3, 64, 32)]
+    assert torch.equal(loaded[0].tensor, to_tensor(EVALUATION(open_image(path))))
+
+
+def test_no_images_at_all():
+    assert list(load_images([], shortest=32, longest=100, workers=2)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_image_is_named_or_left_out(make_annotations, workers):
+    annotations = make_annotations(4)
+    annotations.path(1).write_text("<html>")
+    paths = [annotations.path(index) for index in range(4)]
+    images = load_images(paths, shortest=32, longest=100, workers=workers)
+    assert next(images).index == 0
+    with pytest.raises(DataError, match=r"001.png: The file holds a web page") as caught:
+        next(images)
+    assert caught.value.where == str(paths[1])
+    assert caught.value.remedy == "Download the image again."
+    failures = []
+    images = load_images(
+        paths,
+        shortest=32,
+        longest=100,
+        workers=workers,
+        unreadable=lambda index, error: failures.append((index, error)),
+    )
+    assert [image.index for image in images] == [0, 2, 3]
+    assert [index for index, _ in failures] == [1]

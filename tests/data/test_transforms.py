@@ -1,0 +1,261 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from detrkit.data.transforms import (
+    Evaluation,
+    Sample,
+    Training,
+    distort,
+    flip_horizontally,
+    flip_vertically,
+    resize,
+    resize_and_crop,
+    resized_size,
+    to_tensor,
+    training_sizes,
+    turn,
+)
+from detrkit.errors import UsageError
+
+COLOURS = ((255, 0, 0), (0, 255, 0))
+
+
+def drawn(height, width, boxes):
+    """A black picture with one filled rectangle of pure colour for each box, whose label is its colour."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for (x0, y0, x1, y1), colour in zip(boxes, COLOURS, strict=False):
+        pixels[y0:y1, x0:x1] = colour
+    return Sample(Image.fromarray(pixels), np.array(boxes, float).reshape(-1, 4), np.arange(len(boxes)))
+
+
+def found(image, label):
+    """The box of all pixels that are mostly of a label's colour, or None."""
+    rows, columns = np.nonzero(np.asarray(image)[..., label] > 127)
+    if len(rows) == 0:
+        return None
+    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+
+
+def agree(sample, tolerance):
+    for box, label in zip(sample.boxes, sample.labels, strict=True):
+        seen = found(sample.image, label)
+        if seen is None:
+            assert min(box[2:] - box[:2]) < 1 + tolerance
+        else:
+            assert np.abs(seen - box).max() <= tolerance, (seen, box)
+    for label in set(range(len(COLOURS))) - set(sample.labels.tolist()):
+        seen = found(sample.image, label)
+        assert seen is None or min(seen[2:] - seen[:2]) <= tolerance
+
+
+SCENE = drawn(50, 80, [(5, 8, 30, 40), (40, 20, 75, 30)])
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        flip_horizontally(SCENE),
+        flip_vertically(SCENE),
+        *(turn(SCENE, quarters) for quarters in range(4)),
+        resize(SCENE, 100, 160),
+        resize_and_crop(SCENE, (50, 80), (10, 20, 30, 40)),
+    ],
+)
+def test_boxes_follow_pixels_exactly(sample):
+    for box, label in zip(sample.boxes, sample.labels, strict=True):
+        assert np.array_equal(found(sample.image, label), box)
+    assert len(sample.boxes) == 2
+
+
+def test_flips_and_turns_are_what_they_are_called():
+    assert flip_horizontally(SCENE).boxes[0].tolist() == [50, 8, 75, 40]
+    assert flip_vertically(SCENE).boxes[0].tolist() == [5, 10, 30, 42]
+    assert turn(SCENE, 1).boxes[0].tolist() == [8, 50, 40, 75]
+    assert turn(SCENE, 1).image.size == (50, 80)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.data())
+def test_augmented_boxes_follow_pixels(data):
+    height, width = data.draw(st.integers(40, 120)), data.draw(st.integers(40, 120))
+    middle = width // 2
+    boxes = []
+    for left, right in ((0, middle), (middle, width)):
+        x0 = data.draw(st.integers(left, right - 12))
+        y0 = data.draw(st.integers(0, height - 12))
+        x1, y1 = data.draw(st.integers(x0 + 10, right)), data.draw(st.integers(y0 + 10, height))
+        boxes.append((x0, y0, x1, y1))
+    transform = Training(
+        sizes=(60, 90, 130),
+        longest=200,
+        pre_crop_sizes=(50, 70),
+        crop_sizes=(30, 60),
+        vertical_flip=0.5,
+        quarter_turn=0.5,
+    )
+    sample = transform(drawn(height, width, boxes), np.random.default_rng(data.draw(st.integers(0, 2**32))))
+    assert sample.boxes.dtype == np.float64
+    assert sample.labels.dtype == np.int64
+    assert (sample.boxes >= 0).all()
+    assert (sample.boxes <= np.array(sample.image.size * 2) + 1e-9).all()
+    # An edge is seen to within a pixel before the crop, which the resizing after it magnifies by up to 130 / 30.
+    agree(sample, 4.5)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 200), st.data())
+def test_resize_and_crop_equals_resizing_then_cutting(height, width, new_height, new_width, data):
+    rng = np.random.default_rng(height * 1000 + width)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    sample = Sample(image, np.zeros((0, 4)), np.zeros(0, np.int64))
+    top, left = data.draw(st.integers(0, new_height - 1)), data.draw(st.integers(0, new_width - 1))
+    region = (top, left, data.draw(st.integers(1, new_height - top)), data.draw(st.integers(1, new_width - left)))
+    cut = resize_and_crop(sample, (new_height, new_width), region)
+    whole = np.asarray(image.resize((new_width, new_height), Image.Resampling.BILINEAR)).astype(int)
+    expected = whole[top : top + region[2], left : left + region[3]]
+    assert np.abs(np.asarray(cut.image).astype(int) - expected).max() <= 1
+    assert cut.boxes.shape == (0, 4)
+
+
+def test_crop_drops_what_it_leaves_out():
+    sample = drawn(100, 100, [(0, 0, 20, 20), (30, 30, 70, 70)])
+    kept = resize_and_crop(sample, (100, 100), (20, 20, 30, 80))
+    assert kept.labels.tolist() == [1]
+    assert kept.boxes.tolist() == [[10, 10, 50, 30]]
+    assert resize_and_crop(sample, (100, 100), (0, 25, 100, 75)).labels.tolist() == [1], "left of the region"
+    assert resize_and_crop(sample, (100, 100), (20, 20, 30, 80), min_visible=0.5).labels.tolist() == [1]
+    assert resize_and_crop(sample, (100, 100), (20, 20, 30, 80), min_visible=0.51).labels.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shortest", "longest", "expected"),
+    [
+        (480, 640, 800, 1333, (800, 1066)),
+        (640, 480, 800, 1333, (1066, 800)),
+        (427, 640, 800, 1333, (800, 1199)),
+        (375, 500, 800, 1333, (800, 1066)),
+        (800, 1000, 800, 1333, (800, 1000)),
+        (300, 1000, 800, 1333, (400, 1333)),  # 399.9 rounds to 400
+        (1000, 300, 800, 1333, (1333, 400)),
+        (11, 1000, 800, 1333, (15, 1363)),  # 14.66 rounds to 15: the official rule passes the limit
+        (500, 500, 256, 426, (256, 256)),
+        (1, 10_000, 800, 1333, (1, 10_000)),  # a short side is never below 1
+        (480, 3000, 600, None, (600, 3750)),
+    ],
+)
+def test_resized_size_is_the_official_rule(height, width, shortest, longest, expected):
+    assert resized_size(height, width, shortest, longest) == expected
+
+
+def test_training_sizes_scale():
+    paper = training_sizes()
+    assert paper.sizes == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert paper[1:] == (1333, (400, 500, 600), (384, 600))
+    small = training_sizes(256)
+    assert small == ((154, 164, 174, 184, 195, 205, 215, 225, 236, 246, 256), 427, (128, 160, 192), (123, 192))
+    assert training_sizes(256, 600).longest == 600
+    assert training_sizes(1).sizes == (1,)
+    with pytest.raises(UsageError, match="must be positive; got shortest 0"):
+        training_sizes(0)
+
+
+def paper(**changes):
+    return Training(**{**training_sizes(64)._asdict(), **changes})
+
+
+def test_training_repeats_with_the_generator_and_varies_with_it():
+    transform = paper(photometric=1.0, vertical_flip=0.5, quarter_turn=0.5)
+    results = [transform(SCENE, np.random.default_rng(seed)) for seed in (0, 0, *range(1, 20))]
+    assert results[0].image.tobytes() == results[1].image.tobytes()
+    assert np.array_equal(results[0].boxes, results[1].boxes)
+    assert any(a.image.tobytes() != b.image.tobytes() for a, b in pairwise(results[2:]))
+
+
+def test_training_draws_every_size_and_flip():
+    flipped, sizes = 0, set()
+    for seed in range(200):
+        sample = paper(crop=0.0)(SCENE, np.random.default_rng(seed))
+        sizes.add(min(sample.image.size))
+        flipped += sample.boxes[0, 0] > sample.image.width / 2
+    assert sizes == set(training_sizes(64).sizes)
+    assert 70 < flipped < 130
+    crops = {
+        paper(crop=1.0, sizes=(50,), longest=1000, flip=0.0)(SCENE, np.random.default_rng(seed)).image.size
+        for seed in range(40)
+    }
+    assert len(crops) > 10
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (31, 31)])
+def test_training_takes_images_below_the_crop_size(size):
+    sample = drawn(*size, [(0, 0, size[1], size[0])])
+    for seed in range(20):
+        result = paper(crop=1.0, crop_sizes=(50, 70))(sample, np.random.default_rng(seed))
+        assert min(result.image.size) >= 1
+        assert result.labels.tolist() == [0]
+
+
+def test_training_keeps_images_without_boxes():
+    sample = drawn(50, 60, [])
+    for seed in range(20):
+        assert paper(quarter_turn=1.0, vertical_flip=1.0)(sample, np.random.default_rng(seed)).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"flip": 1.5}, "flip: .*out of range; got 1.5"),
+        ({"photometric": -0.1}, "photometric: "),
+        ({"min_visible": float("nan")}, "min_visible: "),
+        ({"sizes": ()}, "sizes: .*must be positive"),
+        ({"pre_crop_sizes": (0,)}, "pre_crop_sizes: "),
+        ({"crop_sizes": (9, 8)}, "make no sense"),
+        ({"longest": 0}, "longest 0"),
+    ],
+)
+def test_senseless_settings_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        paper(**changes)
+
+
+def test_evaluation_resizes_image_and_boxes():
+    assert Evaluation(shortest=100, longest=500)(SCENE.image).size == (160, 100)
+    assert Evaluation(shortest=100, longest=500).resized(SCENE).boxes[0].tolist() == [10, 16, 60, 80]
+    with pytest.raises(UsageError, match="must be positive"):
+        Evaluation(shortest=0)
+
+
+def test_to_tensor_normalises_as_imagenet_models_expect():
+    image = Image.fromarray(np.array([[[0, 128, 255], [124, 116, 104]]], np.uint8))
+    tensor = to_tensor(image)
+    expected = torch.tensor(
+        [
+            [-0.485 / 0.229, (124 / 255 - 0.485) / 0.229],
+            [(128 / 255 - 0.456) / 0.224, (116 / 255 - 0.456) / 0.224],
+            [(1 - 0.406) / 0.225, (104 / 255 - 0.406) / 0.225],
+        ]
+    )
+    assert tensor.shape == (3, 1, 2)
+    assert tensor.is_contiguous()
+    torch.testing.assert_close(tensor[:, 0], expected, atol=1e-6, rtol=0)
+
+
+def test_distortion_changes_colours_within_its_strength_and_nothing_else():
+    grey = Image.new("RGB", (4, 4), (100, 100, 100))
+    values = {np.asarray(distort(grey, np.random.default_rng(seed)))[0, 0, 0] for seed in range(300)}
+    assert 100 in values
+    assert min(values) >= round((100 - 32) * 0.5) - 1
+    assert max(values) <= round((100 + 32) * 1.5) + 1
+    assert len(values) > 50
+    red = Image.new("RGB", (4, 4), (200, 40, 40))
+    hues = [np.asarray(distort(red, np.random.default_rng(seed)).convert("HSV"))[0, 0] for seed in range(300)]
+    turned = (np.array([hue[0] for hue in hues]).astype(int) + 128) % 256 - 128
+    assert turned.min() < -8
+    assert turned.max() > 8
+    assert np.abs(turned).max() <= 18 * 256 / 360 + 2

@@ -1,0 +1,164 @@
+from xml.sax.saxutils import escape
+
+import pytest
+from PIL import Image
+
+from detrkit.data import formats
+from detrkit.errors import DataError
+
+
+def item(name, *corners, inner="", difficult=0):
+    sides = "".join(
+        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    )
+    return (
+        f"<object><name>{escape(name)}</name>{inner}<difficult>{difficult}</difficult><bndbox>{sides}</bndbox></object>"
+    )
+
+
+def put(path, *objects, file_name="", size=(200, 100)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
+    path.write_text(f"<annotation><filename>{file_name}</filename>{shape}{''.join(objects)}</annotation>")
+
+
+def official(root, files, lists):
+    """A devkit with images of no content."""
+    for stem, objects in files.items():
+        put(root / "Annotations" / f"{stem}.xml", *objects)
+        (root / "JPEGImages" / f"{stem}.jpg").parent.mkdir(parents=True, exist_ok=True)
+        (root / "JPEGImages" / f"{stem}.jpg").touch()
+    for name, stems in lists.items():
+        (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(stems) + "\n")
+
+
+def test_the_devkit_layout_is_read_with_one_table_for_all_splits(tmp_path):
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    files = {
+        "1": [item("dog", 11, 21, 40, 60), item("cat & co", 1, 1, 200, 100, difficult=1, inner=part)],
+        "2": [],
+        "3": [item("bird", 5, 5, 9, 9)],
+    }
+    official(
+        tmp_path, files, {"train": ["1"], "val": ["2"], "trainval": ["1", "2"], "test": ["3"], "dog_train": ["1  1"]}
+    )
+    splits = formats.read(tmp_path)
+    assert list(splits) == ["test", "train", "val"]
+    train = splits["train"]
+    assert [tuple(category) for category in train.categories] == [(1, "bird"), (2, "cat & co"), (3, "dog")]
+    assert all(part.categories == train.categories for part in splits.values())
+    assert train.boxes.tolist() == [[10, 20, 40, 60], [0, 0, 200, 100]]
+    assert train.labels.tolist() == [2, 1]
+    assert train.difficult.tolist() == [False, True]
+    assert train.areas.tolist() == [1200, 20000]
+    assert train.image_sizes.tolist() == [[100, 200]]
+    assert [len(part.boxes) for part in splits.values()] == [1, 2, 0]
+    assert formats.read(tmp_path, "test")["test"].categories == train.categories
+
+
+def test_trainval_is_the_training_split_where_it_stands_for_both(tmp_path):
+    official(tmp_path, {"1": [], "2": []}, {"trainval": ["1"], "test": ["2"]})
+    assert {name: list(part.file_names) for name, part in formats.read(tmp_path).items()} == {
+        "train": ["1.jpg"],
+        "test": ["2.jpg"],
+    }
+
+
+def test_a_devkit_within_the_folder_is_found_and_two_are_refused(tmp_path):
+    official(tmp_path / "VOCdevkit" / "VOC2007", {"1": []}, {"test": ["1"]})
+    assert list(formats.recognise(tmp_path)) == list(formats.recognise(tmp_path / "VOCdevkit")) == ["test"]
+    official(tmp_path / "VOCdevkit" / "VOC2012", {"1": []}, {})
+    with pytest.raises(DataError, match="more than one VOC data set.*VOC2007.*VOC2012"):
+        formats.recognise(tmp_path)
+
+
+@pytest.mark.parametrize("folders", [("",), ("train/", "valid/")])
+def test_files_beside_their_images_are_read(tmp_path, folders):
+    for folder in folders:
+        put(tmp_path / f"{folder}a.b.xml", item("cat", 1, 1, 9, 9), file_name="C:\\somewhere\\else.png")
+        (tmp_path / f"{folder}a.b.PNG").touch()
+    splits = formats.read(tmp_path)
+    assert list(splits) == (["all"] if len(folders) == 1 else ["train", "val"])
+    assert all(list(part.file_names) == ["a.b.PNG"] for part in splits.values())
+
+
+def test_the_file_name_helps_where_no_image_has_the_stem(tmp_path):
+    put(tmp_path / "1.xml", file_name="photo.jpg")
+    put(tmp_path / "2.xml", file_name="gone.jpg")
+    (tmp_path / "photo.jpg").touch()
+    found = formats.read(tmp_path)["all"]
+    assert list(found.file_names) == ["photo.jpg"]
+    assert found.problems.counts == {"missing-image": 1}
+
+
+def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path):
+    put(tmp_path / "1.xml", file_name="../photo.jpg")
+    with pytest.raises(DataError, match="unsafe-path"):
+        formats.read(tmp_path)
+
+
+def test_files_that_count_from_zero_are_noticed_over_all_splits(tmp_path):
+    files = {"1": [item("cat", 10, 20, 40, 60)], "2": [item("cat", 0, 7, 10, 10)]}
+    official(tmp_path, files, {"train": ["1"], "test": ["2"]})
+    for part in (formats.read(tmp_path)["train"], formats.read(tmp_path, "train")["train"]):
+        assert part.boxes.tolist() == [[10, 20, 40, 60]]
+        assert part.problems.counts == {"zero-based-voc": 1}
+        assert part.problems.examples["zero-based-voc"] == [str(tmp_path / "Annotations" / "2.xml")]
+
+
+@pytest.mark.parametrize(
+    ("corners", "kind", "kept"),
+    [
+        ((181, 29, 181, 29), "degenerate-box", 0),
+        ((181, 29, 181, 40), None, 1),
+        ((40, 60, 11, 21), "inverted-box", 1),
+        ((11, 21, 400, 60), "outside-box", 1),
+        (("nan", 21, 40, 60), "non-finite-box", 0),
+        (("wide", 21, 40, 60), "malformed-box", 0),
+        (("", 21, 40, 60), "malformed-box", 0),
+    ],
+)
+def test_each_problem_is_counted_and_named(tmp_path, corners, kind, kept):
+    official(tmp_path, {"1": [item("cat", *corners), item("dog", 5, 5, 9, 9)]}, {})
+    found = formats.read(tmp_path)["all"]
+    assert len(found.boxes) == kept + 1
+    assert found.problems.counts == ({kind: 1} if kind else {})
+    assert not kind or "1.xml: object 1" in found.problems.examples[kind][0]
+
+
+def test_a_list_of_classes_decides_the_table(tmp_path):
+    official(tmp_path, {"1": [item("cat", 1, 1, 9, 9), item("cow", 1, 1, 9, 9)]}, {})
+    (tmp_path / "classes.txt").write_text("zebra\ncat\n")
+    found = formats.read(tmp_path)["all"]
+    assert [category.name for category in found.categories] == ["zebra", "cat"]
+    assert found.labels.tolist() == [1]
+    assert found.problems.counts == {"unknown-category": 1}
+
+
+def test_an_image_without_its_file_is_counted(tmp_path):
+    official(tmp_path, {"1": []}, {"train": ["1", "2", "", "1"]})
+    found = formats.read(tmp_path)["train"]
+    assert len(found) == 1
+    assert found.problems.counts == {"missing-annotation": 1}
+
+
+def test_a_missing_size_is_read_from_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (31, 17)).save(tmp_path / "1.jpg", exif=exif)
+    put(tmp_path / "1.xml", item("cat", 2, 2, 16, 30), size=None)
+    assert formats.read(tmp_path)["all"].image_sizes.tolist() == [[31, 17]]
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY x "y"><!ENTITY z "&x;&x;&x;">]><annotation><filename>&z;</filename></annotation>'
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<annotation>", "<html/>", BOMB, "\x00", "<?xml version='1.0' encoding='no'?><a/>"]
+)
+def test_files_that_are_no_annotations_are_refused_by_name(tmp_path, text):
+    official(tmp_path, {"1": []}, {})
+    (tmp_path / "Annotations" / "2.xml").write_text(text)
+    with pytest.raises(DataError, match=r"2\.xml: malformed-file"):
+        formats.read(tmp_path)

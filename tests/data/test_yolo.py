@@ -1,0 +1,212 @@
+import pytest
+import yaml
+from PIL import Image
+
+from detrkit.data import formats
+from detrkit.errors import DataError
+
+
+def picture(path, size=(200, 100), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path, **options)
+
+
+def label(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def simple(root, text, split="train", **yaml_entries):
+    picture(root / "images" / split / "a.jpg")
+    if text is not None:
+        label(root / "labels" / split / "a.txt", text)
+    content = {"path": ".", split: f"images/{split}", "names": ["cat", "dog"]} | yaml_entries
+    (root / "data.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_labels_become_pixels_of_the_image(tmp_path):
+    simple(tmp_path, "1 0.5 0.5 0.2 0.4\n\n0 0.05 0.1 0.1 0.2 \n")
+    found = formats.read(tmp_path)["train"]
+    assert found.boxes.ravel().tolist() == pytest.approx([80, 30, 120, 70, 0, 0, 20, 20])
+    assert found.labels.tolist() == [1, 0]
+    assert [tuple(category) for category in found.categories] == [(0, "cat"), (1, "dog")]
+    assert found.image_sizes.tolist() == [[100, 200]]
+    assert not found.problems.counts
+
+
+def test_labels_refer_to_the_upright_image(tmp_path):
+    simple(tmp_path, "0 0.5 0.25 0.5 0.5")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(tmp_path / "images" / "train" / "a.jpg", exif=exif)
+    found = formats.read(tmp_path)["train"]
+    assert found.image_sizes.tolist() == [[200, 100]]
+    assert found.boxes.tolist() == [[25, 0, 75, 100]]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "kept"),
+    [
+        ("0 0.1 0.2 0.5 0.2 0.5 0.6", "polygon-label", [[20, 20, 100, 60]]),
+        ("0 0.1 nan 0.5 0.2 0.5 0.6", "polygon-label", []),
+        ("0 0.5 0.5 0.2 0.4 0.9", "malformed-line", []),
+        ("0 0.5 0.5 0.2", "malformed-line", []),
+        ("cat 0.5 0.5 0.2 0.4", "malformed-line", []),
+        ("0.5 0.5 0.5 0.2 0.4", "malformed-line", []),
+        ("nan 0.5 0.5 0.2 0.4", "malformed-line", []),
+        ("7 0.5 0.5 0.2 0.4", "unknown-category", []),
+        ("-1 0.5 0.5 0.2 0.4", "unknown-category", []),
+        ("1e300 0.5 0.5 0.2 0.4", "unknown-category", []),
+        ("0 0.5 0.5 0 0.4", "degenerate-box", []),
+        ("0 0.5 0.5 -0.2 0.4", "inverted-box", [[80, 30, 120, 70]]),
+        ("0 0 0.5 0.2 0.4", "outside-box", [[0, 30, 20, 70]]),
+        ("0 inf 0.5 0.2 0.4", "non-finite-box", []),
+        ("0 1.0 0.5 1e308 1e308", "outside-box", [[0, 0, 200, 100]]),
+    ],
+)
+def test_each_problem_is_counted_and_named(tmp_path, line, kind, kept):
+    simple(tmp_path, f"1 0.5 0.5 0.1 0.1\n1 0.5 0.5 0.1 0.1\n{line}\n")
+    found = formats.read(tmp_path)["train"]
+    assert found.boxes[2:].ravel().tolist() == pytest.approx([side for box in kept for side in box])
+    assert found.problems.counts[kind] == 1
+    assert "a.txt, line 3" in found.problems.examples[kind][0]
+
+
+def test_key_points_after_the_box_are_ignored(tmp_path):
+    simple(tmp_path, "0 0.5 0.5 0.2 0.4 0.9 0.9 2 0.8 0.8 2", kpt_shape=[2, 3])
+    assert formats.read(tmp_path)["train"].boxes.ravel().tolist() == pytest.approx([80, 30, 120, 70])
+
+
+def test_pixel_coordinates_are_refused_as_such(tmp_path):
+    simple(tmp_path, "0 100 50 20 40")
+    with pytest.raises(DataError, match="not fractions of the image.*100 50 20 40.*Divide"):
+        formats.read(tmp_path)
+
+
+def test_an_image_without_a_label_file_is_empty_and_noted(tmp_path):
+    simple(tmp_path, None)
+    found = formats.read(tmp_path)["train"]
+    assert (len(found), len(found.boxes)) == (1, 0)
+    assert found.problems.counts == {"unannotated-image": 1}
+
+
+def test_unreadable_images_are_dropped_with_their_boxes(tmp_path):
+    simple(tmp_path, "0 0.5 0.5 0.2 0.4")
+    (tmp_path / "images" / "train" / "b.jpg").write_bytes(b"")
+    label(tmp_path / "labels" / "train" / "b.txt", "0 0.5 0.5 0.2 0.4")
+    found = formats.read(tmp_path)["train"]
+    assert list(found.file_names) == ["images/train/a.jpg"]
+    assert (len(found.boxes), found.problems.counts) == (1, {"unreadable-image": 1})
+    (tmp_path / "images" / "train" / "a.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match="None of the 2 images can be read"):
+        formats.read(tmp_path)
+
+
+def test_a_split_that_does_not_exist_is_noted_where_another_does(tmp_path):
+    simple(tmp_path, "", val="images/nowhere")
+    found = formats.read(tmp_path)
+    assert list(found) == ["train"]
+    assert found["train"].problems.counts == {"missing-split": 1}
+    simple(tmp_path, "", train="images/nowhere")
+    with pytest.raises(DataError, match="None of the folders of the YAML file exists.*images/nowhere"):
+        formats.read(tmp_path)
+
+
+def test_names_may_be_a_table_with_gaps_or_a_count(tmp_path):
+    simple(tmp_path, "5 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4", names={5: "x", 2: "y"})
+    found = formats.read(tmp_path)["train"]
+    assert [tuple(category) for category in found.categories] == [(2, "y"), (5, "x")]
+    assert found.labels.tolist() == [1]
+    simple(tmp_path, "", names=None, nc=2)
+    assert [category.name for category in formats.read(tmp_path)["train"].categories] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train: [", "not YAML"),
+        ("train: 5\nnames: [a]", "neither a path nor a list"),
+        ("train: images\nnames: 5", "names is neither"),
+        ("train: images\nnames: {a: b}", "not numbers"),
+        ("train: images\nnc: -1", "names is neither"),
+    ],
+)
+def test_yaml_files_that_cannot_be_used_are_refused(tmp_path, content, message):
+    (tmp_path / "data.yaml").write_text(content)
+    with pytest.raises(DataError, match=f"data.yaml: malformed-file.*{message}"):
+        formats.recognise(tmp_path)
+
+
+def test_two_yaml_files_are_refused_and_others_are_passed_over(tmp_path):
+    simple(tmp_path, "")
+    (tmp_path / "data.yaml").rename(tmp_path / "a.yaml")
+    (tmp_path / "other.yaml").write_text("colour: blue")
+    (tmp_path / "broken.yml").write_text("[")
+    assert list(formats.read(tmp_path)) == ["train"]
+    (tmp_path / "b.yaml").write_text((tmp_path / "a.yaml").read_text())
+    with pytest.raises(DataError, match=r"more than one YAML file.*a\.yaml, b\.yaml"):
+        formats.read(tmp_path)
+    assert list(formats.read(tmp_path / "b.yaml")) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "images"),
+    [
+        ("../train/images", "train/images"),
+        ("train", "train/images"),
+        ("train/images", "train/images"),
+        (["one/images", "two/images"], "two/images"),
+    ],
+)
+def test_entries_of_the_yaml_file_are_found(tmp_path, entry, images):
+    root = tmp_path / "set"
+    for place in entry if isinstance(entry, list) else [images]:
+        picture(root / place / "a.jpg")
+        label(root / place.replace("images", "labels") / "a.txt", "0 0.5 0.5 0.2 0.4")
+    (root / "data.yaml").write_text(yaml.safe_dump({"train": entry, "names": ["cat"]}))
+    found = formats.read(root)["train"]
+    assert list(found.file_names)[-1] == f"{images}/a.jpg"
+    assert len(found.boxes) == (2 if isinstance(entry, list) else 1)
+    assert not found.problems.counts
+
+
+def test_lists_of_images_are_read_and_may_not_leave_the_data_set(tmp_path):
+    simple(tmp_path, "0 0.5 0.5 0.2 0.4", train="train.txt")
+    absolute = tmp_path / "images" / "train" / "a.jpg"
+    for line in ("images/train/a.jpg", "./images/train/a.jpg", str(absolute)):
+        (tmp_path / "train.txt").write_text(f"{line}\n\n{line}\n")
+        found = formats.read(tmp_path)["train"]
+        assert list(found.file_names) == ["images/train/a.jpg"]
+        assert len(found.boxes) == 1
+    (tmp_path / "train.txt").write_text("images/train/a.jpg\n../b.jpg\n")
+    with pytest.raises(DataError, match=r"train\.txt, line 2: unsafe-path"):
+        formats.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "splits"),
+    [
+        ("images/train2017", "labels/train2017", ["train"]),
+        ("valid/images", "valid/labels", ["val"]),
+        ("images", "labels", ["all"]),
+        (".", ".", ["all"]),
+    ],
+)
+def test_folders_are_recognised_without_a_yaml_file(tmp_path, images, labels, splits):
+    picture(tmp_path / images / "a.jpg")
+    label(tmp_path / labels / "a.txt", "3 0.5 0.5 0.2 0.4")
+    if images == ".":
+        (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
+    found = formats.read(tmp_path)
+    assert list(found) == splits
+    assert len(found[splits[0]].boxes) == 1
+    assert [category.name for category in found[splits[0]].categories] == (
+        ["a", "b", "c", "d"] if images == "." else ["0", "1", "2", "3"]
+    )
+
+
+def test_an_image_folder_within_the_image_folder_keeps_its_labels(tmp_path):
+    picture(tmp_path / "images" / "train" / "images" / "a.jpg")
+    label(tmp_path / "images" / "train" / "labels" / "a.txt", "0 0.5 0.5 0.2 0.4")
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cat]")
+    assert len(formats.read(tmp_path)["train"].boxes) == 1
