@@ -26,7 +26,8 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def filled(backbone: Network) -> Network:
     """The same network with the weights of `fill`."""
     for name, value in backbone.state_dict().items():
-        value.copy_(torch.from_numpy(fill(name, tuple(value.shape))))
+        if value.ndim:  # a batch norm counts its batches in a scalar
+            value.copy_(torch.from_numpy(fill(name, tuple(value.shape))))
     return backbone
 
 

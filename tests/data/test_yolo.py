@@ -61,7 +61,7 @@ def test_labels_refer_to_the_upright_image(tmp_path):
         ("0 0.5 0.5 -0.2 0.4", "inverted-box", [[80, 30, 120, 70]]),
         ("0 0 0.5 0.2 0.4", "outside-box", [[0, 30, 20, 70]]),
         ("0 inf 0.5 0.2 0.4", "non-finite-box", []),
-        ("0 1.0 0.5 1e308 1e308", "outside-box", [[0, 0, 200, 100]]),
+        ("0 1.0 0.5 1e308 1e308", "non-finite-box", []),
     ],
 )
 def test_each_problem_is_counted_and_named(tmp_path, line, kind, kept):
@@ -79,7 +79,7 @@ def test_key_points_after_the_box_are_ignored(tmp_path):
 
 def test_pixel_coordinates_are_refused_as_such(tmp_path):
     simple(tmp_path, "0 100 50 20 40")
-    with pytest.raises(DataError, match="not fractions of the image.*100 50 20 40.*Divide"):
+    with pytest.raises(DataError, match=r"not fractions of the image.*100 50 20 40.*Divide"):
         formats.read(tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_a_split_that_does_not_exist_is_noted_where_another_does(tmp_path):
     assert list(found) == ["train"]
     assert found["train"].problems.counts == {"missing-split": 1}
     simple(tmp_path, "", train="images/nowhere")
-    with pytest.raises(DataError, match="None of the folders of the YAML file exists.*images/nowhere"):
+    with pytest.raises(DataError, match=r"None of the folders of the YAML file exists.*images/nowhere"):
         formats.read(tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_names_may_be_a_table_with_gaps_or_a_count(tmp_path):
 )
 def test_yaml_files_that_cannot_be_used_are_refused(tmp_path, content, message):
     (tmp_path / "data.yaml").write_text(content)
-    with pytest.raises(DataError, match=f"data.yaml: malformed-file.*{message}"):
+    with pytest.raises(DataError, match=rf"data\.yaml: malformed-file.*{message}"):
         formats.recognise(tmp_path)
 
 

@@ -100,3 +100,18 @@ def test_images_are_scored_and_ranked():
     best, worst = best_and_worst(scores, 5)
     assert [score.index for score in best] == [1, 0]
     assert [score.index for score in worst] == [2]
+
+
+def test_a_detection_prefers_a_free_box_to_the_crowd_around_it():
+    # All of the detection lies in the crowd, but only 64 % of it overlaps the box.
+    annotations = annotations_of([[[0, 0, 50, 50], [2, 0, 12, 10]]], [[0, 0]], crowd=[[True, False]])
+    metrics = evaluate(annotations, detections_of(annotations, [[([0, 0, 10, 10], 0, 0.9)]]), threshold=0.5)
+    np.testing.assert_array_equal(metrics.confusion[0], [1, 0, 0])
+
+
+def test_detections_on_a_crowd_are_no_errors_of_an_image():
+    annotations = annotations_of([[[0, 0, 50, 50]]], [[0]], crowd=[[True]])
+    (score,) = score_images(annotations, detections_of(annotations, [[([0, 0, 10, 10], 0, 0.9)]]), 0.5)
+    assert score.errors == 0
+    assert np.isnan(score.f1)
+    assert len(score.missed) == 0

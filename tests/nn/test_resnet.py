@@ -31,12 +31,12 @@ def plain_forward(weights: dict[str, Tensor], x: Tensor, *, bottleneck: bool, di
         while f"layer{stage}.{number}.conv1.weight" in weights:
             name, held = f"layer{stage}.{number}", dilated and stage == 4
             stride = 2 if stage > 1 and number == 0 and not held else 1
-            dilation = 2 if held and number > 0 else 1
             out = x
             for conv in (1, 2, 3) if bottleneck else (1, 2):
                 kernel = weights[f"{name}.conv{conv}.weight"]
                 is_strided = conv == (2 if bottleneck else 1)
-                reach = dilation if kernel.shape[-1] == 3 else 1
+                is_after = held and (number > 0 or (not bottleneck and conv == 2))
+                reach = 2 if is_after and kernel.shape[-1] == 3 else 1
                 padding = reach if kernel.shape[-1] == 3 else 0
                 out = F.conv2d(out, kernel, None, stride if is_strided else 1, padding, reach)
                 out = norm_of(weights, f"{name}.bn{conv}", out)
@@ -140,10 +140,12 @@ def test_dilation_computes_the_same_cells_and_those_between(name: str):
     torch.testing.assert_close(fine(x)[0][:, :, ::2, ::2], coarse(x)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_dilation_leaves_the_first_block_of_the_stage_alone():
+def test_dilation_begins_after_the_place_of_the_stride():
     stage = build_backbone("resnet50", dilated=True).get_submodule("layer4")
     assert [block.conv2.dilation for block in stage] == [(1, 1), (2, 2), (2, 2)]
     assert [block.conv2.stride for block in stage] == [(1, 1)] * 3
+    stage = build_backbone("resnet18", dilated=True).get_submodule("layer4")
+    assert [conv.dilation[0] for block in stage for conv in (block.conv1, block.conv2)] == [1, 2, 2, 2]
 
 
 def trained_norm(channels: int) -> nn.BatchNorm2d:

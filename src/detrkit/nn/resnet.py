@@ -101,13 +101,22 @@ def _norm(channels: int, groups: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut (figure 5 left of the paper)."""
+    """Two 3×3 convolutions and a shortcut (figure 5 left of the paper).
+
+    Args:
+        inputs: channels of the input.
+        width: channels of the output.
+        stride: step of the first convolution.
+        entry_dilation: dilation up to where the stride stands, or stood before the stage was dilated.
+        dilation: dilation of what comes after it.
+        groups: of the group norms, 0 for frozen batch norms.
+    """
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int, groups: int):
+    def __init__(self, inputs: int, width: int, stride: int, entry_dilation: int, dilation: int, groups: int):
         super().__init__()
-        self.conv1 = _conv(inputs, width, 3, stride, dilation)
+        self.conv1 = _conv(inputs, width, 3, stride, entry_dilation)
         self.bn1 = _norm(width, groups)
         self.conv2 = _conv(width, width, 3, 1, dilation)
         self.bn2 = _norm(width, groups)
@@ -124,15 +133,18 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions and a shortcut (figure 5 right), the stride in the 3×3 as torchvision has it."""
+    """1×1, 3×3 and 1×1 convolutions and a shortcut (figure 5 right), the stride in the 3×3 as torchvision has it.
+
+    Arguments as for `BasicBlock`; the output has four times `width` channels.
+    """
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int, groups: int):
+    def __init__(self, inputs: int, width: int, stride: int, entry_dilation: int, dilation: int, groups: int):
         super().__init__()
         self.conv1 = _conv(inputs, width, 1)
         self.bn1 = _norm(width, groups)
-        self.conv2 = _conv(width, width, 3, stride, dilation)
+        self.conv2 = _conv(width, width, 3, stride, entry_dilation)
         self.bn2 = _norm(width, groups)
         self.conv3 = _conv(width, width * self.expansion, 1)
         self.bn3 = _norm(width * self.expansion, groups)
@@ -172,8 +184,9 @@ class ResNet(Backbone):
     Args:
         architecture: one of `ARCHITECTURES`.
         levels: which feature maps to return, by stride; stages beyond the last one are not built.
-        dilated: the last stage (stride 32) keeps the stride 16, and its blocks after the first use dilation 2:
-            torchvision's `replace_stride_with_dilation=[False, False, True]`, DETR's DC5.
+        dilated: the last stage (stride 32) keeps the stride 16, and all 3×3 convolutions after the place of its
+            stride use dilation 2, so that every second cell is what the undilated network computes. For bottleneck
+            blocks this is torchvision's `replace_stride_with_dilation=[False, False, True]`, DETR's DC5.
 
     Raises:
         UsageError: levels that do not exist.
@@ -194,8 +207,11 @@ class ResNet(Backbone):
             width, stride = architecture.widths[index], 1 if index == 0 or is_dilated else 2
             blocks = []
             for number in range(architecture.blocks[index]):
-                dilation = 2 if is_dilated and number > 0 else 1
-                blocks.append(block(channels, width, stride if number == 0 else 1, dilation, architecture.groups))
+                is_entry = number == 0
+                dilation = 2 if is_dilated else 1
+                entry_dilation = 1 if is_entry else dilation
+                step = stride if is_entry else 1
+                blocks.append(block(channels, width, step, entry_dilation, dilation, architecture.groups))
                 channels = width * block.expansion
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
             if LEVELS[index] in levels:

@@ -200,7 +200,8 @@ def _refuse_pointer(path: Path) -> None:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as archive:
+    # Opened here, because NumPy leaves its own handle open where the archive turns out to be damaged.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return {name: torch.from_numpy(np.ascontiguousarray(archive[name])) for name in archive.files}
 
 

@@ -69,7 +69,7 @@ def _refuse(path: Path, what: str, got: object, expected: str) -> NoReturn:
 def _from_yaml(path: Path, content: dict[str, Any]) -> Layout | None:
     if not content:
         return None
-    base = _base(path, content.get("path"))
+    base, names = _base(path, content.get("path")), _names(path, content)
     splits: dict[str, list[Path]] = {}
     missing = []
     for key in SPLITS:
@@ -92,7 +92,7 @@ def _from_yaml(path: Path, content: dict[str, Any]) -> Layout | None:
             expected=f"folders below {base}",
             remedy="Mend the entry path: of the YAML file; relative paths start at the file's own folder.",
         )
-    return Layout(path, base, splits, missing, _names(path, content), "kpt_shape" in content)
+    return Layout(path, base, splits, missing, names, "kpt_shape" in content)
 
 
 def _base(path: Path, stated: object) -> Path:

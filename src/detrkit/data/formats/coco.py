@@ -88,8 +88,8 @@ def _pieces(path: Path) -> Iterator[bytes]:
 def _is_coco(path: Path) -> bool:
     """Whether a file is an object that names images and annotations; nothing is parsed.
 
-    The table of categories stands last as a rule, and its absence, as in a file that was cut off, is an error to be told
-    and no reason to pass the file over.
+    The table of categories stands last as a rule, and its absence, as in a file that was cut off, is an error to be
+    told and no reason to pass the file over.
     """
     missing = {b'"images"', b'"annotations"'}
     try:

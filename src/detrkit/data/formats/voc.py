@@ -284,7 +284,7 @@ def _columns(
     images, corners, label, crowd, difficult = zip(*rows, strict=True) if rows else ([],) * 5
     boxes = np.array(corners, np.float64).reshape(-1, 4)
     if one_based:
-        boxes[(boxes[:, :2] != boxes[:, 2:]).any(1), :2] -= 1
+        boxes = _to_zero_based(boxes)
     return build(
         source.images,
         ImageColumns(
@@ -306,6 +306,14 @@ def _columns(
         f"voc {source.path}",
         check_files=check_files,
     )
+
+
+def _to_zero_based(boxes: np.ndarray) -> np.ndarray:
+    """1-based, inclusive corners as 0-based ones: the lower one goes down by one, whichever of the two it is."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    swapped = low > high + 1  # up to 1 they are a box of less than a pixel
+    is_area = (low != high).any(1, keepdims=True)
+    return np.concatenate([low - (is_area & ~swapped), high - swapped], 1)
 
 
 def _image_name(key: str, file: _File, listing: Listing, check_files: bool) -> str:
