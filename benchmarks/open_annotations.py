@@ -63,13 +63,10 @@ def make(folder: Path, images: int, boxes: int) -> Path:
 
 def memory(process: int | str = "self") -> dict[str, float]:
     """Unshared and proportional memory of a process in MB."""
-    sums = {"Private": 0, "Pss": 0}
-    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]:
-        key, _, value = line.partition(":")
-        for name in sums:
-            if key in (name, f"{name}_Clean", f"{name}_Dirty"):
-                sums[name] += int(value.split()[0])
-    return {"unshared_mb": round(sums["Private"] / 1024, 1), "proportional_mb": round(sums["Pss"] / 1024, 1)}
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {key: int(value.split()[0]) / 1024 for key, _, value in (line.partition(":") for line in lines)}
+    unshared = sizes["Private_Clean"] + sizes["Private_Dirty"]
+    return {"unshared_mb": round(unshared, 1), "proportional_mb": round(sizes["Pss"], 1)}
 
 
 def peak() -> float:

@@ -26,27 +26,27 @@ def area(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
 
 def elementwise_iou(
     a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]
-) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
     """Intersection over union and the union itself of xyxy boxes, broadcast against each other.
 
-    Two boxes of no area have a union of 0; their IoU is 0, never NaN.
+    Two boxes of no area have a union of 0; their IoU is 0, never NaN, and its gradient stays small.
     """
     low = torch.maximum(a[..., :2], b[..., :2])
     high = torch.minimum(a[..., 2:], b[..., 2:])
     side = (high - low).clamp(min=0)
     intersection = side[..., 0] * side[..., 1]
     union = area(a) + area(b) - intersection
-    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny), union
+    return intersection / union.where(union > 0, 1.0), union
 
 
-def elementwise_giou(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]) -> Float[Tensor, "..."]:
+def elementwise_giou(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]) -> Float[Tensor, ...]:
     """Generalised IoU (Rezatofighi et al., CVPR 2019, algorithm 1) of xyxy boxes, broadcast against each other."""
     iou, union = elementwise_iou(a, b)
     low = torch.minimum(a[..., :2], b[..., :2])
     high = torch.maximum(a[..., 2:], b[..., 2:])
     side = (high - low).clamp(min=0)
     hull = side[..., 0] * side[..., 1]
-    return iou - (hull - union) / hull.clamp(min=torch.finfo(hull.dtype).tiny)
+    return iou - (hull - union) / hull.where(hull > 0, 1.0)
 
 
 def pairwise_iou(a: Float[Tensor, "*#n r 4"], b: Float[Tensor, "*#n s 4"]) -> Float[Tensor, "*_ r s"]:

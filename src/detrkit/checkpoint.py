@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from detrkit import __version__, models
 from detrkit.convert import load_strictly
-from detrkit.errors import ModelError
+from detrkit.errors import Error, ModelError
 from detrkit.structures import Category
 
 FORMAT = 1
@@ -102,28 +102,40 @@ def load_model(path: str | Path) -> SavedModel:
     if about.get("format") != FORMAT:
         raise ModelError(
             "This model was written in another format",
-            where=folder,
+            where=folder / "config.json",
             got=about.get("format"),
             expected=FORMAT,
             remedy="Use the version of detrkit that wrote it.",
         )
     try:
-        module = models.variant(about["variant"])
-        known = {field.name for field in dataclasses.fields(module.Config)}
-        if unknown := sorted(about["config"].keys() - known):
-            raise ModelError("The config holds unknown fields", where=folder / "config.json", got=", ".join(unknown))
-        model = module.Model(module.Config(**about["config"]))
-        categories = tuple(Category(int(number), str(name)) for number, name in about["categories"])
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError("The config cannot be understood", where=folder / "config.json", got=repr(error)) from error
+        model, categories = _described(about)
+    except Exception as error:  # a config may hold anything, and layers raise whatever they like
+        raise ModelError(
+            "The config cannot be understood",
+            where=folder / "config.json",
+            got=f"no {error}" if isinstance(error, KeyError) else error,
+            remedy="Use another checkpoint of the run.",
+        ) from error
+    fill(model, folder)
+    return SavedModel(
+        model, about["variant"], str(about.get("preset", "")), categories, dict(about.get("about") or {})
+    )
+
+
+def fill(model: nn.Module, folder: Path) -> None:
+    """Give a model the weights of a model folder.
+
+    Raises:
+        ModelError: the file is missing or damaged, or its weights do not fit: names the file and the tensors.
+    """
+    file = folder / "model.safetensors"
     weights = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in read_tensors(folder / "model.safetensors").items()
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in read_tensors(file).items()
     }
-    load_strictly(model, weights)
-    return SavedModel(model, about["variant"], about.get("preset", ""), categories, about.get("about", {}))
+    try:
+        load_strictly(model, weights)
+    except ModelError as error:
+        raise ModelError(error.what, where=file, got=error.got) from error
 
 
 def load_training(folder: Path) -> TrainingState:
@@ -133,9 +145,12 @@ def load_training(folder: Path) -> TrainingState:
         ModelError: it is no training checkpoint, or a file of it is damaged.
     """
     about = _read_json(folder / "training.json")
-    return TrainingState(
-        {part: read_tensors(folder / f"{part}.safetensors") for part in about["parts"]}, about["position"]
-    )
+    parts, position = about.get("parts"), about.get("position")
+    if not isinstance(parts, list) or not isinstance(position, dict) or not all(map(_is_part, parts)):
+        raise ModelError(
+            "This is not the position of a training", where=folder / "training.json", expected="parts and position"
+        )
+    return TrainingState({part: read_tensors(folder / f"{part}.safetensors") for part in parts}, position)
 
 
 def model_folder(path: Path) -> Path:
@@ -145,7 +160,7 @@ def model_folder(path: Path) -> Path:
         ModelError: there is none.
     """
     tried = [path, path / "model", path / "checkpoints" / "best", path / "checkpoints" / "last"]
-    for folder in tried:
+    for folder in map(standing, tried):
         if (folder / "config.json").is_file():
             return folder
     raise ModelError(
@@ -160,21 +175,47 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Fill a folder so that whoever reads it sees all of it or none.
 
     It is written beside its place, flushed to disk, and renamed; what stood there is moved away first and deleted last.
+    Folders cannot be exchanged in one stroke: whoever is stopped between the two renames leaves the new one, complete,
+    where `standing` finds it.
+
+    Raises:
+        Error: the disk is full or cannot be written; what stood there still stands.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir()
-    write(fresh)
-    for file in fresh.iterdir():
-        _flush(file)
-    _flush(fresh)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    _flush(folder.parent)
+    fresh, old = _beside(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if standing(folder) == fresh:
+            fresh.rename(folder)
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir()
+        write(fresh)
+        for file in fresh.iterdir():
+            _flush(file)
+        _flush(fresh)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        if folder.exists():
+            shutil.rmtree(fresh, ignore_errors=True)
+        raise Error(
+            "The folder cannot be written",
+            where=folder,
+            got=error,
+            remedy="Make room on the disk, or write to another place.",
+        ) from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+def standing(folder: Path) -> Path:
+    """Where the content of a folder of `write_whole` stands: in its place, or beside it if a writer was stopped just
+    between taking the old one away and putting the new one there.
+    """
+    fresh, old = _beside(folder)
+    # The old one is moved away only when the new one is complete.
+    return fresh if not folder.exists() and old.exists() and fresh.exists() else folder
 
 
 def write_text_whole(file: Path, text: str) -> None:
@@ -197,6 +238,34 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise ModelError(
             "The weights cannot be read", where=file, got=str(error), remedy="Use another checkpoint of the run."
         ) from error
+
+
+def _described(about: Mapping[str, Any]) -> tuple[nn.Module, tuple[Category, ...]]:
+    """The model and the categories of a description; anything may be wrong with it."""
+    module = models.variant(about["variant"])
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in about["config"].items()}
+    defaults = vars(module.Config())
+    for name, value in values.items():
+        if name not in defaults:
+            raise ValueError(f"unknown field {name!r}")
+        wanted = (int, float) if type(defaults[name]) is float else (type(defaults[name]),)
+        if type(value) not in wanted:
+            raise ValueError(f"{name} = {value!r}, which should be of type {wanted[-1].__name__}")
+    config = module.Config(**values)
+    categories = tuple(Category(int(number), str(name)) for number, name in about["categories"])
+    if len(categories) != config.num_classes:
+        raise ValueError(f"{len(categories)} categories for num_classes {config.num_classes}")
+    with torch.random.fork_rng(devices=[]):  # the random weights are replaced; the caller's random state stays
+        return module.Model(config), categories
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a folder is written, and where the one before it is moved to."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _is_part(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier()
 
 
 def _write_model(
@@ -224,7 +293,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError("The file cannot be read", where=file, got=str(error)) from error
+        raise ModelError(
+            "The file cannot be read", where=file, got=str(error), remedy="Use another checkpoint of the run."
+        ) from error
     if not isinstance(content, dict):
         raise ModelError("The file does not hold a JSON object", where=file)
     return content

@@ -16,6 +16,9 @@ from detrkit.errors import ModelError
 
 Table = Sequence[tuple[str, str | tuple[str, ...]]]
 
+# From these the architecture is read.
+_TELLING = ("class_embed.weight", "query_embed.weight", "transformer.decoder.layers.0.linear1.weight")
+
 
 def rename(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     """The tensors under our keys.
@@ -62,12 +65,16 @@ def from_official(state_dict: Mapping[str, Any], **overrides: Any) -> nn.Module:
 
     Raises:
         ModelError: keys that no variant knows, missing keys or other shapes, each named.
+        UsageError: overrides that are not fields of the config, or backbones that are not known.
     """
     state = dict(state_dict.get("model", state_dict))
-    if "class_embed.weight" not in state:
-        raise ModelError("This is not a DETR checkpoint", got=_shortened(sorted(state)), expected="class_embed.weight")
-    module = models.variant("detr")
-    config = module.Config(**{**_architecture(state), **overrides})
+    if missing := [key for key in _TELLING if key not in state]:
+        raise ModelError(
+            "This is not a DETR checkpoint",
+            got=f"{_shortened(sorted(state))}, without {' and '.join(missing)}",
+            remedy="Give the state dict of the plain detector, or a checkpoint that holds it under 'model'.",
+        )
+    module, config = models.configure("detr-r50", **{**_architecture(state), **overrides})
     model = module.Model(config)
     load_strictly(model, rename(state, module.OFFICIAL))
     return model

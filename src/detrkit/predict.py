@@ -6,7 +6,7 @@ nothing is ever padded. (In the official code, padding makes the published AP de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,13 +21,14 @@ from torch import nn
 from detrkit import models
 from detrkit.checkpoint import load_model
 from detrkit.data.loading import LoadedImage, load_images
-from detrkit.errors import UsageError
+from detrkit.errors import DataError, UsageError
 from detrkit.models import Variant
 from detrkit.structures import Batch, Category, Detections
 
 Picture = str | Path | Image.Image | np.ndarray
 """What can be predicted on: a file, a PIL image, or an array (height, width, 3) of uint8 in RGB."""
 
+_CPU = torch.device("cpu")
 _WINDOW = 8  # batches' worth of images among which equal sizes are brought together
 
 
@@ -48,7 +49,7 @@ class Detector:
     variant: Variant | ModuleType
     categories: tuple[Category, ...]
     preset: str = ""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
     about: dict[str, Any] | None = None
 
     @property
@@ -58,9 +59,25 @@ class Detector:
         return config.image_size, config.longest
 
     @overload
-    def predict(self, images: Picture, **options: Any) -> Detections: ...
+    def predict(
+        self,
+        images: Picture,
+        *,
+        threshold: float = ...,
+        ensemble: bool = ...,
+        batch_size: int = ...,
+        workers: int = ...,
+    ) -> Detections: ...
     @overload
-    def predict(self, images: Sequence[Picture], **options: Any) -> list[Detections]: ...
+    def predict(
+        self,
+        images: Sequence[Picture],
+        *,
+        threshold: float = ...,
+        ensemble: bool = ...,
+        batch_size: int = ...,
+        workers: int = ...,
+    ) -> list[Detections]: ...
     def predict(
         self,
         images: Picture | Sequence[Picture],
@@ -101,14 +118,19 @@ class Detector:
         ensemble: bool = False,
         batch_size: int = 8,
         workers: int = 0,
+        unreadable: Callable[[int, DataError], None] | None = None,
     ) -> Iterator[Detections]:
-        """The same as `predict` on a list, one after the other and in order, without holding all of them."""
+        """The same as `predict` on a list, one after the other and in order, without holding all of them.
+
+        `unreadable` is called with the index and the error of an image that cannot be read, which is then left out;
+        without it, such an image is an error.
+        """
         if not 0 <= threshold <= 1:
             raise UsageError("Bad value for threshold", got=threshold, expected="between 0 and 1")
         if batch_size < 1:
             raise UsageError("Bad value for batch_size", got=batch_size, expected="at least 1")
         shortest, longest = self.image_size
-        loaded = load_images(images, shortest=shortest, longest=longest, workers=workers)
+        loaded = load_images(images, shortest=shortest, longest=longest, workers=workers, unreadable=unreadable)
         while window := list(islice(loaded, batch_size * _WINDOW)):
             answers: dict[int, Detections] = {}
             for group in _of_equal_size(window, batch_size):

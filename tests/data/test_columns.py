@@ -80,8 +80,8 @@ def test_boxes_are_sorted_by_image_and_keep_their_order_within():
 
 
 def test_stated_areas_are_kept_where_sensible_and_never_exceed_a_cut_box():
-    boxes = [(0, (0, 0, 10, 10)), (0, (0, 0, 10, 10)), (0, (0, 0, 10, 10)), (0, (190, 0, 210, 10))]
-    found = assembled(Path(), ["a.jpg"], boxes, areas=[55, 0, np.nan, 200])
+    boxes = [(0, (5, 5, 5, 5)), *[(0, (0, 0, 10, 10))] * 3, (0, (190, 0, 210, 10))]
+    found = assembled(Path(), ["a.jpg"], boxes, areas=[1, 55, 0, np.nan, 200])
     assert found.areas.tolist() == [55, 100, 100, 100]
 
 

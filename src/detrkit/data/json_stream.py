@@ -24,6 +24,8 @@ _POLYGONS = re.compile(r'"segmentation"\s*+:\s*+\[\s*+(?:\[[^]"]*+\]\s*+,?+\s*+)
 _RUN_LENGTHS = re.compile(r'"counts"\s*+:\s*+\[[^]\["]*+\]')
 _SEPARATOR = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
 _SPACE = re.compile(r"[ \t\r\n]*")
+_BOUNDARY = re.compile(r"\},[ \t\r\n]*\{")
+_BOUNDARIES_TRIED = 8
 _LONGEST_LITERAL = 16
 
 
@@ -95,32 +97,54 @@ class _Window:
     def items(self) -> Iterator[list[Any]]:
         """The items of the list that begins here, in batches of what one window holds."""
         self.expect("[")
-        if self.peek() == "]":
+        more = self.peek() != "]"
+        if not more:
             self.position += 1
-            return
-        batch: list[Any] = []
-        while True:
-            try:
-                item, end = self.parser.raw_decode(self.text, self.position)
-            except json.JSONDecodeError:
-                end = len(self.text)
-            match = _SEPARATOR.match(self.text, end)
-            if match is None:  # the window ends in this item: the careful way
-                if batch:
-                    yield batch
-                    batch = []
-                self.peek()
-                item = self.value()
-                batch.append(item)
-                if self.expect(",]") == "]":
-                    break
-                self.peek()
-                continue
-            batch.append(item)
-            self.position = match.end()
-            if match.group(1) == "]":
+        while more:
+            batch = self._together() or self._singly()
+            more = self.expect(",]") == ","
+            self.peek()
+            yield batch
+
+    def _together(self) -> list[Any] | None:
+        """All items but the last of this window, decoded at once, which is twice as fast; None where that fails.
+
+        What lies before a boundary is a number of whole items exactly if it is a list once it stands in brackets.
+        """
+        end = len(self.text)
+        for _ in range(_BOUNDARIES_TRIED):
+            end = self.text.rfind("},", self.position, end)
+            if end < 0:
+                return None
+            if _BOUNDARY.match(self.text, end):
                 break
-        yield batch
+        else:
+            return None
+        try:
+            batch: list[Any] = self.parser.decode(f"[{self.text[self.position : end + 1]}]")
+        except ValueError:
+            return None
+        self.position = end + 1
+        return batch
+
+    def _singly(self) -> list[Any]:
+        """The items to the end of this window; or the one that goes beyond it."""
+        before = self.text
+        batch = [self.value()]
+        if self.text is not before:  # a new window, which may be decoded at once
+            return batch
+        match = _SEPARATOR.match(self.text, self.position)
+        while match and match.group(1) == "," and match.end() < len(self.text):
+            try:
+                item, end = self.parser.raw_decode(self.text, match.end())
+            except json.JSONDecodeError:
+                break
+            following = _SEPARATOR.match(self.text, end)
+            if following is None:  # it may be a number that goes on beyond the window
+                break
+            batch.append(item)
+            self.position, match = end, following
+        return batch
 
 
 def read_lists(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, list[Any]]]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from detrkit.errors import UsageError
 from detrkit.losses.functional import class_error, giou_loss, l1_loss, weighted_cross_entropy
 from detrkit.losses.matching import Matches, PaddedTargets, assign, box_cost
 from detrkit.structures import Predictions, Target
@@ -130,7 +131,11 @@ class SetCriterion:
 
         Raises:
             NonFiniteError: predictions are NaN or infinite; names the images.
+            UsageError: the number of targets is not the number of images.
         """
+        images = predictions.logits.shape[1]
+        if len(targets) != images:
+            raise UsageError("Targets and images differ in number", got=f"{len(targets)} targets, {images} images")
         padded = pad_targets(targets)
         matches = self.match(predictions, padded)
         num_boxes = max(float(sum(padded.counts)), 1.0) if num_boxes is None else num_boxes
@@ -152,11 +157,11 @@ class SetCriterion:
 
 
 def pad_targets(targets: Sequence[Target]) -> PaddedTargets:
-    """Stack the targets of a batch, filled up with zeros to the largest count."""
+    """Stack the targets of a batch, filled up with zeros to the largest count, or to 1 where that is 0."""
     counts = tuple(len(target.labels) for target in targets)
-    first = targets[0]
-    labels = first.labels.new_zeros(len(targets), max(counts))
-    boxes = first.boxes.new_zeros(len(targets), max(counts), 4)
+    first, rows = targets[0], max(1, *counts)
+    labels = first.labels.new_zeros(len(targets), rows)
+    boxes = first.boxes.new_zeros(len(targets), rows, 4)
     for row, (target, count) in enumerate(zip(targets, counts, strict=True)):
         labels[row, :count] = target.labels
         boxes[row, :count] = target.boxes

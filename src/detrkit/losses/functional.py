@@ -15,11 +15,13 @@ def weighted_cross_entropy(
 ) -> Float[Tensor, " layer"]:
     """Cross-entropy over classes and no-object, averaged with class weights over all queries of the batch.
 
-    The official average: the sum of weighted terms over the sum of weights, not over the number of boxes.
+    The official average: the sum of weighted terms over the sum of weights, not over the number of boxes. Where all
+    weights are zero, it is zero.
     """
     layers = len(logits)
     terms = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, reduction="none")
-    return terms.view(layers, -1).sum(1) / weight[classes].view(layers, -1).sum(1)
+    total = weight[classes].view(layers, -1).sum(1)
+    return terms.view(layers, -1).sum(1) / total.where(total > 0, 1.0)
 
 
 def l1_loss(

@@ -31,7 +31,7 @@ class NonFiniteError(Error):
 
 
 class PaddedTargets(NamedTuple):
-    """The targets of a batch as rectangular tensors; rows beyond an image's count are zeros."""
+    """The targets of a batch as rectangular tensors; rows beyond an image's count are zeros, and there is one at least."""
 
     labels: Int64[Tensor, "b t"]
     boxes: Float[Tensor, "b t 4"]
@@ -69,13 +69,15 @@ def assign(cost: Float[Tensor, "layer b q t"], targets: PaddedTargets) -> Matche
         targets: says how many objects of each image are real.
 
     Raises:
-        NonFiniteError: a cost of a real object is NaN or infinite; names the images.
+        NonFiniteError: a cost is NaN or infinite; names the images. Costs of padded objects count too, because they
+            are the only ones of an image without objects.
     """
     table = cost.detach().float().cpu().numpy()
-    real = [table[:, image, :, :count] for image, count in enumerate(targets.counts)]
-    broken = [name for part, name in zip(real, targets.names, strict=True) if not np.isfinite(part).all()]
+    finite = np.isfinite(table).all((0, 2, 3))
+    broken = [name for name, is_finite in zip(targets.names, finite, strict=True) if not is_finite]
     if broken:
         raise NonFiniteError(broken)
+    real = [table[:, image, :, :count] for image, count in enumerate(targets.counts)]
     layers = len(table)
     image: list[int] = []
     pairs: list[np.ndarray] = []  # for each image: (layer, 2, pair)

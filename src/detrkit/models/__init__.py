@@ -35,6 +35,7 @@ class Variant(Protocol):
     Config: type[Any]
     Model: Callable[[Any], nn.Module]
     PRESETS: Mapping[str, Any]
+    OFFICIAL: Sequence[tuple[str, str | tuple[str, ...]]]
 
     def criterion(self, config: Any) -> SetCriterion:
         """The loss of a model with this config."""

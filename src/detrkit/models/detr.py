@@ -6,6 +6,7 @@ learned queries into as many boxes, each of one class or of none. The file reads
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from detrkit.losses.criterion import SetCriterion, SoftmaxClassification, TermWe
 from detrkit.nn.attention import Attention
 from detrkit.nn.backbone import build_backbone
 from detrkit.nn.heads import MLP
-from detrkit.nn.position import LearnedPosition, SinePosition
+from detrkit.nn.position import LearnedPosition, SinePosition, sine_embedding, spread_points
 from detrkit.nn.transformer import Encoder, FeedForward
 from detrkit.postprocess import Scored, softmax_detections, softmax_ensemble
 from detrkit.structures import Hidden, Memory, Predictions, Queries
@@ -44,6 +45,9 @@ class Config:
         pre_norm: normalise before each block rather than after it.
         position: `sine` or `learned`.
         temperature: of the sine encoding; lower is more local.
+        query_start: `normal` is the paper's: random query positions, no content. `grid` starts both as the encoding
+            of points spread over the image, with each cross-attention's key projection equal to its query projection,
+            so that a query at first looks around its point and knows where that is. Afterwards all of it is learned.
         no_object_weight: weight of no-object in the cross-entropy.
         class_weight: weight of the class part, in matching and loss.
         l1_weight: weight of the L1 part.
@@ -67,6 +71,7 @@ class Config:
     pre_norm: bool = False
     position: str = "sine"
     temperature: float = 10000.0
+    query_start: str = "normal"
     no_object_weight: float = 0.1
     class_weight: float = 1.0
     l1_weight: float = 5.0
@@ -124,7 +129,8 @@ class Model(nn.Module):
         config: the architecture.
 
     Raises:
-        UsageError: a width that the heads or the position encoding cannot divide, or an unknown position encoding.
+        UsageError: a number that makes no sense, a width that the heads or the position encoding cannot divide, or an
+            unknown position encoding.
     """
 
     def __init__(self, config: Config):
@@ -142,14 +148,24 @@ class Model(nn.Module):
             config.encoder_layers, config.dim, config.heads, config.feedforward, config.dropout, config.pre_norm
         )
         self.query_position = nn.Parameter(torch.randn(config.num_queries, config.dim))
-        self.decoder = nn.ModuleDict(
-            {
-                "layers": nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers)),
-                "norm": nn.LayerNorm(config.dim),
-            }
-        )
+        self.query_content: nn.Parameter | None = None
+        self.decoder_layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.decoder_norm = nn.LayerNorm(config.dim)
         self.class_head = nn.Linear(config.dim, config.num_classes + 1)
         self.box_head = MLP(config.dim, config.dim, config.dim, 4)
+        if config.query_start == "grid":
+            self._start_on_grid()
+
+    def _start_on_grid(self) -> None:
+        points = spread_points(self.config.num_queries) * (2 * math.pi)
+        half = self.config.dim // 2
+        encoded = [sine_embedding(axis, half, self.config.temperature) for axis in points.unbind(-1)]
+        start = torch.cat(encoded, -1)
+        self.query_position = nn.Parameter(start.clone())
+        self.query_content = nn.Parameter(start.clone())
+        with torch.no_grad():
+            for layer in self.decoder_layers:
+                layer.cross_attention.key.weight.copy_(layer.cross_attention.query.weight)
 
     def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Memory:
         """Backbone, projection to `dim`, position encoding, encoder."""
@@ -163,9 +179,11 @@ class Model(nn.Module):
         return Memory(tokens, position, hidden, grid, features)
 
     def queries(self, batch_size: int) -> Queries:
-        """The learned queries: no content, a learned position."""
+        """The learned queries: a position and, unless they started on a grid, no content."""
         position = self.query_position.expand(batch_size, -1, -1)
-        return Queries(torch.zeros_like(position), position)
+        if self.query_content is None:
+            return Queries(torch.zeros_like(position), position)
+        return Queries(self.query_content.expand(batch_size, -1, -1), position)
 
     def decode(self, memory: Memory, queries: Queries) -> Hidden:
         """The decoder: every layer's output, normalised, is an answer."""
@@ -173,9 +191,9 @@ class Model(nn.Module):
         blocked = None if queries.blocked is None else queries.blocked[None, None]
         outside = None if memory.padding is None else memory.padding[:, None, None, :]
         x, states = queries.content, []
-        for layer in self.decoder["layers"]:
+        for layer in self.decoder_layers:
             x = layer(x, queries, memory, key, blocked, outside)
-            states.append(self.decoder["norm"](x))
+            states.append(self.decoder_norm(x))
         return Hidden(torch.stack(states))
 
     def predict(self, hidden: Hidden) -> Predictions:
@@ -209,6 +227,13 @@ def postprocess(predictions: Predictions, sizes: Int64[Tensor, "b 2"], ensemble:
 
 
 def _check(config: Config) -> None:
+    for name in ("num_classes", "num_queries", "dim", "heads", "decoder_layers", "feedforward"):
+        if getattr(config, name) < 1:
+            raise UsageError(f"Bad value for {name}", got=getattr(config, name), expected="at least 1")
+    if config.encoder_layers < 0:
+        raise UsageError("Bad value for encoder_layers", got=config.encoder_layers, expected="at least 0")
+    if not 0 <= config.dropout < 1:
+        raise UsageError("Bad value for dropout", got=config.dropout, expected="at least 0 and below 1")
     if config.dim % 4 or config.dim % config.heads:
         raise UsageError(
             "The width does not suit the attention heads and the position encoding",
@@ -217,6 +242,8 @@ def _check(config: Config) -> None:
         )
     if config.position not in ("sine", "learned"):
         raise UsageError("Unknown position encoding", got=repr(config.position), expected="'sine' or 'learned'")
+    if config.query_start not in ("normal", "grid"):
+        raise UsageError("Unknown start of the queries", got=repr(config.query_start), expected="'normal' or 'grid'")
 
 
 # Published figures on COCO val2017: AP 42.0 (r50), 43.3 (r50-dc5), 43.5 (r101), 44.9 (r101-dc5), 500 epochs.
@@ -246,6 +273,7 @@ PRESETS = {
 
 # Patterns over the keys of the official repository's state dicts, and where each goes. Three targets: the tensor is cut
 # into three along its first axis.
+_PACKED = ("query", "key", "value")
 OFFICIAL = (
     (r"backbone\.0\.body\.(.+)", r"backbone.\1"),
     (r"backbone\.1\.row_embed\.weight", r"position.row"),
@@ -254,21 +282,31 @@ OFFICIAL = (
     (r"query_embed\.weight", r"query_position"),
     (r"class_embed\.(.+)", r"class_head.\1"),
     (r"bbox_embed\.(.+)", r"box_head.\1"),
-    (r"transformer\.(..coder)\.norm\.(.+)", r"\1.norm.\2"),
+    (r"transformer\.encoder\.norm\.(.+)", r"encoder.norm.\1"),
+    (r"transformer\.decoder\.norm\.(.+)", r"decoder_norm.\1"),
+    *(
+        (rf"transformer\.{stack}\.layers\.(\d+)\.{theirs}(.+)", target)
+        for stack, ours in (("encoder", "encoder.layers"), ("decoder", "decoder_layers"))
+        for theirs, target in (
+            (
+                r"self_attn\.in_proj_",
+                tuple(rf"{ours}.\1.self_attention.{part}.\2" for part in ("query", "key", "value")),
+            ),
+            (r"self_attn\.out_proj\.", rf"{ours}.\1.self_attention.output.\2"),
+            (r"linear1\.", rf"{ours}.\1.feedforward.expand.\2"),
+            (r"linear2\.", rf"{ours}.\1.feedforward.contract.\2"),
+            (r"norm1\.", rf"{ours}.\1.self_attention_norm.\2"),
+        )
+    ),
+    (r"transformer\.encoder\.layers\.(\d+)\.norm2\.(.+)", r"encoder.layers.\1.feedforward_norm.\2"),
     (
-        r"transformer\.(..coder\.layers\.\d+)\.self_attn\.in_proj_(.+)",
-        (r"\1.self_attention.query.\2", r"\1.self_attention.key.\2", r"\1.self_attention.value.\2"),
+        r"transformer\.decoder\.layers\.(\d+)\.multihead_attn\.in_proj_(.+)",
+        tuple(rf"decoder_layers.\1.cross_attention.{part}.\2" for part in _PACKED),
     ),
     (
-        r"transformer\.(decoder\.layers\.\d+)\.multihead_attn\.in_proj_(.+)",
-        (r"\1.cross_attention.query.\2", r"\1.cross_attention.key.\2", r"\1.cross_attention.value.\2"),
+        r"transformer\.decoder\.layers\.(\d+)\.multihead_attn\.out_proj\.(.+)",
+        r"decoder_layers.\1.cross_attention.output.\2",
     ),
-    (r"transformer\.(..coder\.layers\.\d+)\.self_attn\.out_proj\.(.+)", r"\1.self_attention.output.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.multihead_attn\.out_proj\.(.+)", r"\1.cross_attention.output.\2"),
-    (r"transformer\.(..coder\.layers\.\d+)\.linear1\.(.+)", r"\1.feedforward.expand.\2"),
-    (r"transformer\.(..coder\.layers\.\d+)\.linear2\.(.+)", r"\1.feedforward.contract.\2"),
-    (r"transformer\.(..coder\.layers\.\d+)\.norm1\.(.+)", r"\1.self_attention_norm.\2"),
-    (r"transformer\.(encoder\.layers\.\d+)\.norm2\.(.+)", r"\1.feedforward_norm.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.norm2\.(.+)", r"\1.cross_attention_norm.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.norm3\.(.+)", r"\1.feedforward_norm.\2"),
+    (r"transformer\.decoder\.layers\.(\d+)\.norm2\.(.+)", r"decoder_layers.\1.cross_attention_norm.\2"),
+    (r"transformer\.decoder\.layers\.(\d+)\.norm3\.(.+)", r"decoder_layers.\1.feedforward_norm.\2"),
 )

@@ -74,3 +74,10 @@ def _stretched(table: Float[Tensor, "cell d"], length: int) -> Float[Tensor, "{l
     if length <= len(table):
         return table[:length]
     return F.interpolate(table.T[None], size=length, mode="linear", align_corners=True)[0].T
+
+
+def spread_points(count: int) -> Float[Tensor, "{count} 2"]:
+    """Points (y, x) that fill the unit square evenly, however many: the R2 sequence (Roberts, 2018)."""
+    plastic = 1.32471795724474602596  # the real root of x³ = x + 1
+    steps = torch.tensor([1 / plastic, 1 / plastic**2], dtype=torch.float64)
+    return ((0.5 + torch.arange(1, count + 1)[:, None] * steps) % 1).float()

@@ -72,15 +72,19 @@ class World:
 @contextmanager
 def world() -> Iterator[World]:
     """Join the processes that `torchrun` started, and leave them at the end; one process alone joins nothing."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or distributed.is_initialized():
+    size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if distributed.is_initialized():  # by the caller, who will leave them, too
+        yield World(distributed.get_rank(), distributed.get_world_size(), local_rank)
+        return
+    if size == 1:
         yield World()
         return
-    here = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    here = World(int(os.environ["RANK"]), size, local_rank)
     if torch.cuda.is_available():
         torch.cuda.set_device(here.local_rank)
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield here
+        distributed.barrier()  # the main process may still be writing; whoever fails does not wait for the others
     finally:
         distributed.destroy_process_group()

@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 class Average:
     """A second model whose weights follow those in training: a ← decay · a + (1 − decay) · w.
 
-    Early in a run the decay is smaller, (1 + n) / (10 + n) after n steps, so that the average forgets the start.
+    Early in a run the decay is smaller, (1 + n) / (10 + n) after n steps, so that the average forgets the start; the
+    first step's weights are taken as they are.
 
     Args:
         model: the model in training.
@@ -34,6 +35,10 @@ class Average:
         """How many steps it has seen."""
         return int(self._averaged.n_averaged)
 
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._averaged.n_averaged.fill_(steps)
+
     def update(self, model: nn.Module) -> None:
         """Take the weights after a step into account."""
         self._averaged.update_parameters(model)
@@ -41,11 +46,6 @@ class Average:
     def tensors(self) -> dict[str, Tensor]:
         """Its state, by name."""
         return self._averaged.module.state_dict()
-
-    def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Go on from a state."""
-        self._averaged.module.load_state_dict(tensors)
-        self._averaged.n_averaged.fill_(steps)
 
     def _blend(self, averages: Sequence[Tensor], weights: Sequence[Tensor], seen: Tensor | int) -> None:
         decay = min(self.decay, (1 + int(seen)) / (10 + int(seen)))

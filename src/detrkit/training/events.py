@@ -85,7 +85,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The training ended: `reason` is `finished` or `interrupted`."""
+    """The training ended: `reason` is `finished`. One that is interrupted ends with the exception instead."""
 
     step: int
     reason: str

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from detrkit import __version__
-from detrkit.checkpoint import write_text_whole
+from detrkit.checkpoint import standing, write_text_whole, write_whole
 from detrkit.data.annotations import Annotations
 from detrkit.errors import MissingExtraError
 from detrkit.training.events import Evaluated, Event, Started, Step, Stopped
@@ -39,17 +39,21 @@ class RunFolder:
         self.out, self.session, self.data = out, session, data
         self._window: list[Step] = []
         self._started = time.monotonic()
+        self._step = 0
         self._total = 0
+        self._per_epoch = 1
 
     def __call__(self, event: Event) -> None:
         """Write down what happened."""
         if isinstance(event, Started):
             self._begin(event)
         elif isinstance(event, Step):
+            self._step = event.step
             self._window.append(event)
             for place in event.replaced:
                 self._append("replaced.jsonl", {"step": event.step, "image": place})
-            if event.step % self.session.recipe.run.log_every == 0 or event.step == self._total:
+            # An epoch's end closes the line: a run that goes on from there must write the same lines.
+            if event.step % self.session.recipe.run.log_every == 0 or event.step % self._per_epoch == 0:
                 self._append("metrics.jsonl", summarize(self._window))
                 self._status("training", event.step)
                 self._window.clear()
@@ -62,10 +66,15 @@ class RunFolder:
             self._keep_best()
             self._plot()
 
+    def broke_off(self, error: BaseException) -> None:
+        """Write down that the training ended before its time."""
+        if self.out.is_dir():
+            self._status("interrupted" if isinstance(error, KeyboardInterrupt | GeneratorExit) else "failed", self._step)
+
     def _begin(self, event: Started) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        self._total = event.total_steps
-        write_text_whole(self.out / "recipe.toml", f"# data: {self.data}\n{to_toml(self.session.recipe)}")
+        self._step, self._total, self._per_epoch = event.step, event.total_steps, event.steps_per_epoch
+        write_text_whole(self.out / "recipe.toml", f"# data: {json.dumps(self.data)}\n{to_toml(self.session.recipe)}")
         write_text_whole(self.out / "environment.json", json.dumps(environment(self.session), indent=1))
         parts = {"train": self.session.train, "val": self.session.val}
         about = {
@@ -83,12 +92,12 @@ class RunFolder:
         for name in ("metrics.jsonl", "replaced.jsonl"):
             file = self.out / name
             if file.exists():
-                lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+                lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
                 write_text_whole(file, "".join(f"{line}\n" for line in lines))
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         with (self.out / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def _status(self, state: str, step: int) -> None:
         status = {
@@ -100,7 +109,10 @@ class RunFolder:
         write_text_whole(self.out / "status.json", json.dumps(status))
 
     def _plot(self) -> None:
-        lines = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+        file = self.out / "metrics.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if not lines:
+            return
         (self.out / "plots").mkdir(exist_ok=True)
         try:
             plot_history(lines, self.out / "plots" / "history.png")
@@ -108,9 +120,9 @@ class RunFolder:
             write_text_whole(self.out / "plots" / "README.txt", "Plots need: pip install 'detrkit[plot]'\n")
 
     def _keep_best(self) -> None:
-        best = self.out / "checkpoints" / "best"
+        best = standing(self.out / "checkpoints" / "best")
         if best.is_dir():
-            shutil.copytree(best, self.out / "model", dirs_exist_ok=True)
+            write_whole(self.out / "model", lambda to: shutil.copytree(best, to, dirs_exist_ok=True))
 
 
 class TensorBoard:
@@ -149,6 +161,8 @@ def summarize(window: list[Step]) -> dict[str, Any]:
     last = window[-1]
     means = {name: float(np.mean([step.terms[name] for step in window])) for name in last.terms}
     seconds = sum(step.seconds for step in window)
+    # The steps that fp16 skips for their overflow have no norm.
+    norms = [step.grad_norm for step in window if math.isfinite(step.grad_norm)]
     return {
         "event": "step",
         "step": last.step,
@@ -157,10 +171,18 @@ def summarize(window: list[Step]) -> dict[str, Any]:
         **means,
         "class_error": float(np.mean([step.class_error for step in window])),
         "lr": last.lr,
-        "grad_norm": float(np.mean([step.grad_norm for step in window])),
+        "grad_norm": float(np.mean(norms)) if norms else None,
         "images_per_second": round(sum(step.images for step in window) / max(seconds, 1e-9), 2),
         "waited": round(sum(step.waited for step in window) / max(seconds, 1e-9), 3),
     }
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; a line that was cut off when the run was killed belongs to none."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:

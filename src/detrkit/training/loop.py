@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detrkit.checkpoint import TrainingState, load_training, read_tensors, save_model, save_training
+from detrkit.checkpoint import TrainingState, fill, load_training, save_model, save_training, standing
+from detrkit.convert import load_strictly
+from detrkit.data.dataset import random_stream
 from detrkit.data.loading import EpochBatches, LoadedBatch, training_batches
+from detrkit.errors import ModelError, UsageError
 from detrkit.evaluation.run import Metrics, evaluate
 from detrkit.losses.criterion import Losses
 from detrkit.predict import Detector
@@ -21,6 +24,8 @@ from detrkit.training.events import Evaluated, Event, Saved, Started, Step, Stop
 from detrkit.training.optimizer import rate_factor, set_rates
 from detrkit.training.setup import Session
 from detrkit.training.validation import detect, draw_samples
+
+_DROPOUT_STREAM = 3  # streams 1 and 2 shuffle and augment
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,16 +43,21 @@ def fit(session: Session, out: Path, *, resume: bool = False) -> Iterator[Event]
     Args:
         session: what to train, on what.
         out: the run folder.
-        resume: go on from the run's last checkpoint.
+        resume: go on from the run's last checkpoint, or from the beginning where there is none yet.
 
     Raises:
         NonFiniteError: the predictions became NaN; names the images.
         DataError: images cannot be read.
-        ModelError: the checkpoint to resume from is missing or damaged.
+        ModelError: the checkpoint to resume from is damaged.
+        UsageError: another number of processes than before.
     """
     options, world = session.recipe.optimization, session.world
     scaler = torch.amp.GradScaler(session.device.type, enabled=options.precision == "fp16")
-    position = restore(session, scaler, out / "checkpoints" / "last") if resume else Position()
+    position, notes = Position(), session.notes
+    if resume and (last_checkpoint := standing(out / "checkpoints" / "last")).exists():
+        position = restore(session, scaler, last_checkpoint)
+    elif resume:
+        notes += ("The run was stopped before its first checkpoint: it starts from the beginning",)
     sizes = (len(session.dataset), options.batch_size, session.recipe.run.seed)
     per_epoch = max(1, len(session.dataset) // (options.batch_size * world.size) // options.accumulate)
     total = per_epoch * options.epochs
@@ -62,7 +72,7 @@ def fit(session: Session, out: Path, *, resume: bool = False) -> Iterator[Event]
         session.dataset, batches, workers=session.workers, pin_memory=session.device.type == "cuda"
     )
     wrapped = world.wrap(session.model, session.device)
-    yield Started(position.step, total, per_epoch, session.notes)
+    yield Started(position.step, total, per_epoch, notes)
     clock = time.perf_counter()
     while position.step < total:
         loaded, waited = [], time.perf_counter()
@@ -102,7 +112,9 @@ def optimize(session: Session, model: nn.Module, scaler: torch.amp.GradScaler, b
     for batch in batches:
         losses = forward(session, model, batch)
         scaler.scale(losses.total / len(batches)).backward()
-        figures.append(torch.cat([losses.total.detach()[None], losses.class_error[None], losses.values.detach()[:, -1]]))
+        figures.append(
+            torch.cat([losses.total.detach()[None], losses.class_error[None], losses.values.detach()[:, -1]])
+        )
     scaler.unscale_(session.optimizer)
     limit = options.clip if options.clip > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_([p for p in session.model.parameters() if p.grad is not None], limit)
@@ -145,6 +157,7 @@ def save(session: Session, scaler: torch.amp.GradScaler, out: Path, position: Po
             "best": position.best,
             "average_steps": session.average.steps if session.average else 0,
             "scaler": scaler.state_dict(),
+            "processes": session.world.size,
         }
         save_training(
             path,
@@ -160,21 +173,47 @@ def restore(session: Session, scaler: torch.amp.GradScaler, folder: Path) -> Pos
     """Bring a session to where a checkpoint stands.
 
     Raises:
-        ModelError: the checkpoint is missing or damaged.
+        ModelError: the checkpoint is missing or damaged, or belongs to another model.
+        UsageError: it was written by another number of processes, for which a step means other images.
     """
     state = load_training(folder)
-    session.model.load_state_dict(read_tensors(folder / "model.safetensors"))
-    optimizer = session.optimizer.state_dict()
-    optimizer["state"] = {}
-    for name, tensor in state.tensors["optimizer"].items():
+    if (processes := state.position.get("processes")) != session.world.size:
+        raise UsageError(
+            "The run was begun with another number of processes",
+            where=folder,
+            got=session.world.size,
+            expected=processes,
+            remedy="Start as many, or begin a new run with --init.",
+        )
+    fill(session.model, folder)
+    try:
+        _restore_optimizer(session.optimizer, state.tensors["optimizer"])
+        if session.average is not None:
+            load_strictly(session.average.model, state.tensors["average"])
+            session.average.steps = int(state.position["average_steps"])
+        if state.position["scaler"]:
+            scaler.load_state_dict(state.position["scaler"])
+        return Position(int(state.position["step"]), float(state.position["best"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            "The checkpoint does not fit this training", where=folder, got=error, remedy="Begin a new run with --init."
+        ) from error
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    content = optimizer.state_dict()
+    content["state"] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        optimizer["state"].setdefault(int(index), {})[key] = tensor
-    session.optimizer.load_state_dict(optimizer)
-    if session.average is not None:
-        session.average.restore(state.tensors["average"], state.position["average_steps"])
-    if state.position["scaler"]:
-        scaler.load_state_dict(state.position["scaler"])
-    return Position(state.position["step"], state.position["best"])
+        parameter = parameters[int(index)]
+        if tensor.ndim:
+            if tensor.shape != parameter.shape:
+                raise ValueError(f"{name} is {tuple(tensor.shape)} for {tuple(parameter.shape)}")
+            # The fused kernel walks through memory: moments must lie as their parameter does, channels last or not.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        content["state"].setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(content)
 
 
 def _evaluate(session: Session, out: Path, position: Position, epoch: int) -> tuple[Position, Evaluated]:
@@ -238,8 +277,8 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 @contextmanager
 def _seeded(session: Session, step: int) -> Iterator[None]:
-    """Dropout from a seed of its own for each step and process: resuming needs no random state, and the caller's stays."""
-    devices = [session.device] if session.device.type == "cuda" else []
+    """Seed dropout anew for each step and process: resuming needs no random state, and the caller's stays as it is."""
+    devices, seed = [session.device] if session.device.type == "cuda" else [], session.recipe.run.seed
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed((session.recipe.run.seed << 40) + (step << 12) + session.world.rank)
+        torch.manual_seed(int(random_stream(_DROPOUT_STREAM, seed, step, session.world.rank).integers(2**63)))
         yield

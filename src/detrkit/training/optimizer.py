@@ -15,7 +15,8 @@ def make_optimizer(model: nn.Module, options: OptimizationOptions) -> torch.opti
 
     A backbone rate of 0 freezes the backbone: its parameters lose their gradient.
     """
-    backbone, rest = [], []
+    backbone: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if name.startswith("backbone.") and options.backbone_lr == 0:
             parameter.requires_grad_(False)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -178,7 +180,8 @@ def revise(recipe: Recipe, changes: Mapping[str, Any], where: str = "") -> Recip
 def read(name: str | Path, base: Recipe | None = None) -> Recipe:
     """A recipe from a TOML file, or one that comes with the package, by name.
 
-    Sections are `[data]`, `[model]`, `[augmentation]`, `[optimization]` and `[run]`; what is not said stays as in `base`.
+    Sections are `[data]`, `[model]`, `[augmentation]`, `[optimization]` and `[run]`. What is not said stays as in
+    `base`.
 
     Raises:
         UsageError: no such file or name, not TOML, an unknown section or field, a bad value.
@@ -233,10 +236,9 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(entry)}" for key, entry in value.items()) + "}"
     return repr(value)
 
 
@@ -271,6 +273,8 @@ def _validated(recipe: Recipe, where: str) -> Recipe:
         value = getattr(getattr(recipe, section), name)
         if name in _AT_LEAST and not value >= _AT_LEAST[name]:
             raise UsageError(f"Bad value for {name}", where=where, got=value, expected=f"at least {_AT_LEAST[name]}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"Bad value for {name}", where=where, got=value, expected="a finite number")
         if name in _SHARES and not 0 <= value <= 1:
             raise UsageError(f"Bad value for {name}", where=where, got=value, expected="between 0 and 1")
     return recipe

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 
 from detrkit import evaluation
+from detrkit.checkpoint import standing
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError, UsageError
@@ -21,10 +24,10 @@ from detrkit.structures import Detections
 from detrkit.training import recipe as recipes
 from detrkit.training.distributed import world
 from detrkit.training.events import Evaluated, Event
-from detrkit.training.log import RunFolder, TensorBoard
+from detrkit.training.log import RunFolder, TensorBoard, describe
 from detrkit.training.loop import fit
 from detrkit.training.recipe import Recipe
-from detrkit.training.setup import prepare
+from detrkit.training.setup import Session, prepare
 from detrkit.training.validation import detect
 
 _FREE_ON_RESUME = {"workers", "device", "log_every", "tensorboard"}
@@ -62,7 +65,7 @@ def train(
         data: a data set in COCO, Pascal VOC or YOLO format; which one is recognised.
         out: the run folder to make.
         recipe: a `Recipe`, a TOML file, or the name of a recipe that comes with the package; by default the one named
-            like the preset, where there is one.
+            like the preset, where there is one. A run that goes on has its own.
         resume: go on with the run in `out` where its last checkpoint stands.
         on_event: called with every event, such as a step or an evaluation.
         **fields: any field of the recipe, such as `model="detr-r50"`, `epochs=50`, `lr=1e-4`.
@@ -76,28 +79,43 @@ def train(
         UsageError: a field that does not exist, or an `out` that holds another run.
     """
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UsageError("The run folder is a file", where=out, remedy="Choose another --out.")
+    if resume and recipe is None and (out / "recipe.toml").exists():
+        recipe = out / "recipe.toml"
     resolved = resolve(recipe, fields)
     if resume:
         _check_same(out, resolved)
     elif (out / "recipe.toml").exists():
         raise UsageError(
-            "This folder holds a run already", where=out, remedy="Say --resume to go on with it, or choose another --out."
+            "This folder holds a run already",
+            where=out,
+            remedy="Say --resume to go on with it, or choose another --out.",
         )
-    best: dict[str, float] = {}
+    best = _best_figures(out) if resume else {}
     with world() as here, _threads(resolved.run.threads):
         session = prepare(resolved, data, here)
+        if resume:
+            _check_data(out, session)
+        folder = RunFolder(out, session, str(data))
         listeners: list[Callable[[Event], None]] = []
         if here.is_main:
-            listeners.append(RunFolder(out, session, str(data)))
+            listeners.append(folder)
             if resolved.run.tensorboard:
                 listeners.append(TensorBoard(out / "tensorboard"))
             if on_event is not None:
                 listeners.append(on_event)
-        for event in fit(session, out, resume=resume):
-            if isinstance(event, Evaluated) and event.is_best:
-                best = event.metrics.figures
-            for listener in listeners:
-                listener(event)
+        try:
+            with closing(fit(session, out, resume=resume)) as events:
+                for event in events:
+                    if isinstance(event, Evaluated) and event.is_best:
+                        best = event.metrics.figures
+                    for listener in listeners:
+                        listener(event)
+        except BaseException as error:
+            if here.is_main:
+                folder.broke_off(error)
+            raise
     return Run(out, best)
 
 
@@ -161,8 +179,7 @@ class Evaluation:
 def evaluate_in_detail(model: str | Path | Detector, data: str | Path, *, split: str, **options: Any) -> Evaluation:
     """The same as `evaluate`, with the detections and all tables; takes its options and raises its errors."""
     detector = model if isinstance(model, Detector) else load(model)
-    splits = formats.read(data, split)
-    annotations = splits[split]
+    (annotations,) = formats.read(data, split).values()  # `valid` and `val` are the same split
     if not len(annotations):
         raise DataError("The split has no images", where=annotations.source or data, got=split)
     detections = detect(detector, annotations, **options)
@@ -189,6 +206,33 @@ def _check_same(out: Path, resolved: Recipe) -> None:
             got=", ".join(differing),
             remedy=f"Resume with --recipe {file}.",
         )
+
+
+def _check_data(out: Path, session: Session) -> None:
+    """Refuse to go on with a run on other data: its steps would be others, and its AP not comparable."""
+    file = out / "data.json"
+    if not file.exists():  # stopped in its very first moment
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))["splits"]
+    for name, part in (("train", session.train), ("val", session.val)):
+        now = describe(part)
+        if before[name]["fingerprint"] != now["fingerprint"]:
+            raise DataError(
+                f"The run was begun with other data: its {name} images, boxes or labels have changed",
+                where=out,
+                got=f"{now['images']} images, {now['boxes']} boxes",
+                expected=f"{before[name]['images']} images, {before[name]['boxes']} boxes as they were",
+                remedy="Begin a new run, with --init to start from this one's weights.",
+            )
+
+
+def _best_figures(out: Path) -> dict[str, float]:
+    """What a run's best checkpoint says of itself."""
+    file = standing(out / "checkpoints" / "best") / "config.json"
+    if not file.exists():
+        return {}
+    figures = json.loads(file.read_text(encoding="utf-8"))["about"]["metrics"]
+    return {name: math.nan if value is None else value for name, value in figures.items()}
 
 
 @contextmanager

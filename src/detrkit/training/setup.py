@@ -28,6 +28,7 @@ from detrkit.training.distributed import World
 from detrkit.training.ema import Average
 from detrkit.training.optimizer import make_optimizer
 from detrkit.training.recipe import AugmentationOptions, DataOptions, ModelOptions, Recipe
+from detrkit.training.validation import label_table
 
 DEFAULT_VAL_FRACTION = 0.1
 
@@ -77,9 +78,11 @@ def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
     """
     notes: list[str] = []
     train, val = open_splits(data, recipe.data, recipe.run.seed, notes)
-    device = choose_device(f"cuda:{world.local_rank}" if world.size > 1 and torch.cuda.is_available() else recipe.run.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.run.seed)
+    device = choose_device(
+        f"cuda:{world.local_rank}" if world.size > 1 and torch.cuda.is_available() else recipe.run.device
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.run.seed)
         variant, model = build_model(recipe.model, len(train.categories), notes)
     model = model.to(device)
     if recipe.optimization.channels_last:
@@ -91,7 +94,8 @@ def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     notes.append(
         f"Model {recipe.model.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-        f"{trained / 1e6:.1f} M of them trained, images {config.image_size} (at most {config.longest}) pixels, on {device}"
+        f"{trained / 1e6:.1f} M of them trained, images {config.image_size} (at most {config.longest}) pixels, "
+        f"on {device}"
     )
     if (most := _most_boxes(train)) > config.num_queries:
         notes.append(
@@ -119,11 +123,11 @@ def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[s
     """The training and the validation split: found, or made from the training split; says which in `notes`.
 
     Raises:
-        DataError: no such split, or one without images or boxes.
+        DataError: no such split, one without images or boxes, or splits without a common category.
     """
     found = formats.recognise(data)
     name = options.train_split if options.train_split in found or len(found) > 1 else next(iter(found))
-    train = formats.read(data, name)[name]
+    (train,) = formats.read(data, name).values()  # `training` and `train` are the same split
     if options.val_fraction == 0 and options.val_split in found and options.val_split != name:
         val = formats.read(data, options.val_split)[options.val_split]
         notes.append(f"Validation: the data's split {options.val_split!r}, {val.summary()}")
@@ -135,10 +139,16 @@ def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[s
     if options.limit:
         train, val = (part.select(range(min(options.limit, len(part)))) for part in (train, val))
     notes.insert(0, f"Training: {train.summary()}, from {train.source or data}")
-    for part in (train, val):
+    for part, what in ((train, "There is nothing to learn from"), (val, "There is nothing to validate on")):
         notes.extend(part.problems.lines())
-        if not len(part) or not len(part.boxes):
-            raise DataError("There is nothing to learn from: a split without images or boxes", where=part.source or data)
+        if part.crowd.all():  # also where there is no box, or no image
+            raise DataError(
+                what,
+                where=part.source or data,
+                got=f"a split of {len(part)} images and no box",
+                remedy="Annotate some of them, choose another split, or set val_fraction.",
+            )
+    label_table(train.categories, val.categories)
     return train, val
 
 
@@ -183,7 +193,7 @@ def start_from(model: nn.Module, path: str) -> str:
             remedy="Use its preset and its architecture fields.",
         )
     model.load_state_dict({**source, **{name: own[name] for name in anew}})
-    return f"Start from {path}: {len(own) - len(anew)} tensors taken, {len(anew)} started anew ({', '.join(anew) or 'none'})"
+    return f"Start from {path}: {len(own) - len(anew)} tensors taken, {len(anew)} anew ({', '.join(anew) or 'none'})"
 
 
 def make_transform(options: AugmentationOptions, shortest: int, longest: int) -> Training:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from detrkit.data.annotations import Annotations
+from detrkit.data.dataset import SAME_ASPECT
 from detrkit.data.images import open_image
 from detrkit.errors import DataError
 from detrkit.predict import Detector
@@ -27,8 +28,11 @@ def detect(
     workers: int = 0,
     ensemble: bool = False,
     world: World | None = None,
+    on_image: Callable[[], None] | None = None,
 ) -> list[Detections]:
     """Detections for every image of a split, in order, labelled by the split's own category table.
+
+    `on_image` is called after each image, to show how far it is.
 
     Raises:
         DataError: an image cannot be read, or the model knows none of the split's categories.
@@ -43,10 +47,11 @@ def detect(
         batch_size=batch_size,
         workers=workers,
     )
-    answers = [
-        (index, _in_annotated_frame(_relabelled(one, table, annotations), annotations, index))
-        for index, one in zip(mine, found, strict=True)
-    ]
+    answers = []
+    for index, one in zip(mine, found, strict=True):
+        answers.append((index, _in_annotated_frame(_relabelled(one, table, annotations), annotations, index)))
+        if on_image is not None:
+            on_image()
     gathered = dict(pair for part in world.gather(answers) for pair in part)
     return [gathered[index] for index in range(len(annotations))] if gathered else []
 
@@ -74,7 +79,9 @@ def draw_samples(
     """A picture of some fixed images, spread over the split: truth on the left, detections on the right."""
     chosen = np.unique(np.linspace(0, len(annotations) - 1, min(count, len(annotations))).astype(int))
     pictures = [
-        side_by_side(open_image(annotations.path(index)), truth_of(annotations, index), detections[index].above(threshold))
+        side_by_side(
+            open_image(annotations.path(index)), truth_of(annotations, index), detections[index].above(threshold)
+        )
         for index in chosen.tolist()
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,11 +96,18 @@ def _relabelled(found: Detections, table: np.ndarray, annotations: Annotations) 
 
 
 def _in_annotated_frame(found: Detections, annotations: Annotations, index: int) -> Detections:
-    """Boxes scaled to the size that the annotation file states, where the image file has another."""
+    """Boxes scaled to the size that the annotation file states, where the image was scaled after it was annotated.
+
+    The inverse of what training does to the annotated boxes (`boxes_in_file`): where the aspect ratios differ, boxes
+    stay where they are.
+    """
     height, width = (int(side) for side in annotations.image_sizes[index])
     if not height or not width or (height, width) == found.image_size:
         return found
-    factors = np.array([width / found.image_size[1], height / found.image_size[0]] * 2, np.float32)
+    x_factor, y_factor = width / found.image_size[1], height / found.image_size[0]
+    if abs(y_factor / x_factor - 1) >= SAME_ASPECT:
+        return found
+    factors = np.array([x_factor, y_factor] * 2, np.float32)
     return replace(found, boxes=found.boxes * factors, image_size=(height, width))
 
 

@@ -1,0 +1,157 @@
+"""The command line: one module a verb, found by its name; a new file here is all that a new verb needs.
+
+A verb's module offers
+
+- its docstring, whose first line stands in the list of verbs;
+- `Options`: a frozen dataclass, a `CommonOptions`; flags and help are made from it;
+- `run(options, terminal) -> Outcome`;
+- where the defaults depend on other flags, `defaults(arguments) -> Options`.
+
+Importing a verb is cheap: what computes is imported when it runs, so that `--help` answers at once. Standard output is
+for results, standard error for everything else, and `--json` makes the results one JSON document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import os
+import pkgutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType, ModuleType
+from typing import NoReturn
+
+from detrkit.cli._terminal import Outcome, Terminal
+from detrkit.errors import Error, UsageError
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after SIGINT and SIGTERM, as shells count them: 128 and the signal's number."""
+
+_STEPS = """\
+From images to a detector:
+  detrkit demo                                      see it work, nothing to download
+  detrkit inspect DATA                              what is in a data set, and what is wrong with it
+  detrkit train DATA --out runs/mine                train; DATA in COCO, Pascal VOC or YOLO format
+  detrkit evaluate runs/mine DATA --report report   figures, and a page to look at
+  detrkit predict runs/mine IMAGES --out found      boxes on new images
+
+Flags of one verb: detrkit VERB --help"""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: end as after Ctrl-C."""
+
+
+def verbs() -> tuple[str, ...]:
+    """The names of all verbs, by what lies in this package."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: without the program's name; None takes the process's own.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 usage, 3 data, 4 model, 130 interrupted, 143 terminated.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    terminal = Terminal(json="--json" in arguments)
+    try:
+        with _terminable():
+            outcome = _dispatch(arguments, terminal)
+            terminal.finish(outcome)
+            return outcome.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone (`detrkit … | head`). Python would complain again when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt as error:
+        code = TERMINATED if isinstance(error, _Terminated) else INTERRUPTED
+        return terminal.fail(str(error) or "Interrupted.", "Interrupted", code)
+    except Exception as error:
+        if "--traceback" in arguments or os.environ.get("DETRKIT_TRACEBACK", "0") not in ("", "0"):
+            terminal.note(traceback.format_exc().rstrip())
+        return _report(error, terminal)
+
+
+def _dispatch(arguments: list[str], terminal: Terminal) -> Outcome:
+    if not arguments:
+        terminal.note(_overview())
+        return Outcome(exit_code=UsageError.exit_code)
+    if arguments[0] in ("-h", "--help", "help"):
+        return Outcome({"verbs": _summaries()}, text=_overview())
+    if arguments[0] == "--version":
+        from detrkit import __version__
+
+        return Outcome({"version": __version__}, text=f"detrkit {__version__}")
+    from detrkit.cli._options import parse
+
+    verb, module = _module(arguments[0])
+    default = module.defaults(arguments[1:]) if hasattr(module, "defaults") else None
+    try:
+        options = parse(module.Options, verb, arguments[1:], default, quiet=terminal.json)
+    except SystemExit as ended:  # tyro has printed the help, or what is wrong
+        return Outcome(exit_code=int(ended.code or 0))
+    outcome: Outcome = module.run(options, terminal)
+    return outcome
+
+
+def _module(verb: str) -> tuple[str, ModuleType]:
+    known = verbs()
+    if verb not in known:
+        close = difflib.get_close_matches(verb, known, 1, 0.5)
+        raise UsageError(
+            "There is no such verb",
+            got=repr(verb),
+            expected=f"one of {', '.join(known)}",
+            remedy=f"Did you mean {close[0]!r}?" if close else "See detrkit --help.",
+        )
+    return verb, importlib.import_module(f"{__name__}.{verb}")
+
+
+def _summaries() -> dict[str, str]:
+    documents = {verb: importlib.import_module(f"{__name__}.{verb}").__doc__ or "" for verb in verbs()}
+    return {verb: document.partition("\n")[0] for verb, document in documents.items()}
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {verb:<10}{summary}" for verb, summary in _summaries().items())
+    return f"usage: detrkit VERB …\n\nObject detection with the DETR family.\n\nVerbs:\n{rows}\n\n{_STEPS}"
+
+
+def _report(error: Exception, terminal: Terminal) -> int:
+    """Say what went wrong, and return the exit code."""
+    if isinstance(error, Error):
+        parts = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "remedy")}
+        return terminal.fail(str(error), type(error).__name__, error.exit_code, **parts)
+    if isinstance(error, OSError) and error.filename is not None:
+        return terminal.fail(f"{error.filename}: {error.strerror}", "OSError", 1)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        remedy = "Try a smaller --batch-size or --image-size."
+        return terminal.fail(f"The memory does not suffice. {remedy}", "OutOfMemoryError", 1, remedy=remedy)
+    said = f"{type(error).__name__}: {error}"
+    return terminal.fail(f"{said}. This should not happen: --traceback shows where.", type(error).__name__, 1)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, with files closed and worker processes gone."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

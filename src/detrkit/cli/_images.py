@@ -1,0 +1,100 @@
+"""Which images a command is about, and where the pictures made of them go."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detrkit.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+JPEG_QUALITY = 92
+
+
+def find_images(wanted: Sequence[str], out: Path) -> dict[Path, str]:
+    """The images that files, folders and patterns mean, each once, with a name for its picture.
+
+    The name is relative to the folder that was named, or the file's own; where two would be the same, all names are
+    relative to the folder that all images have in common.
+
+    Args:
+        wanted: files, folders (searched to any depth), and patterns with `*`, `?`, `[…]` and `**`.
+        out: where pictures go; folders are not searched there.
+
+    Raises:
+        DataError: something is missing, or there is no image.
+        UsageError: a picture would overwrite an image.
+    """
+    if not wanted:
+        raise UsageError("There are no images to look at", expected="images, folders or patterns behind the model")
+    from detrkit.data.files import is_image_name
+
+    names: dict[Path, str] = {}
+    seen: set[Path] = set()
+    for text in wanted:
+        for file, name in _matches(text, out):
+            if (real := file.resolve()) not in seen:
+                seen.add(real)
+                names[file] = name
+    if not names:
+        raise DataError("No image is found", where=", ".join(wanted), expected="JPEG, PNG, WebP, BMP or TIFF files")
+    if Counter(names.values()).most_common(1)[0][1] > 1:
+        parents = [str(file.absolute().parent) for file in names]
+        common = os.path.commonpath([os.path.normpath(parent) for parent in parents])
+        names = {file: Path(os.path.relpath(file.absolute(), common)).as_posix() for file in names}
+    for file, name in names.items():
+        if not is_image_name(Path(name).name):
+            names[file] = name = f"{name}.jpg"
+        if (out / name).resolve() in seen:
+            raise UsageError("A picture would overwrite an image", where=out / name, remedy="Name another --out.")
+    return names
+
+
+def save_picture(picture: Image.Image, file: Path) -> None:
+    """Write a picture in the format of its suffix."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix.lower() in (".jpg", ".jpeg", ".webp"):
+        picture.save(file, quality=JPEG_QUALITY)
+    else:
+        picture.save(file)
+
+
+def _matches(text: str, out: Path) -> Iterator[tuple[Path, str]]:
+    path = Path(text)
+    if path.is_dir():
+        yield from _below(path, out)
+    elif path.exists() or not glob.has_magic(text):
+        if not path.exists():
+            raise DataError("There is no such file or folder", where=path, remedy="Check the path of the images.")
+        yield path, path.name
+    else:
+        yield from _matching(text, out)
+
+
+def _matching(pattern: str, out: Path) -> Iterator[tuple[Path, str]]:
+    from detrkit.data.files import is_image_name
+
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
+    if not found:
+        raise DataError("Nothing matches the pattern", where=pattern, remedy="Check the path of the images.")
+    for name in map(Path, found):
+        if name.is_dir():
+            yield from _below(name, out)
+        elif is_image_name(name.name):
+            yield name, name.name
+
+
+def _below(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:
+    from detrkit.data.files import walk_images
+
+    passed_over = out.resolve()
+    for name in walk_images(folder):
+        file = folder / name
+        if passed_over not in file.resolve().parents:
+            yield file, name

@@ -1,0 +1,159 @@
+"""Say what a run, a model or a data set is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from detrkit.cli._options import CommonOptions
+from detrkit.cli._terminal import Outcome, Terminal, count, duration, share, table
+from detrkit.errors import DataError
+
+CLASSES_SHOWN = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
+    """Say what a run, a model or a data set is.
+
+    Of a model: its architecture, categories, parameters and figures. Of a data set: what was recognised, how many
+    images and boxes it has, and what is wrong with it.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """Run folder, model folder, data set folder or annotation file."""
+
+
+def run(options: Options, terminal: Terminal) -> Outcome:
+    """Look, and describe.
+
+    Raises:
+        DataError: nothing is there, or neither a model nor a data set is recognised.
+        ModelError: a damaged model.
+    """
+    path = options.path
+    if not path.exists():
+        raise DataError("There is no such file or folder", where=path, remedy="Check the path.")
+    parts = ("config.json", "model/config.json", "checkpoints", "status.json")
+    if any((path / part).exists() for part in parts):
+        document = _run_document(path)
+        return Outcome(document, text=_run_text(document))
+    document = _data_document(path)
+    return Outcome(document, text=_data_text(document))
+
+
+def _run_document(path: Path) -> dict[str, Any]:
+    from detrkit.checkpoint import load_model, model_folder
+
+    document: dict[str, Any] = {"path": path, "kind": "run" if (path / "recipe.toml").is_file() else "model"}
+    for name in ("status", "data", "environment"):
+        if (file := path / f"{name}.json").is_file():
+            document[name] = _read(file)
+    if document["kind"] == "run" and not (path / "checkpoints").is_dir() and not (path / "model").is_dir():
+        return {**document, "model": None}  # it has not come to its first checkpoint
+    saved = load_model(path)
+    numbers: dict[str, int] = {}
+    for name, parameter in saved.model.named_parameters():
+        part = name.partition(".")[0]
+        numbers[part] = numbers.get(part, 0) + parameter.numel()
+    config = _read(model_folder(path) / "config.json")
+    document["model"] = {
+        "folder": model_folder(path),
+        "written_by": config.get("detrkit"),
+        "variant": saved.variant,
+        "preset": saved.preset,
+        "config": config["config"],
+        "categories": [list(category) for category in saved.categories],
+        "parameters": {"all": sum(numbers.values()), **numbers},
+        "about": saved.about,
+    }
+    return document
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError("The file cannot be read", where=file, got=error) from error
+
+
+def _run_text(document: dict[str, Any]) -> str:
+    lines = [f"{document['path']}: a {document['kind']}"]
+    if status := document.get("status"):
+        of = f"step {status['step']:,} of {status['total_steps']:,}"
+        lines.append(f"State       {status['state']}, {of}, {duration(status['seconds'])}")
+    if data := document.get("data"):
+        splits = ", ".join(f"{name} {count(part['images'], 'image')}" for name, part in data["splits"].items())
+        lines.append(f"Data        {data['path']} ({splits})")
+    if (model := document["model"]) is None:
+        return "\n".join([*lines, "Model       none yet"])
+    parameters = dict(model["parameters"])
+    total = parameters.pop("all")
+    lines += [
+        f"Model       {model['preset'] or 'no preset'}, variant {model['variant']}, in {model['folder']}",
+        f"Parameters  {total:,}: " + ", ".join(f"{name} {number:,}" for name, number in parameters.items()),
+        f"Categories  {len(model['categories'])}: {_shortened([name for _, name in model['categories']])}",
+    ]
+    figures = model["about"].get("metrics", {})
+    known = [f"{name} {share(figures[name])}" for name in ("AP", "AP50", "AP75") if figures.get(name) is not None]
+    if known:
+        lines.append(f"Validation  {', '.join(known)}, epoch {model['about'].get('epoch', '?')}")
+    rows = [("field", "value"), *((name, str(value)) for name, value in model["config"].items())]
+    return "\n".join([*lines, "", table(rows, "ll")])
+
+
+def _data_document(path: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from detrkit.data import formats
+
+    sources = formats.recognise(path)
+    splits = formats.read(path)
+    document: dict[str, Any] = {"path": path, "kind": "data", "splits": {}}
+    for name, part in splits.items():
+        sizes = part.image_sizes[(part.image_sizes > 0).all(1)]
+        boxes = np.bincount(part.labels, minlength=len(part.categories))
+        images = np.diff(part.offsets)
+        document["splits"][name] = {
+            "format": sources[name].format,
+            "from": sources[name].path,
+            "summary": part.summary(),
+            "images": len(part),
+            "boxes": len(part.boxes),
+            "crowd": int(part.crowd.sum()),
+            "most_boxes": int(images.max(initial=0)),
+            "image_sizes": [sizes.min(0).tolist(), sizes.max(0).tolist()] if len(sizes) else [],
+            "boxes_of": {category.name: int(number) for category, number in zip(part.categories, boxes, strict=True)},
+            "problems": part.problems.counts,
+            "problem_lines": list(part.problems.lines()),
+        }
+    return document
+
+
+def _data_text(document: dict[str, Any]) -> str:
+    splits = document["splits"]
+    formats = " and ".join(sorted({part["format"] for part in splits.values()}))
+    lines = [f"{document['path']}: a data set, format {formats}"]
+    for name, part in splits.items():
+        lines += ["", f"{name}: {part['summary']}", f"  from {part['from']}"]
+        if part["image_sizes"]:
+            (low_h, low_w), (high_h, high_w) = part["image_sizes"]
+            lines.append(f"  heights {low_h} to {high_h}, widths {low_w} to {high_w} pixels")
+        if part["boxes"]:
+            lines.append(f"  at most {count(part['most_boxes'], 'box', 'boxes')} in an image")
+        lines += [f"  {line}" for line in part["problem_lines"]]
+    names = list(dict.fromkeys(name for part in splits.values() for name in part["boxes_of"]))
+    if names:
+        rows = [[name, *(f"{part['boxes_of'].get(name, 0):,}" for part in splits.values())] for name in names]
+        lines += ["", table([["boxes of", *splits], *rows[:CLASSES_SHOWN]])]
+        if len(rows) > CLASSES_SHOWN:
+            lines.append(f"and {len(rows) - CLASSES_SHOWN} more; --json lists all")
+    return "\n".join(lines)
+
+
+def _shortened(names: list[str], limit: int = 12) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

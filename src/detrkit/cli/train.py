@@ -1,0 +1,113 @@
+"""Train a detector on an annotated data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from detrkit.cli._options import CommonOptions, Switch, glance
+from detrkit.cli._terminal import Outcome, Terminal, share, shell
+from detrkit.training import recipe as recipes
+from detrkit.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
+    """Train a detector on an annotated data set.
+
+    Every choice of the recipe is a flag. What is not given stands in the recipe: the one that --recipe names, else the
+    one that comes with the model's preset.
+    """
+
+    data: tyro.conf.Positional[str]
+    """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
+    out: Path
+    """Run folder to make."""
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = ""
+    """TOML file with the choices below, or the name of a recipe that comes with the package; flags override it."""
+    resume: Switch = False
+    """Go on with the run in --out where its last checkpoint stands, with its own recipe."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    """All choices of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Deciding:
+    """The flags that the defaults of the others depend on."""
+
+    recipe: str = ""
+    model: str = ""
+    out: str = ""
+    resume: Switch = False
+
+
+def defaults(arguments: Sequence[str]) -> Options:
+    """The options where no flag is given, from the recipe that the arguments name.
+
+    Fields of the architecture are left out; `run` merges them with those given.
+
+    Raises:
+        UsageError: there is no such recipe, or it cannot be read.
+    """
+    base = _base(glance(_Deciding, arguments))
+    bare = dataclasses.replace(base, model=dataclasses.replace(base.model, architecture={}))
+    required: Any = tyro.MISSING
+    return Options(data=required, out=required, recipe=bare)
+
+
+def run(options: Options, terminal: Terminal) -> Outcome:
+    """Train, and say what came out.
+
+    Raises:
+        DataError, ModelError, UsageError: as `detrkit.train`.
+        KeyboardInterrupt: says how to go on.
+    """
+    from detrkit.cli._progress import training_progress
+    from detrkit.training.run import train
+
+    given = options.recipe
+    deciding = _Deciding(
+        recipe=options.recipe_name, model=given.model.model, out=str(options.out), resume=options.resume
+    )
+    base = _base(deciding)
+    architecture = {**base.model.architecture, **given.model.architecture}
+    recipe = dataclasses.replace(given, model=dataclasses.replace(given.model, architecture=architecture))
+    try:
+        with training_progress(terminal, recipe.run.evaluate_every) as listener:
+            done = train(options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listener)
+    except KeyboardInterrupt as error:
+        error.args = (_how_to_go_on(options),)
+        raise
+    document = {"run": done.folder, "model": done.folder / "model", "figures": done.figures}
+    return Outcome(document, text=_ending(options, done.figures))
+
+
+def _base(deciding: _Deciding) -> Recipe:
+    if deciding.recipe:
+        return recipes.read(deciding.recipe)
+    if deciding.resume and deciding.out and (own := Path(deciding.out) / "recipe.toml").is_file():
+        return recipes.read(own)
+    packaged = recipes.FOLDER / f"{deciding.model or Recipe().model.model}.toml"
+    return recipes.read(packaged) if packaged.is_file() else Recipe()
+
+
+def _ending(options: Options, figures: dict[str, float]) -> str:
+    out, data = shell(options.out), shell(options.data)
+    found = f"Best AP {share(figures['AP'])} (AP50 {share(figures['AP50'])})" if figures else "Trained"
+    return (
+        f"{found}. The model lies in {options.out / 'model'}; plots, samples and metrics beside it.\n"
+        f"Look at it:  detrkit evaluate {out} {data} --report {shell(options.out / 'report')}\n"
+        f"Use it:      detrkit predict {out} IMAGES --out {shell(options.out / 'found')}"
+    )
+
+
+def _how_to_go_on(options: Options) -> str:
+    if not (options.out / "checkpoints" / "last").is_dir():
+        return "Interrupted before the first checkpoint; there is nothing to go on from."
+    command = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
+    return f"Interrupted. Go on from the last checkpoint with: {command}"

@@ -1,0 +1,115 @@
+"""Attention against `torch.nn.MultiheadAttention` with the same weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detrkit.nn.attention import Attention, attend
+
+DIM, HEADS = 16, 4
+
+
+def copied(ours: Attention) -> nn.MultiheadAttention:
+    """Torch's layer with our weights."""
+    theirs = nn.MultiheadAttention(DIM, HEADS, dropout=ours.dropout, batch_first=True)
+    parts = (ours.query, ours.key, ours.value)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+        theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+        theirs.out_proj.load_state_dict(ours.output.state_dict())
+    return theirs.train(ours.training)
+
+
+def masks(name: str) -> tuple[Tensor | None, Tensor | None]:
+    """Which of 7 keys 5 queries may not see, and which keys of 3 images are padded."""
+    blocked = torch.zeros(5, 7, dtype=torch.bool)
+    blocked[:2, 3:] = True
+    blocked[2, ::2] = True
+    padded = torch.zeros(3, 7, dtype=torch.bool)
+    padded[1, 6:] = True
+    padded[2, 1:3] = True
+    return (blocked if "blocked" in name else None), (padded if "padded" in name else None)
+
+
+@pytest.mark.parametrize("which", ["all", "blocked", "padded", "blocked and padded"])
+def test_equals_torch_with_gradients(which: str) -> None:
+    ours = Attention(DIM, HEADS)
+    for part in (ours.query, ours.key, ours.value, ours.output):
+        nn.init.normal_(part.bias)  # zeros would hide a bias that is left out
+    theirs = copied(ours)
+    q, k, v = torch.randn(3, 5, DIM), torch.randn(3, 7, DIM), torch.randn(3, 7, DIM)
+    direction = torch.randn(3, 5, DIM)
+    blocked, padded = masks(which)
+    ways = [part for part in (blocked, None if padded is None else padded[:, None, None]) if part is not None]
+    mask = None if not ways else torch.zeros(1, 1, 1, 7, dtype=torch.bool)
+    for way in ways:
+        mask = mask | way
+
+    inputs = [part.clone().requires_grad_() for part in (q, k, v)]
+    expected = [part.clone().requires_grad_() for part in (q, k, v)]
+    out = ours(*inputs, mask)
+    reference = theirs(*expected, attn_mask=blocked, key_padding_mask=padded, need_weights=False)[0]
+    torch.testing.assert_close(out, reference, atol=1e-5, rtol=1e-5)
+    for result in (out, reference):
+        (result * direction).sum().backward()
+    for mine, his in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(mine.grad, his.grad, atol=1e-5, rtol=1e-4)
+    packed = torch.cat([part.weight.grad for part in (ours.query, ours.key, ours.value)])
+    torch.testing.assert_close(packed, theirs.in_proj_weight.grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.output.weight.grad, theirs.out_proj.weight.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_the_function_is_the_formula() -> None:
+    q, k, v = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 6)  # values of another width
+    found = attend(q, k, v, heads=2)
+    for image in range(2):
+        for head in range(2):
+            wide, narrow = slice(4 * head, 4 * head + 4), slice(3 * head, 3 * head + 3)
+            weights = (q[image, :, wide] @ k[image, :, wide].T / math.sqrt(4)).softmax(-1)
+            torch.testing.assert_close(found[image, :, narrow], weights @ v[image, :, narrow])
+
+
+def test_blocked_keys_have_no_say() -> None:
+    layer = Attention(DIM, HEADS)
+    query, memory = torch.randn(2, 3, DIM), torch.randn(2, 5, DIM)
+    blocked = torch.zeros(2, 1, 1, 5, dtype=torch.bool)
+    blocked[1, ..., 3:] = True
+    other = memory.clone()
+    other[1, 3:] = 1e3
+    assert torch.equal(layer(query, memory, memory, blocked), layer(query, other, other, blocked))
+    assert not torch.allclose(layer(query, memory, memory), layer(query, other, other))
+
+
+def test_a_query_that_may_see_nothing_is_not_nan() -> None:
+    q = torch.randn(1, 3, 8, requires_grad=True)
+    blocked = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
+    blocked[..., 1, :] = True
+    out = attend(q, q, q, 2, blocked)
+    out.sum().backward()
+    assert bool(out.isfinite().all())
+    assert q.grad is not None
+    assert bool(q.grad.isfinite().all())
+
+
+def test_start_is_that_of_the_official_packed_matrix() -> None:
+    layer = Attention(64, 8)
+    # Xavier on one matrix of 3 · 64 rows and 64 columns, as torch's own layer starts.
+    bound = math.sqrt(6 / (64 + 3 * 64))
+    for part in (layer.query, layer.key, layer.value):
+        assert 0.98 * bound < float(part.weight.abs().max()) <= bound
+    assert 0.98 * math.sqrt(6 / 128) < float(layer.output.weight.abs().max()) <= math.sqrt(6 / 128)
+    theirs = nn.MultiheadAttention(64, 8)
+    assert float(theirs.in_proj_weight.abs().max()) == pytest.approx(bound, rel=0.02)
+    assert not any(bool(part.bias.any()) for part in (layer.query, layer.key, layer.value, layer.output))
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    layer, x = Attention(DIM, HEADS, dropout=0.5), torch.randn(2, 6, DIM)
+    assert not torch.equal(layer(x, x, x), layer(x, x, x))
+    layer.eval()
+    assert torch.equal(layer(x, x, x), layer(x, x, x))
+    torch.testing.assert_close(layer(x, x, x), copied(layer)(x, x, x)[0], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,27 @@
+"""The small networks behind the answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from detrkit.nn.heads import MLP
+
+
+@pytest.mark.parametrize("widths", [(6, 4), (6, 8, 4), (6, 8, 7, 4)])
+@pytest.mark.parametrize("leading", [(5,), (3, 2, 5)])
+def test_mlp_is_linear_layers_with_relu_between(widths: tuple[int, ...], leading: tuple[int, ...]) -> None:
+    head = MLP(*widths)
+    plain = nn.Sequential()
+    for layer in head.layers:
+        plain.extend([layer, nn.ReLU()])
+    x = torch.randn(*leading, 6)
+    out = head(x)
+    assert out.shape == (*leading, 4)
+    torch.testing.assert_close(out, plain[:-1](x))
+    assert bool((out < 0).any()), "an activation after the last layer"
+
+
+def test_parameters_have_the_official_names() -> None:
+    assert list(MLP(6, 8, 4).state_dict()) == ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]

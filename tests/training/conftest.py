@@ -1,0 +1,16 @@
+"""A small data set for the tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.drawing import write_coco
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO data set of 10 training and 3 validation images of three sizes; one training image has no box."""
+    root = tmp_path_factory.mktemp("drawn") / "data"
+    return write_coco(root, {"train": [2, 1, 3, 2, 0, 1, 2, 4, 1, 2], "val": [2, 3, 1]})
