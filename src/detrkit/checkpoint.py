@@ -117,9 +117,7 @@ def load_model(path: str | Path) -> SavedModel:
             remedy="Use another checkpoint of the run.",
         ) from error
     fill(model, folder)
-    return SavedModel(
-        model, about["variant"], str(about.get("preset", "")), categories, dict(about.get("about") or {})
-    )
+    return SavedModel(model, about["variant"], str(about.get("preset", "")), categories, dict(about.get("about") or {}))
 
 
 def fill(model: nn.Module, folder: Path) -> None:

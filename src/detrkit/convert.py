@@ -29,7 +29,7 @@ def rename(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
             into equal parts along its first axis.
 
     Raises:
-        ModelError: a key that no pattern matches.
+        ModelError: a key that no pattern matches, or a tensor that cannot be cut.
     """
     renamed: dict[str, Tensor] = {}
     unknown = []
@@ -39,6 +39,10 @@ def rename(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
             if found is None:
                 continue
             targets = (target,) if isinstance(target, str) else target
+            if tensor.ndim and len(tensor) % len(targets):
+                raise ModelError(
+                    f"The tensor cannot be cut into {len(targets)} equal parts", where=key, got=tuple(tensor.shape)
+                )
             for name, part in zip(targets, tensor.chunk(len(targets)), strict=True):
                 renamed[found.expand(name)] = part
             break

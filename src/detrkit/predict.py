@@ -138,12 +138,12 @@ class Detector:
             for image in window:
                 yield answers[image.index].above(threshold)
 
-    @torch.inference_mode()
     def _answer(self, group: Sequence[LoadedImage], ensemble: bool) -> Iterable[Detections]:
         batch = Batch.from_images([image.tensor for image in group]).to(self.device)
         sizes = torch.tensor([image.original for image in group], device=self.device)
-        predictions = self.model(batch.images, batch.padding)
-        scored = self.variant.postprocess(predictions, sizes, ensemble=ensemble)
+        with torch.inference_mode():  # and not over the whole: the caller acts between two answers
+            predictions = self.model(batch.images, batch.padding)
+            scored = self.variant.postprocess(predictions, sizes, ensemble=ensemble)
         for image, (boxes, scores, labels) in zip(group, scored, strict=True):
             order = scores.argsort(descending=True, stable=True)
             height, width = image.original

@@ -100,10 +100,10 @@ def test_start_is_that_of_the_official_packed_matrix() -> None:
     # Xavier on one matrix of 3 · 64 rows and 64 columns, as torch's own layer starts.
     bound = math.sqrt(6 / (64 + 3 * 64))
     for part in (layer.query, layer.key, layer.value):
-        assert 0.98 * bound < float(part.weight.abs().max()) <= bound
-    assert 0.98 * math.sqrt(6 / 128) < float(layer.output.weight.abs().max()) <= math.sqrt(6 / 128)
+        assert 0.98 * bound < float(part.weight.detach().abs().max()) <= bound
+    assert 0.98 * math.sqrt(6 / 128) < float(layer.output.weight.detach().abs().max()) <= math.sqrt(6 / 128)
     theirs = nn.MultiheadAttention(64, 8)
-    assert float(theirs.in_proj_weight.abs().max()) == pytest.approx(bound, rel=0.02)
+    assert float(theirs.in_proj_weight.detach().abs().max()) == pytest.approx(bound, rel=0.02)
     assert not any(bool(part.bias.any()) for part in (layer.query, layer.key, layer.value, layer.output))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detrkit.nn.position import LearnedPosition, SinePosition, sine_embedding
+from detrkit.nn.position import LearnedPosition, SinePosition, sine_embedding, spread_points
 
 
 def padding_of(sizes: list[tuple[int, int]], height: int, width: int) -> Tensor:
@@ -87,3 +87,17 @@ def test_learned_trains_on_grids_of_any_size() -> None:
     assert bool((encode.row.grad != 0).all())
     assert bool((encode.column.grad[:3] != 0).all())
     assert not bool(encode.column.grad[3:].any())
+
+
+def test_spread_points_cover_the_square_however_many() -> None:
+    for count in (1, 7, 60, 300):
+        points = spread_points(count)
+        assert points.shape == (count, 2)
+        assert bool(((points >= 0) & (points < 1)).all())
+        assert torch.equal(points, spread_points(300)[:count])
+    points = spread_points(64)
+    quarters = (points * 4).long()
+    taken = {(int(y), int(x)) for y, x in quarters}
+    assert len(taken) == 16, "a sixteenth of the image without a point"
+    distances = torch.cdist(points, points) + torch.eye(64)
+    assert float(distances.min()) > 0.5 / 8

@@ -14,3 +14,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A COCO data set of 10 training and 3 validation images of three sizes; one training image has no box."""
     root = tmp_path_factory.mktemp("drawn") / "data"
     return write_coco(root, {"train": [2, 1, 3, 2, 0, 1, 2, 4, 1, 2], "val": [2, 3, 1]})
+
+
+@pytest.fixture
+def plotless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plots, which take longer than all the rest of a tiny training."""
+    monkeypatch.setattr("detrkit.training.log.plot_history", lambda lines, out: out)

@@ -5,7 +5,7 @@ A verb's module offers
 - its docstring, whose first line stands in the list of verbs;
 - `Options`: a frozen dataclass, a `CommonOptions`; flags and help are made from it;
 - `run(options, terminal) -> Outcome`;
-- where the defaults depend on other flags, `defaults(arguments) -> Options`.
+- where defaults depend on other flags, `options_for(arguments) -> type[Options]`.
 
 Importing a verb is cheap: what computes is imported when it runs, so that `--help` answers at once. Standard output is
 for results, standard error for everything else, and `--json` makes the results one JSON document.
@@ -94,9 +94,9 @@ def _dispatch(arguments: list[str], terminal: Terminal) -> Outcome:
     from detrkit.cli._options import parse
 
     verb, module = _module(arguments[0])
-    default = module.defaults(arguments[1:]) if hasattr(module, "defaults") else None
+    kind = module.options_for(arguments[1:]) if hasattr(module, "options_for") else module.Options
     try:
-        options = parse(module.Options, verb, arguments[1:], default, quiet=terminal.json)
+        options = parse(kind, verb, arguments[1:], quiet=terminal.json)
     except SystemExit as ended:  # tyro has printed the help, or what is wrong
         return Outcome(exit_code=int(ended.code or 0))
     outcome: Outcome = module.run(options, terminal)

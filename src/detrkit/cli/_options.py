@@ -18,7 +18,7 @@ Chosen = TypeVar("Chosen")
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag that is off unless it is given: `--json`, without a `--no-json`."""
 
-_CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
+_CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,13 @@ class DetectionOptions(CommonOptions):
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
 
-def parse(
-    kind: type[Chosen], verb: str, arguments: Sequence[str], default: Chosen | None = None, *, quiet: bool = False
-) -> Chosen:
+def parse(kind: type[Chosen], verb: str, arguments: Sequence[str], *, quiet: bool = False) -> Chosen:
     """The options of a verb.
 
     Args:
         kind: a dataclass.
         verb: its name, for the messages.
         arguments: what stands behind the verb.
-        default: values of the flags that are not given; None takes the dataclass's own.
         quiet: print no usage error, but raise it.
 
     Raises:
@@ -63,8 +60,7 @@ def parse(
     """
 
     def read() -> Chosen:
-        filled = tyro.MISSING_NONPROP if default is None else default
-        return tyro.cli(kind, args=list(arguments), prog=f"detrkit {verb}", default=filled, config=_CONFIG)
+        return tyro.cli(kind, args=list(arguments), prog=f"detrkit {verb}", config=_CONFIG)
 
     if not quiet or {"-h", "--help"} & set(arguments):
         return read()
@@ -88,6 +84,8 @@ def glance(kind: type[Chosen], arguments: Sequence[str]) -> Chosen:
 
 
 def _plain(framed: str) -> str:
-    """A message of tyro's without the frame around it, in one line."""
-    bare = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", framed)
-    return re.sub(r"\s+", " ", bare).strip()
+    """What tyro says in a frame under a heading, as one line: without frame, heading, rules and pointer to the help."""
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", framed).splitlines()
+    lines = [line.strip(" │|╭╮╰╯─-+") if not line.strip(" │|").startswith("--") else line.strip(" │|") for line in bare]
+    said = " ".join(line for line in lines[1:] if line.strip("- "))
+    return re.sub(r"\s+", " ", said.partition("For full helptext")[0]).strip().rstrip(".")

@@ -205,6 +205,7 @@ class LiveProgress:
         if event.is_best:
             line.append("  ★ best so far", style="green")
         self.terminal.console.print(line)
+        self._bar.update(self._task, description=f"epoch {event.epoch:g}/{self.pace.epochs}")
 
     def _render(self) -> RenderableType:
         from rich.console import Group

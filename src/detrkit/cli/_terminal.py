@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -172,7 +172,7 @@ def shell(word: str | Path) -> str:
     return shlex.quote(str(word))
 
 
-def _tolerant(stream: IO[str]) -> IO[str]:
+def _tolerant(stream: Any) -> Any:
     """A stream that prints file names which are no text in its encoding with escapes, rather than fail."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")

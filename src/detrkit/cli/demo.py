@@ -136,7 +136,7 @@ def _draw(annotations: Annotations, detections: list[Detections], threshold: flo
 
 def _text(metrics: Metrics, options: Options, model: Path, data: Path, seconds: float) -> str:
     figures = ", ".join(f"{name} {share(metrics.figures[name])}" for name in ("AP", "AP50", "AP75"))
-    out = options.out
+    out, page = options.out, options.out / "report" / "report.html"
     seen = f"{count(metrics.boxes, 'digit')} in {count(metrics.images, 'image')} that the detector never saw"
     return f"""\
 {per_class_text(metrics)}
@@ -144,8 +144,8 @@ def _text(metrics: Metrics, options: Options, model: Path, data: Path, seconds: 
 {figures} on {seen}, in {duration(seconds)}
 
 Look at:
-  {out / "digits.jpg"}  what it found
-  {out / "report" / "report.html"}  curves, confusions, best and worst images
+  {str(out / "digits.jpg"):<{len(str(page))}}  what it found
+  {page}  curves, confusions, best and worst images
 
 Next:
   detrkit predict {shell(model)} {shell(data / "test")} --out {shell(out / "found")}

@@ -85,7 +85,7 @@ def _run_text(document: dict[str, Any]) -> str:
     lines = [f"{document['path']}: a {document['kind']}"]
     if status := document.get("status"):
         of = f"step {status['step']:,} of {status['total_steps']:,}"
-        lines.append(f"State       {status['state']}, {of}, {duration(status['seconds'])}")
+        lines.append(f"State       {status['state']}, {of}, {duration(float(status['seconds']))}")
     if data := document.get("data"):
         splits = ", ".join(f"{name} {count(part['images'], 'image')}" for name, part in data["splits"].items())
         lines.append(f"Data        {data['path']} ({splits})")
@@ -112,7 +112,9 @@ def _data_document(path: Path) -> dict[str, Any]:
     from detrkit.data import formats
 
     sources = formats.recognise(path)
-    splits = formats.read(path)
+    found = formats.read(path)
+    order = [name for name in ("train", "val", "test") if name in found]
+    splits = {name: found[name] for name in dict.fromkeys([*order, *found])}
     document: dict[str, Any] = {"path": path, "kind": "data", "splits": {}}
     for name, part in splits.items():
         sizes = part.image_sizes[(part.image_sizes > 0).all(1)]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -46,8 +46,8 @@ class _Deciding:
     resume: Switch = False
 
 
-def defaults(arguments: Sequence[str]) -> Options:
-    """The options where no flag is given, from the recipe that the arguments name.
+def options_for(arguments: Sequence[str]) -> type[Options]:
+    """The options with the defaults of the recipe that the arguments name.
 
     Fields of the architecture are left out; `run` merges them with those given.
 
@@ -56,8 +56,10 @@ def defaults(arguments: Sequence[str]) -> Options:
     """
     base = _base(glance(_Deciding, arguments))
     bare = dataclasses.replace(base, model=dataclasses.replace(base.model, architecture={}))
-    required: Any = tyro.MISSING
-    return Options(data=required, out=required, recipe=bare)
+    recipe = ("recipe", Annotated[Recipe, tyro.conf.arg(name="")], field(default_factory=lambda: bare))
+    return dataclasses.make_dataclass(
+        "Options", [recipe], bases=(Options,), namespace={"__doc__": Options.__doc__}, frozen=True, kw_only=True
+    )
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:

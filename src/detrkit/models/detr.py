@@ -48,6 +48,10 @@ class Config:
         query_start: `normal` is the paper's: random query positions, no content. `grid` starts both as the encoding
             of points spread over the image, with each cross-attention's key projection equal to its query projection,
             so that a query at first looks around its point and knows where that is. Afterwards all of it is learned.
+        query_groups: so many sets of queries learn side by side and do not see each other; each is matched on its own,
+            so every image teaches that many times (Group DETR, Chen et al., ICCV 2023). Only the first set predicts.
+        position_in_content: tokens carry their position in what attention gathers, not only in what it compares, so
+            that a gathered token says where it was. The paper's do not.
         no_object_weight: weight of no-object in the cross-entropy.
         class_weight: weight of the class part, in matching and loss.
         l1_weight: weight of the L1 part.
@@ -72,6 +76,8 @@ class Config:
     position: str = "sine"
     temperature: float = 10000.0
     query_start: str = "normal"
+    query_groups: int = 1
+    position_in_content: bool = False
     no_object_weight: float = 0.1
     class_weight: float = 1.0
     l1_weight: float = 5.0
@@ -147,7 +153,7 @@ class Model(nn.Module):
         self.encoder = Encoder(
             config.encoder_layers, config.dim, config.heads, config.feedforward, config.dropout, config.pre_norm
         )
-        self.query_position = nn.Parameter(torch.randn(config.num_queries, config.dim))
+        self.query_position = nn.Parameter(torch.randn(config.query_groups * config.num_queries, config.dim))
         self.query_content: nn.Parameter | None = None
         self.decoder_layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.dim)
@@ -157,7 +163,7 @@ class Model(nn.Module):
             self._start_on_grid()
 
     def _start_on_grid(self) -> None:
-        points = spread_points(self.config.num_queries) * (2 * math.pi)
+        points = spread_points(self.config.query_groups * self.config.num_queries) * (2 * math.pi)
         half = self.config.dim // 2
         encoded = [sine_embedding(axis, half, self.config.temperature) for axis in points.unbind(-1)]
         start = torch.cat(encoded, -1)
@@ -165,6 +171,7 @@ class Model(nn.Module):
         self.query_content = nn.Parameter(start.clone())
         with torch.no_grad():
             for layer in self.decoder_layers:
+                assert isinstance(layer, DecoderLayer)
                 layer.cross_attention.key.weight.copy_(layer.cross_attention.query.weight)
 
     def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Memory:
@@ -175,15 +182,24 @@ class Model(nn.Module):
         outside = F.interpolate(padding[:, None].float(), size=grid)[:, 0].bool()
         position = self.position(outside).to(x.dtype)
         hidden = outside.flatten(1) if bool(padding.any()) else None
-        tokens = self.encoder(x.flatten(2).transpose(1, 2), position, hidden)
+        tokens = x.flatten(2).transpose(1, 2)
+        if self.config.position_in_content:
+            tokens = tokens + position
+        tokens = self.encoder(tokens, position, hidden)
         return Memory(tokens, position, hidden, grid, features)
 
     def queries(self, batch_size: int) -> Queries:
-        """The learned queries: a position and, unless they started on a grid, no content."""
-        position = self.query_position.expand(batch_size, -1, -1)
-        if self.query_content is None:
-            return Queries(torch.zeros_like(position), position)
-        return Queries(self.query_content.expand(batch_size, -1, -1), position)
+        """The learned queries: a position and, unless they started on a grid, no content. All groups in training."""
+        groups = self.config.query_groups if self.training else 1
+        count = groups * self.config.num_queries
+        position = self.query_position[:count].expand(batch_size, -1, -1)
+        content = torch.zeros_like(position)
+        if self.query_content is not None:
+            content = self.query_content[:count].expand(batch_size, -1, -1)
+        if groups == 1:
+            return Queries(content, position)
+        group = torch.arange(count, device=position.device) // self.config.num_queries
+        return Queries(content, position, group[:, None] != group[None, :])
 
     def decode(self, memory: Memory, queries: Queries) -> Hidden:
         """The decoder: every layer's output, normalised, is an answer."""
@@ -197,8 +213,11 @@ class Model(nn.Module):
         return Hidden(torch.stack(states))
 
     def predict(self, hidden: Hidden) -> Predictions:
-        """The heads, the same for every layer."""
+        """The heads, the same for every layer. Groups of queries become further layers, the first group the last."""
         states = hidden.states
+        if self.training and self.config.query_groups > 1:
+            states = states.unflatten(2, (self.config.query_groups, -1)).flip(2)
+            states = states.transpose(1, 2).flatten(0, 1)
         return Predictions(self.class_head(states), self.box_head(states).sigmoid(), states)
 
     def forward(
@@ -218,7 +237,8 @@ class Model(nn.Module):
 def criterion(config: Config) -> SetCriterion:
     """Hungarian loss with the config's weights; the matching has the same weights, on probabilities."""
     weights = TermWeights(config.class_weight, config.l1_weight, config.giou_weight)
-    return SetCriterion(SoftmaxClassification(config.no_object_weight), cost=weights, loss=weights)
+    shared = TermWeights(*(weight / config.query_groups for weight in weights))
+    return SetCriterion(SoftmaxClassification(config.no_object_weight), cost=weights, loss=shared)
 
 
 def postprocess(predictions: Predictions, sizes: Int64[Tensor, "b 2"], ensemble: bool = False) -> list[Scored]:

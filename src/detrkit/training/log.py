@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -68,8 +69,10 @@ class RunFolder:
 
     def broke_off(self, error: BaseException) -> None:
         """Write down that the training ended before its time."""
-        if self.out.is_dir():
-            self._status("interrupted" if isinstance(error, KeyboardInterrupt | GeneratorExit) else "failed", self._step)
+        if self._total:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(OSError):  # the error itself is what matters
+                self._status(state, self._step)
 
     def _begin(self, event: Started) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -97,7 +100,11 @@ class RunFolder:
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         with (self.out / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            known = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in record.items()
+            }
+            file.write(json.dumps(known) + "\n")
 
     def _status(self, state: str, step: int) -> None:
         status = {
@@ -171,7 +178,7 @@ def summarize(window: list[Step]) -> dict[str, Any]:
         **means,
         "class_error": float(np.mean([step.class_error for step in window])),
         "lr": last.lr,
-        "grad_norm": float(np.mean(norms)) if norms else None,
+        "grad_norm": float(np.mean(norms)) if norms else math.nan,
         "images_per_second": round(sum(step.images for step in window) / max(seconds, 1e-9), 2),
         "waited": round(sum(step.waited for step in window) / max(seconds, 1e-9), 3),
     }
@@ -180,7 +187,7 @@ def summarize(window: list[Step]) -> dict[str, Any]:
 def _step_of(line: str) -> float:
     """The step of a line of metrics; a line that was cut off when the run was killed belongs to none."""
     try:
-        return int(json.loads(line)["step"])
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

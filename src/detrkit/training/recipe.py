@@ -195,8 +195,13 @@ def read(name: str | Path, base: Recipe | None = None) -> Recipe:
     sections = {section for section, _, _ in table.values()}
     for section, values in content.items():
         if section not in sections or not isinstance(values, dict):
+            close = difflib.get_close_matches(section, sections, 1, 0.4)
             raise UsageError(
-                "The recipe has no such section", where=file, got=repr(section), expected=", ".join(sorted(sections))
+                "The recipe has no such section",
+                where=file,
+                got=repr(section),
+                expected=", ".join(sorted(sections)),
+                remedy=f"Did you mean [{close[0]}]?" if close else "",
             )
         for key, value in values.items():
             if key in table and table[key][0] != section:

@@ -1,0 +1,255 @@
+"""Verbs, help, errors, exit codes: what all commands have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import detrkit as package
+from detrkit import cli
+from detrkit.cli import _options, verbs
+from detrkit.cli._terminal import Outcome, Terminal, count, duration, plain, share, table
+from detrkit.errors import DataError, Error, MissingExtraError, ModelError, UsageError
+from detrkit.training.recipe import fields
+
+VERBS = ("convert", "demo", "evaluate", "inspect", "predict", "rewrite", "train")
+
+
+def test_verbs_are_found_and_listed(detrkit):
+    assert set(VERBS) <= set(verbs())
+    said = detrkit("--help")
+    assert said.code == 0
+    assert all(f"\n  {verb} " in said.out for verb in verbs())
+    assert not said.err
+
+
+def test_no_verb_is_a_usage_error_that_shows_the_help(detrkit):
+    said = detrkit()
+    assert said.code == 2
+    assert not said.out
+    assert "usage: detrkit VERB" in said.err
+
+
+def test_version(detrkit):
+    assert detrkit("--version").out == f"detrkit {package.__version__}\n"
+    assert detrkit("--version", "--json").document == {"version": package.__version__}
+
+
+def test_an_unknown_verb_is_refused_with_the_nearest(detrkit):
+    said = detrkit("trian")
+    assert said.code == 2
+    assert not said.out
+    assert "Did you mean 'train'?" in said.err
+    assert detrkit("qqqq", "--json").document["error"]["expected"].startswith("one of convert")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_explains_itself(detrkit, verb):
+    said = detrkit(verb, "--help")
+    assert said.code == 0
+    assert f"usage: detrkit {verb}" in said.out
+    assert "--json" in said.out
+    assert not said.err
+
+
+def test_the_help_of_train_lists_every_field_with_its_default(detrkit):
+    text = detrkit("train", "--help").out
+    assert len(fields()) > 30
+    for name, (section, kind, _) in fields().items():
+        assert f"{section} options" in text
+        flag = "--" + name.replace("_", "-")
+        assert flag in text
+        assert (f"--no-{flag[2:]}" in text) == (kind is bool)
+    assert "Passes through the training split. (default: 300)" in text
+
+
+def test_help_is_cheap():
+    code = (
+        "import sys; from detrkit.cli import main; main(sys.argv[1:]); "
+        "sys.exit(bool({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    for arguments in (["--help"], ["train", "--help"], ["predict", "--help"], ["inspect", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, f"{arguments} imports a heavy package"
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "detrkit", "nonsense"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("detrkit: There is no such verb")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("train", "data", "--out", "x", "--epocs", "3"), "--epochs"),
+        (("train", "--out", "x"), "DATA"),
+        (("train", "data"), "--out"),
+        (("train", "data", "--out", "x", "--epochs", "many"), "many"),
+        (("train", "data", "--out", "x", "--schedule", "linear"), "cosine"),
+        (("train", "data", "--out", "x", "--architecture", "dim"), "architecture"),
+        (("predict", "run"), "--out"),
+        (("predict", "run", "a.jpg", "--out", "x", "--threshold", "high"), "high"),
+        (("evaluate", "run"), "DATA"),
+        (("rewrite", "data", "out"), "--format"),
+        (("rewrite", "data", "out", "--format", "coco", "--images", "move"), "link"),
+        (("convert", "file.pth"), "OUT"),
+        (("inspect",), "PATH"),
+        (("demo", "--images", "lots"), "lots"),
+    ],
+)
+def test_bad_flags(detrkit, arguments, part):
+    said = detrkit(*arguments)
+    assert said.code == 2
+    assert not said.out
+    assert part in said.err
+    error = detrkit(*arguments, "--json").document["error"]
+    assert part in error["message"]
+    assert (error["kind"], error["exit_code"]) == ("UsageError", 2)
+    assert "─" not in error["message"]
+    assert "--------" not in error["message"]
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Make the verb `inspect` raise what is given."""
+
+    def fail_with(error: BaseException) -> None:
+        def run(options, terminal):
+            raise error
+
+        module = SimpleNamespace(Options=_options.CommonOptions, run=run)
+        monkeypatch.setattr(cli, "_module", lambda verb: (verb, module))
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Error("a"), 1),
+        (UsageError("a"), 2),
+        (DataError("a"), 3),
+        (ModelError("a"), 4),
+        (MissingExtraError("sklearn", "demo", "a"), 2),
+        (OSError(28, "No space left on device", "runs/x"), 1),
+        (MemoryError(), 1),
+        (ZeroDivisionError("division by zero"), 1),
+        (KeyboardInterrupt(), 130),
+        (cli._Terminated(), 143),
+    ],
+)
+def test_exit_codes(detrkit, failing, error, code):
+    failing(error)
+    said = detrkit("inspect")
+    assert said.code == code
+    assert not said.out
+    assert said.err.startswith("detrkit: ")
+    assert "Traceback" not in said.err
+    document = detrkit("inspect", "--json").document
+    assert document["error"]["exit_code"] == code
+
+
+def test_the_parts_of_an_error_are_in_the_document(detrkit, failing):
+    failing(DataError("It is bad", where="a.json", got="x", expected="y", remedy="Mend it."))
+    error = detrkit("inspect", "--json").document["error"]
+    assert error == {
+        "kind": "DataError",
+        "message": "a.json: It is bad; got x; expected y. Mend it.",
+        "exit_code": 3,
+        **{"what": "It is bad", "where": "a.json", "got": "x", "expected": "y", "remedy": "Mend it."},
+    }
+
+
+def test_a_traceback_is_shown_when_asked_for(detrkit, failing, monkeypatch):
+    failing(DataError("It is bad"))
+    assert "Traceback" in detrkit("inspect", "--traceback").err
+    monkeypatch.setenv("DETRKIT_TRACEBACK", "1")
+    said = detrkit("inspect", "--json")
+    assert "Traceback" in said.err
+    assert said.document["error"]["what"] == "It is bad"
+    monkeypatch.setenv("DETRKIT_TRACEBACK", "0")
+    assert "Traceback" not in detrkit("inspect").err
+
+
+def test_sigterm_ends_the_work_and_the_old_handler_comes_back(detrkit, monkeypatch):
+    def run(options, terminal):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "_module", lambda verb: (verb, SimpleNamespace(Options=_options.CommonOptions, run=run)))
+    assert detrkit("inspect").code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    code = (
+        "import sys; from types import SimpleNamespace; from detrkit import cli; from detrkit.cli import _options\n"
+        "def run(options, terminal):\n"
+        "    for _ in range(100000): terminal.result('x' * 100)\n"
+        "cli._module = lambda verb: (verb, SimpleNamespace(Options=_options.CommonOptions, run=run))\n"
+        "sys.exit(cli.main(['inspect']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+def test_only_the_first_process_talks(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    terminal = Terminal(json=True)
+    terminal.note("a")
+    terminal.result("b")
+    terminal.finish(Outcome({"c": 1}))
+    assert capsys.readouterr() == ("", "")
+    terminal.fail("broken", "Error", 1)
+    assert "broken" in capsys.readouterr().err
+
+
+def test_file_names_that_are_no_text_are_printed_escaped(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+    Terminal().result("a\udcff.jpg")
+    assert stream.buffer.getvalue() == b"a\\udcff.jpg\n"  # type: ignore[attr-defined]
+
+
+def test_counting_tells_now_and_then(capsys):
+    moments = iter([0.0, 5.0, 21.0, 22.0])
+    terminal = Terminal(clock=lambda: next(moments))
+    with terminal.counting(3, "Detecting") as tick:
+        for _ in range(3):
+            tick()
+    assert capsys.readouterr().err == "Detecting: 2 of 3\n"
+
+
+def test_undefined_figures_are_null():
+    document = plain({"a": float("nan"), "b": [1.5, float("inf")], "c": None, 3: (True, "x")})
+    assert json.dumps(document, allow_nan=False) == '{"a": null, "b": [1.5, null], "c": null, "3": [true, "x"]}'
+
+
+def test_words():
+    assert [duration(seconds) for seconds in (0.4, 59.0, 61.0, 3600.0, 7384.0)] == [
+        *("0 s", "59 s", "1:01 min", "1:00:00 h", "2:03:04 h"),
+    ]
+    assert (share(0.12345), share(float("nan"))) == ("0.123", "–")
+    assert (count(1, "box", "boxes"), count(1200, "box", "boxes"), count(2, "image")) == (
+        *("1 box", "1,200 boxes", "2 images"),
+    )
+    assert table([("a", "bb"), ("ccc", "d")]) == "a    bb\n───  ──\nccc   d"
+
+
+def test_common_options_are_off():
+    assert dataclasses.asdict(_options.parse(_options.CommonOptions, "x", [])) == {"json": False, "traceback": False}

@@ -1,0 +1,144 @@
+"""What is shown during a training."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from detrkit.cli._progress import LiveProgress, Pace, PlainProgress, training_progress
+from detrkit.cli._terminal import Terminal
+from detrkit.evaluation.run import Metrics
+from detrkit.training.events import Evaluated, Saved, Started, Step, Stopped
+
+
+def step(number, loss=2.0, replaced=()):
+    terms = {"class": 0.5, "l1": 0.25, "giou": 1.0}
+    return Step(number, number / 10, loss, terms, 0.5, 1e-4, 3.0, 2.0, 0.5, 8, replaced)
+
+
+def evaluated(epoch, ap=0.25, best=True):
+    figures = {"AP": ap, "AP50": 0.5, "AP75": float("nan")}
+    empty = np.zeros((1, 101))
+    metrics = Metrics(figures, (), empty[0], empty, np.zeros((2, 2), np.int64), 0.5, 2, 3)
+    return Evaluated(int(epoch * 10), epoch, metrics, 65.0, best)
+
+
+STARTED = Started(0, 100, 10, ("a note",))
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_pace_is_a_mean_over_the_last_steps(clock):
+    pace = Pace(Terminal(clock=clock))
+    pace.start(STARTED)
+    assert pace.figures() == []
+    for number in range(1, 101):
+        pace.add(step(number, loss=float(number)))
+    assert pace.figures() == [
+        *("loss 75.500", "class 0.500", "l1 0.250", "giou 1.000", "class error 50%", "lr 0.0001"),
+        *("4.0 images/s", "waiting 25%"),
+    ]
+    assert pace.epochs == 10
+
+
+def test_time_left_counts_from_where_a_run_went_on(clock):
+    pace = Pace(Terminal(clock=clock))
+    pace.start(Started(60, 100, 10, ()))
+    assert pace.left == 0
+    clock.now = 30.0
+    pace.add(step(70))
+    assert pace.left == 90
+
+
+def test_plain_lines(capsys, clock):
+    show = PlainProgress(Terminal(clock=clock))
+    show(STARTED)
+    for number in range(1, 4):
+        clock.now = number * 11.0
+        show(step(number, replaced=("bad.jpg",) if number == 3 else ()))
+    show(evaluated(1.0))
+    show(evaluated(2.0, ap=0.125, best=False))
+    show(Saved(20, None))  # type: ignore[arg-type]
+    show(Stopped(20, "finished"))
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.splitlines() == [
+        "a note",
+        "Training for 100 steps, 10 an epoch",
+        "epoch 0.20 of 10, step 2 of 100, 17:58 min left, loss 2.000, class 0.500, l1 0.250, giou 1.000, "
+        "class error 50%, lr 0.0001, 4.0 images/s, waiting 25%",
+        "Cannot read bad.jpg; another image stands in for it",
+        "epoch 1 evaluated in 1:05 min: AP 0.250, AP50 0.500, AP75 –, best so far",
+        "epoch 2 evaluated in 1:05 min: AP 0.125, AP50 0.500, AP75 –",
+    ]
+
+
+def live_terminal(clock):
+    terminal = Terminal(clock=clock)
+    terminal._console = Console(file=io.StringIO(), force_terminal=True, width=110, color_system=None)
+    return terminal
+
+
+def test_the_live_view(clock):
+    terminal = live_terminal(clock)
+    shown = terminal.console.file
+    assert isinstance(shown, io.StringIO)
+    with LiveProgress(terminal, evaluate_every=1) as show:
+        show(STARTED)
+        clock.now = 5.0
+        show(step(5, replaced=("bad[0].jpg",)))
+        with terminal.console.capture() as view:
+            terminal.console.print(show._render())
+        for number in (9, 10):
+            show(step(number))
+        with terminal.console.capture() as later:
+            terminal.console.print(show._render())
+        show(evaluated(1.0))
+        show(evaluated(2.0, best=False))
+    assert "epoch 1/10" in view.get()
+    assert "step 5/100 · 1:35 min left" in view.get()
+    assert "loss 2.000 · class 0.500 · l1 0.250" in view.get()
+    assert "evaluating" not in view.get()
+    assert "epoch 1/10 evaluating" in later.get()
+    text = shown.getvalue()
+    assert "a note" in text
+    assert "Cannot read bad[0].jpg" in text
+    assert text.count("AP50") == 1
+    assert "       1   0.250   0.500       –1:05 min" not in text
+    assert "★ best so far" in text
+    assert text.count("★") == 1
+
+
+@pytest.mark.parametrize(("tty", "variables", "live"), [
+    (True, {}, True),
+    (False, {}, False),
+    (True, {"CI": "1"}, False),
+    (True, {"TERM": "dumb"}, False),
+    (True, {"RANK": "1"}, False),
+])  # fmt: skip
+def test_which_view(monkeypatch, tty, variables, live):
+    for name in ("CI", "TERM", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    terminal = Terminal()
+    terminal.err = SimpleNamespace(isatty=lambda: tty, write=lambda text: None, flush=lambda: None)
+    with training_progress(terminal, 1) as show:
+        assert isinstance(show, LiveProgress if live else PlainProgress)

@@ -1,0 +1,190 @@
+"""`detrkit train`: flags over recipes, streams, resuming, interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from cli.conftest import TINY
+
+from detrkit.cli import train
+from detrkit.cli._options import parse
+from detrkit.errors import UsageError
+from detrkit.training import run as running
+from detrkit.training.recipe import DataOptions, ModelOptions, OptimizationOptions, Recipe, read, to_toml
+
+
+def options_of(*arguments):
+    given = ["data", "--out", "out", *arguments]
+    return parse(train.options_for(given), "train", given, quiet=True)
+
+
+@pytest.fixture
+def recipes(tmp_path, monkeypatch):
+    """A folder of packaged recipes with one in it, which is named like a preset."""
+    recipe = Recipe(
+        data=DataOptions(limit=7),
+        model=ModelOptions(model="detr-r18", architecture={"dim": "64", "heads": "4"}),
+        optimization=OptimizationOptions(epochs=5, channels_last=False),
+    )
+    (tmp_path / "detr-r18.toml").write_text(to_toml(recipe))
+    monkeypatch.setattr("detrkit.training.recipe.FOLDER", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recipe_of(monkeypatch, detrkit):
+    """The recipe that a command line would train with."""
+    seen = []
+
+    def fake(data, *, out, recipe, resume, on_event):
+        seen.append(recipe)
+        return running.Run(out, {})
+
+    monkeypatch.setattr(running, "train", fake)
+
+    def get(*arguments):
+        said = detrkit("train", "data", "--out", "out", *arguments)
+        assert said.code == 0, said.err
+        return seen.pop()
+
+    return get
+
+
+def test_without_flags_it_is_the_default_recipe(recipes, recipe_of):
+    assert recipe_of() == Recipe()
+
+
+def test_every_kind_of_flag(recipes, recipe_of):
+    given = ("--epochs", "3", "--lr", "5e-4", "--no-multi-scale", "--tensorboard", "--schedule", "cosine")
+    more = ("--val_split", "test", "--architecture", "dim", "32", "num_queries", "5")
+    recipe = recipe_of(*given, *more)
+    base = Recipe()
+    assert recipe == Recipe(
+        data=dataclasses.replace(base.data, val_split="test"),
+        model=dataclasses.replace(base.model, architecture={"dim": "32", "num_queries": "5"}),
+        augmentation=dataclasses.replace(base.augmentation, multi_scale=False),
+        optimization=dataclasses.replace(base.optimization, epochs=3, lr=5e-4, schedule="cosine"),
+        run=dataclasses.replace(base.run, tensorboard=True),
+    )
+
+
+@pytest.mark.parametrize("chosen", [("--recipe", "detr-r18"), ("--model", "detr-r18")])
+def test_only_given_flags_override_a_recipe(recipes, recipe_of, chosen):
+    base = read(recipes / "detr-r18.toml")
+    assert recipe_of(*chosen) == base
+    changed = recipe_of("--limit", "0", "--channels-last", "--architecture", "heads", "8", *chosen)
+    assert changed.data.limit == 0
+    assert changed.optimization == dataclasses.replace(base.optimization, channels_last=True)
+    assert changed.model.architecture == {"dim": "64", "heads": "8"}
+
+
+def test_the_help_shows_the_defaults_of_the_recipe(recipes, detrkit):
+    assert "Passes through the training split. (default: 5)" in detrkit("train", "--recipe", "detr-r18", "--help").out
+
+
+def test_resuming_takes_the_recipe_of_the_run(tmp_path, recipe_of):
+    own = Recipe(optimization=OptimizationOptions(epochs=9))
+    (tmp_path / "recipe.toml").write_text(to_toml(own))
+    assert recipe_of("--out", tmp_path, "--resume") == own
+    assert recipe_of("--out", tmp_path).optimization.epochs == 300
+
+
+def test_an_unknown_recipe_is_refused(detrkit, recipes):
+    said = detrkit("train", "data", "--out", "out", "--recipe", "nothing")
+    assert said.code == 2
+    assert "detr-r18" in said.err
+
+
+def test_values_that_make_no_sense_are_refused(detrkit, data, tmp_path):
+    for flag, value in (("--epochs", "0"), ("--flip", "2"), ("--model", "detr-r51"), ("--architecture", "dim x")):
+        said = detrkit("train", data, "--out", tmp_path / "out", *TINY, flag, *value.split())
+        assert said.code == 2, flag
+        assert not said.out
+        assert value.split()[-1] in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_are_typed():
+    assert options_of("--batch-size", "4").recipe.optimization.batch_size == 4
+    with pytest.raises(UsageError, match="--batch-size"):
+        options_of("--batch-size", "4.5")
+
+
+def test_results_and_progress_go_separate_ways(detrkit, data, tmp_path):
+    out = tmp_path / "a run"
+    said = detrkit("train", data, "--out", out, "--epochs", "1", *TINY)
+    assert said.code == 0
+    assert said.out.startswith("Best AP ")
+    assert f"detrkit evaluate '{out}' {data}" in said.out
+    assert "Training: 4 images, 4 boxes, 2 classes" in said.err
+    assert "Training for 2 steps, 2 an epoch" in said.err
+    assert "epoch 1 evaluated in" in said.err
+    assert "\x1b" not in said.out + said.err
+    again = detrkit("train", data, "--out", out, "--epochs", "1", *TINY)
+    assert again.code == 2
+    assert "--resume" in again.err
+
+
+def test_the_document(detrkit, data, trained, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    said = detrkit("train", data, "--out", out, "--resume", "--json")
+    assert said.code == 0
+    assert (said.document["run"], said.document["model"]) == (str(out), str(out / "model"))
+    assert "Going on at step 2 of 2 steps" in said.err
+
+
+def test_data_and_weights_that_are_missing(detrkit, data, tmp_path):
+    assert detrkit("train", tmp_path / "none", "--out", tmp_path / "out", *TINY).code == 3
+    missing = ("--backbone-weights", tmp_path / "none.npz")
+    said = detrkit("train", data, "--out", tmp_path / "out", *TINY, *missing, "--json")
+    assert said.code == 4
+    assert said.document["error"]["kind"] == "ModelError"
+
+
+def test_an_interruption_says_how_to_go_on(detrkit, data, tmp_path, monkeypatch):
+    def interrupted(*_, out, **__):
+        (out / "checkpoints" / "last").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "train", interrupted)
+    out = tmp_path / "run"
+    said = detrkit("train", data, "--out", out, "--json")
+    assert said.code == 130
+    assert f"detrkit train {data} --out {out} --resume" in said.err
+    assert said.document["error"]["kind"] == "Interrupted"
+
+
+def test_an_interruption_before_the_first_checkpoint(detrkit, data, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "train", interrupted)
+    said = detrkit("train", data, "--out", tmp_path / "run")
+    assert said.code == 130
+    assert "before the first checkpoint" in said.err
+
+
+def test_ctrl_c_in_a_running_training_and_going_on(detrkit, data, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "detrkit", "train", str(data), "--out", str(out), "--epochs", "100000", *TINY]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = ("--evaluate-every", "100000", "--save-every", "1")
+    process = subprocess.Popen([*command, *quiet], stderr=subprocess.PIPE, text=True, env=environment)
+    while not (out / "checkpoints" / "last").is_dir():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert json.loads((out / "checkpoints" / "last" / "training.json").read_text())["position"]["step"] >= 2
+
+

@@ -1,0 +1,170 @@
+"""Groups, rates, clipping and accumulation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from detrkit.structures import Batch, Target
+from detrkit.training.distributed import World
+from detrkit.training.loop import optimize
+from detrkit.training.optimizer import make_optimizer, rate_factor, set_rates
+from detrkit.training.recipe import OptimizationOptions
+from detrkit.training.setup import Session, prepare
+
+from training.drawing import tiny_recipe
+
+
+def session_of(data: Path, **fields: Any) -> Session:
+    return prepare(tiny_recipe(**fields), data, World())
+
+
+def batch_of(counts: list[int], seed: int = 0, size: int = 64) -> Batch:
+    rng = np.random.default_rng(seed)
+    images = [torch.from_numpy(rng.standard_normal((3, size, size))).float() for _ in counts]
+    targets = [
+        Target(torch.from_numpy(rng.integers(0, 3, count)), torch.from_numpy(rng.uniform(0.2, 0.6, (count, 4))).float())
+        for count in counts
+    ]
+    return Batch.from_images(images, targets)
+
+
+def no_scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", enabled=False)
+
+
+def weights(session: Session) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in session.model.state_dict().items()}
+
+
+def test_backbone_and_rest_have_their_own_rates(drawn: Path) -> None:
+    session = session_of(drawn, lr=3e-4, backbone_lr=2e-5, weight_decay=0.01)
+    rest, backbone = session.optimizer.param_groups
+    assert (rest["lr"], rest["base_lr"], backbone["lr"], backbone["base_lr"]) == (3e-4, 3e-4, 2e-5, 2e-5)
+    assert rest["weight_decay"] == backbone["weight_decay"] == 0.01
+    named = dict(session.model.named_parameters())
+    of_backbone = {id(parameter) for name, parameter in named.items() if name.startswith("backbone.")}
+    assert {id(parameter) for parameter in backbone["params"]} == of_backbone
+    assert {id(parameter) for parameter in rest["params"]} == {id(p) for p in named.values()} - of_backbone
+    set_rates(session.optimizer, 0.5)
+    assert [group["lr"] for group in session.optimizer.param_groups] == [1.5e-4, 1e-5]
+
+
+def test_a_backbone_rate_of_zero_freezes_it(drawn: Path) -> None:
+    session = session_of(drawn, backbone_lr=0.0, weight_decay=0.5)
+    before = weights(session)
+    optimize(session, session.model, no_scaler(), [batch_of([2, 1])])
+    assert len(session.optimizer.param_groups) == 1
+    after = weights(session)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith("backbone.")} <= same
+    assert {"projection.weight", "class_head.weight", "query_position"}.isdisjoint(same)
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "expected"),
+    [
+        ({"schedule": "constant"}, 0, 1.0),
+        ({"schedule": "constant"}, 29, 1.0),
+        ({"schedule": "step"}, 19, 1.0),
+        ({"schedule": "step"}, 20, 0.1),
+        ({"schedule": "step", "drop_at": 0.5}, 15, 0.1),
+        ({"schedule": "cosine"}, 0, 1.0),
+        ({"schedule": "cosine"}, 10, 0.75),
+        ({"schedule": "cosine"}, 15, 0.5),
+        ({"schedule": "cosine"}, 29, (1 + math.cos(math.pi * 29 / 30)) / 2),
+        ({"schedule": "constant", "warmup": 4}, 0, 0.2),
+        ({"schedule": "constant", "warmup": 4}, 3, 0.8),
+        ({"schedule": "constant", "warmup": 4}, 4, 1.0),
+        ({"schedule": "cosine", "warmup": 19}, 10, 0.75 * 11 / 20),
+    ],
+)
+def test_the_rate_at_a_step_of_thirty(options: dict[str, Any], step: int, expected: float) -> None:
+    assert rate_factor(step, 30, OptimizationOptions(**options)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_rate_is_what_the_weights_move_by(drawn: Path) -> None:
+    """AdamW's first step is the rate itself, wherever the gradient is not tiny."""
+    session = session_of(drawn, lr=1e-3, weight_decay=0.0, clip=0.0)
+    before = session.model.class_head.weight.detach().clone()
+    set_rates(session.optimizer, 0.25)
+    optimize(session, session.model, no_scaler(), [batch_of([2, 3])])
+    moved = (session.model.class_head.weight.detach() - before).abs()
+    assert float(moved.median()) == pytest.approx(0.25e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(("clip", "limit"), [(0.1, 0.1), (0.0, math.inf)])
+def test_clipping(drawn: Path, clip: float, limit: float) -> None:
+    session = session_of(drawn, clip=clip)
+    figures = optimize(session, session.model, no_scaler(), [batch_of([2, 3])])
+    gradients = torch.cat([p.grad.flatten() for p in session.model.parameters() if p.grad is not None])
+    reported = float(figures[-1])
+    assert reported > 1  # before clipping
+    assert float(gradients.norm()) == pytest.approx(min(reported, limit), rel=1e-4)
+
+
+def accumulated_and_whole(drawn: Path, counts: list[int]) -> tuple[float, float]:
+    """Largest difference of gradients, and of figures, between one batch of four and two of two."""
+    figures, gradients = [], []
+    whole = batch_of(counts)
+    for parts in ([whole], [Batch(whole.images[s], whole.padding[s], whole.targets[s]) for s in (slice(2), slice(2, 4))]):
+        session = session_of(drawn, clip=0.0, architecture={"dropout": "0.0"})
+        figures.append(optimize(session, session.model, no_scaler(), parts))
+        gradients.append(torch.cat([p.grad.flatten() for p in session.model.parameters() if p.grad is not None]))
+    return (
+        float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max()),
+        float((figures[0] - figures[1]).abs().max()),
+    )
+
+
+def test_accumulated_batches_equal_one_large_batch_where_images_hold_equally_many_boxes(drawn: Path) -> None:
+    gradient, figure = accumulated_and_whole(drawn, [2, 2, 2, 2])
+    assert gradient < 1e-6
+    assert figure < 1e-4  # norm and losses are of the order of ten
+
+
+def test_accumulated_batches_weigh_each_batch_alike_and_not_each_box(drawn: Path) -> None:
+    """Box terms are divided by the boxes of their own batch, and the class term by its weights, as in the paper's code."""
+    gradient, _ = accumulated_and_whole(drawn, [1, 1, 5, 5])
+    assert gradient > 1e-3
+
+
+def test_fp16_scales_the_loss_and_skips_steps_that_overflow(drawn: Path) -> None:
+    session = session_of(drawn, precision="fp16")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = weights(session)
+    figures = optimize(session, session.model, scaler, [batch_of([2, 1])])
+    assert not math.isfinite(float(figures[-1]))
+    assert math.isfinite(float(figures[0]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in session.model.state_dict().items())
+    assert scaler.get_scale() == 2.0**39
+    scaler.update(2.0**4)
+    figures = optimize(session, session.model, scaler, [batch_of([2, 1])])
+    assert math.isfinite(float(figures[-1]))
+    assert not torch.equal(session.model.class_head.weight, before["class_head.weight"])
+
+
+def test_images_without_boxes_give_a_finite_step(drawn: Path) -> None:
+    session = session_of(drawn)
+    figures = optimize(session, session.model, no_scaler(), [batch_of([0, 0])])
+    assert bool(torch.isfinite(figures).all())
+    assert float(figures[3]) == float(figures[4]) == 0  # no box, no box term
+
+
+def test_more_boxes_than_queries_give_a_finite_step(drawn: Path) -> None:
+    session = session_of(drawn)
+    figures = optimize(session, session.model, no_scaler(), [batch_of([12, 1])])
+    assert bool(torch.isfinite(figures).all())
+
+
+def test_options_are_read_from_the_recipe() -> None:
+    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+    optimizer = make_optimizer(model, dataclasses.replace(OptimizationOptions(), lr=1.0, backbone_lr=0.5))
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.5]
