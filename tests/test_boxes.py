@@ -84,10 +84,14 @@ def test_pairwise_broadcasts_over_leading_axes(leading: tuple[int, ...], generat
     b = geometry.cxcywh_to_xyxy(torch.rand(2, 4, generator=generator))
     found = geometry.pairwise_iou(a, b.expand(*leading, 2, 4))
     assert found.shape == (*leading, 5, 2)
-    assert torch.equal(found.flatten(0, -3)[-1] if leading else found, geometry.pairwise_iou(a.reshape(-1, 5, 4)[-1], b))
+    assert torch.equal(
+        found.flatten(0, -3)[-1] if leading else found, geometry.pairwise_iou(a.reshape(-1, 5, 4)[-1], b)
+    )
 
 
-@pytest.mark.parametrize("box", [(0.5, 0.5, 0.5, 0.5), (0.2, 0.5, 0.8, 0.5), (0.5, 0.2, 0.5, 0.8), (0.0, 0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    "box", [(0.5, 0.5, 0.5, 0.5), (0.2, 0.5, 0.8, 0.5), (0.5, 0.2, 0.5, 0.8), (0.0, 0.0, 0.0, 0.0)]
+)
 def test_boxes_without_area_have_no_overlap_and_no_wild_gradient(box: tuple[float, ...]) -> None:
     for other in (box, (0.0, 0.0, 1.0, 1.0)):
         a = one(*box).requires_grad_()
@@ -140,6 +144,13 @@ def test_nms_is_greedy_suppression_within_labels(count: int, limit: float, gener
     found = geometry.nms(boxes, scores, labels, limit)
     assert found.dtype == torch.int64
     assert found.tolist() == slow_nms(boxes, scores, labels, limit)
+
+
+def test_nms_keeps_what_overlaps_by_the_limit_and_no_more() -> None:
+    boxes, scores = torch.tensor([[0.0, 0, 2, 1], [0.0, 0, 1, 1]]), torch.tensor([0.9, 0.8])
+    labels = torch.zeros(2, dtype=torch.int64)
+    assert geometry.nms(boxes, scores, labels, 0.5).tolist() == [0, 1]
+    assert geometry.nms(boxes, scores, labels, 0.49).tolist() == [0]
 
 
 def test_nms_of_nothing_and_of_points() -> None:

@@ -89,7 +89,7 @@ def test_training_checkpoints_are_unwrapped(model: detr.Model, state: dict[str, 
 def test_what_shapes_do_not_show_is_said_by_the_caller(state: dict[str, Tensor]) -> None:
     config = converted(state, dilated=True, heads=4, dropout=0.0).config
     assert config == dataclasses.replace(SMALL, dilated=True, heads=4, dropout=0.0)
-    with pytest.raises(UsageError, match="no such field; got 'head'.*Did you mean 'heads'"):
+    with pytest.raises(UsageError, match=r"no such field; got 'head'.*Did you mean 'heads'"):
         convert.from_official(state, head=4)
     with pytest.raises(UsageError, match="Bad value for heads; got 'many'"):
         convert.from_official(state, heads="many")
@@ -118,7 +118,9 @@ def test_unknown_keys_are_named(state: dict[str, Tensor]) -> None:
 def test_missing_keys_are_named(state: dict[str, Tensor]) -> None:
     del state["transformer.decoder.layers.1.self_attn.in_proj_bias"]
     del state["bbox_embed.layers.2.bias"]
-    with pytest.raises(ModelError, match=r"do not fit.*missing: box_head\.layers\.2\.bias, decoder_layers\.1\.self_att"):
+    with pytest.raises(
+        ModelError, match=r"do not fit.*missing: box_head\.layers\.2\.bias, decoder_layers\.1\.self_att"
+    ):
         convert.from_official(state)
 
 
@@ -128,7 +130,9 @@ def test_other_shapes_are_named(state: dict[str, Tensor]) -> None:
         convert.from_official(state)
 
 
-@pytest.mark.parametrize("key", ["class_embed.weight", "query_embed.weight", "transformer.decoder.layers.0.linear1.weight"])
+@pytest.mark.parametrize(
+    "key", ["class_embed.weight", "query_embed.weight", "transformer.decoder.layers.0.linear1.weight"]
+)
 def test_what_is_no_detr_is_refused(state: dict[str, Tensor], key: str) -> None:
     del state[key]
     with pytest.raises(ModelError, match=f"not a DETR checkpoint; got .* and [0-9]+ more, without {key}"):

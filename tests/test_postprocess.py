@@ -34,7 +34,7 @@ def test_no_object_is_never_an_answer(generator: torch.Generator) -> None:
     for row, image in enumerate(found):
         probabilities = predictions.logits[-1, row].softmax(-1)
         for query in range(6):
-            best = max(range(3), key=lambda label: float(probabilities[query, label]))  # noqa: B023
+            best = max(range(3), key=lambda label: float(probabilities[query, label]))
             assert image.labels[query].item() == best
             assert image.scores[query].item() == pytest.approx(float(probabilities[query, best]))
 

@@ -59,7 +59,7 @@ class Detector:
         return config.image_size, config.longest
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]  # a path is a sequence of text, and is one picture
         self,
         images: Picture,
         *,

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 from cli.conftest import TINY
 
 from detrkit.cli import train
 from detrkit.cli._options import parse
+from detrkit.cli._progress import PlainProgress
 from detrkit.errors import UsageError
 from detrkit.training import run as running
+from detrkit.training.events import Saved
 from detrkit.training.recipe import DataOptions, ModelOptions, OptimizationOptions, Recipe, read, to_toml
 
 
@@ -172,19 +170,18 @@ def test_an_interruption_before_the_first_checkpoint(detrkit, data, tmp_path, mo
     assert "before the first checkpoint" in said.err
 
 
-def test_ctrl_c_in_a_running_training_and_going_on(detrkit, data, tmp_path):
+def test_going_on_after_ctrl_c(detrkit, data, tmp_path, monkeypatch):
+    def interrupt(self, event):
+        if isinstance(event, Saved):
+            raise KeyboardInterrupt
+
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "detrkit", "train", str(data), "--out", str(out), "--epochs", "100000", *TINY]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = ("--evaluate-every", "100000", "--save-every", "1")
-    process = subprocess.Popen([*command, *quiet], stderr=subprocess.PIPE, text=True, env=environment)
-    while not (out / "checkpoints" / "last").is_dir():
-        assert process.poll() is None, process.stderr and process.stderr.read()
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    assert process.returncode == 130
-    assert "--resume" in said
-    assert "Traceback" not in said
-    assert json.loads((out / "checkpoints" / "last" / "training.json").read_text())["position"]["step"] >= 2
-
-
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainProgress, "__call__", interrupt)
+        assert detrkit("train", data, "--out", out, "--epochs", "2", *TINY).code == 130
+    said = detrkit("train", data, "--out", out, "--resume")
+    assert said.code == 0
+    assert "Going on at step 2 of 4 steps" in said.err
+    assert "epoch 2 evaluated in" in said.err
+    assert "epoch 1 evaluated in" not in said.err
+    assert json.loads((out / "status.json").read_text())["step"] == 4

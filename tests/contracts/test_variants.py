@@ -232,9 +232,7 @@ def test_official_keys_cover_the_papers_model(name: str) -> None:
     """Each parameter of the paper's model is the target of exactly one row of the key table."""
     variant = models.variant(name)
     targets = [
-        target
-        for _, row in getattr(variant, "OFFICIAL", ())
-        for target in ((row,) if isinstance(row, str) else row)
+        target for _, row in getattr(variant, "OFFICIAL", ()) for target in ((row,) if isinstance(row, str) else row)
     ]
     if not targets:
         pytest.skip("no official weights")

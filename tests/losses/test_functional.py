@@ -53,9 +53,7 @@ def test_box_terms_are_sums_over_the_number_of_boxes(num_boxes: float, generator
 
 def plain_giou(a: list[float], b: list[float]) -> float:
     """Generalised IoU of two cxcywh boxes."""
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = (
-        (x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in (a, b)
-    )
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = ((x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in (a, b))
     both = max(0.0, min(ax1, bx1) - max(ax0, bx0)) * max(0.0, min(ay1, by1) - max(ay0, by0))
     either = a[2] * a[3] + b[2] * b[3] - both
     hull = (max(ax1, bx1) - min(ax0, bx0)) * (max(ay1, by1) - min(ay0, by0))

@@ -56,7 +56,9 @@ def test_one_call_equals_scipy_for_each_layer_and_image(counts: tuple[int, ...],
     assert matches.query.shape == matches.target.shape == (3, sum(min(count, 6) for count in counts))
     for layer, (image, target) in itertools.product(range(3), enumerate(targets)):
         cost = slow_cost(predictions.logits[layer, image], predictions.boxes[layer, image], target)
-        assert pairs(matches, layer, image) == set(zip(*map(np.ndarray.tolist, linear_sum_assignment(cost)), strict=True))
+        assert pairs(matches, layer, image) == set(
+            zip(*map(np.ndarray.tolist, linear_sum_assignment(cost)), strict=True)
+        )
 
 
 def test_an_image_is_matched_as_if_alone(generator: torch.Generator) -> None:
@@ -132,7 +134,11 @@ def test_broken_predictions_name_their_images(
     if where == "logits" and value == -math.inf:
         predictions.logits[1, 2, 4] = value  # one class alone would be a probability of zero
     getattr(predictions, where)[1, 2, 4, :2] = value
-    targets = [make_target(generator, 2, "first.png"), make_target(generator, 0), make_target(generator, 1, "third.png")]
+    targets = [
+        make_target(generator, 2, "first.png"),
+        make_target(generator, 0),
+        make_target(generator, 1, "third.png"),
+    ]
     with pytest.raises(NonFiniteError, match=r"third\.png: The matching cost.*[Ll]ower the learning rate") as caught:
         CRITERION(predictions, targets)
     assert caught.value.images == ("third.png",)

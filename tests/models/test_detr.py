@@ -34,7 +34,9 @@ def make(**changes: Any) -> detr.Model:
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.ndim == 1:
-                value.copy_(0.5 + torch.rand_like(value) if name.endswith(("weight", "var")) else torch.randn_like(value) / 9)
+                value.copy_(
+                    0.5 + torch.rand_like(value) if name.endswith(("weight", "var")) else torch.randn_like(value) / 9
+                )
     return model
 
 
@@ -318,6 +320,9 @@ def test_frozen_stages_do_not_train() -> None:
         ({"encoder_layers": -1}, "Bad value for encoder_layers; got -1; expected at least 0"),
         ({"feedforward": 0}, "Bad value for feedforward"),
         ({"dropout": 1.5}, "Bad value for dropout; got 1.5"),
+        ({"l1_weight": -5.0}, r"Bad value for l1_weight; got -5\.0; expected at least 0"),
+        ({"temperature": 0.0}, "Bad value for temperature"),
+        ({"image_size": 0}, "Bad value for image_size"),
         ({"position": "cosine"}, "Unknown position encoding; got 'cosine'; expected 'sine' or 'learned'"),
         ({"backbone": "resnet5"}, "no backbone of this name; got 'resnet5'.*Did you mean"),
         ({"stride": 7}, "not levels of a backbone"),

@@ -124,11 +124,13 @@ def test_values_of_another_type_are_refused(field: str, value: object, expected:
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"no such preset; got 'detr-r5O'; expected one of .*Did you mean 'detr-r50"):
         models.build("detr-r5O")
-    with pytest.raises(UsageError, match="preset detr-r50 has no such field; got 'num_class'.*Did you mean 'num_classes'"):
+    with pytest.raises(
+        UsageError, match=r"preset detr-r50 has no such field; got 'num_class'.*Did you mean 'num_classes'"
+    ):
         models.build("detr-r50", num_class=3)
-    with pytest.raises(UsageError, match="no such variant; got 'dert'; expected one of .*Did you mean 'detr'"):
+    with pytest.raises(UsageError, match=r"no such variant; got 'dert'; expected one of .*Did you mean 'detr'"):
         models.variant("dert")
-    with pytest.raises(UsageError, match="no such preset; got 'xyz'; expected one of [^.]*$"):
+    with pytest.raises(UsageError, match=r"no such preset; got 'xyz'; expected one of [^.]*$"):
         models.configure("xyz")
 
 

@@ -76,7 +76,9 @@ def test_learned_stretches_beyond_its_cells(height: int, width: int) -> None:
         for cell in range(length):
             at = cell * 49 / (length - 1)
             low = min(int(at), 48)
-            torch.testing.assert_close(part[cell], table[low] + (at - low) * (table[low + 1] - table[low]), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                part[cell], table[low] + (at - low) * (table[low + 1] - table[low]), atol=1e-5, rtol=0
+            )
 
 
 def test_learned_trains_on_grids_of_any_size() -> None:

@@ -104,9 +104,7 @@ def write_coco(
 def without_times(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The lines of a run's metrics, less what depends on the clock."""
     lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
-    return [
-        {key: value for key, value in line.items() if key not in ("images_per_second", "waited")} for line in lines
-    ]
+    return [{key: value for key, value in line.items() if key not in ("images_per_second", "waited")} for line in lines]
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -57,4 +57,6 @@ def test_an_average_goes_on_where_another_stood() -> None:
     whole.update(model)
     resumed.update(model)
     assert resumed.steps == 4
-    assert all(torch.equal(one, other) for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    )

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training.drawing import content, tiny, without_times, write_coco
 
 import detrkit
 from detrkit.errors import DataError
 from detrkit.training.events import Evaluated, Event, Saved, Started, Step, Stopped
-
-from training.drawing import content, tiny, without_times, write_coco
 
 pytestmark = pytest.mark.usefixtures("plotless")
 
@@ -55,6 +54,25 @@ def test_the_callers_random_states_stay(drawn: Path, tmp_path: Path) -> None:
         assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("dropout", ["0.0", "0.5"])
+def test_dropout_differs_from_step_to_step_and_from_seed_to_seed(drawn: Path, tmp_path: Path, dropout: str) -> None:
+    """One image, nothing at random but dropout, and rates of zero: the loss changes by dropout alone."""
+    losses: dict[int, list[float]] = {0: [], 1: []}
+    start = detrkit.train(drawn, out=tmp_path / "start", **tiny(epochs=1, limit=1, batch_size=1)).folder
+    for seed, seen in losses.items():
+        detrkit.train(
+            drawn,
+            out=tmp_path / str(seed),
+            on_event=lambda event, seen=seen: seen.append(event.loss) if isinstance(event, Step) else None,
+            **tiny(
+                **{"epochs": 3, "limit": 1, "batch_size": 1, "lr": 0.0, "backbone_lr": 0.0, "seed": seed},
+                **{"init": str(start), "flip": 0.0, "crop": 0.0, "multi_scale": False},
+                architecture={"dropout": dropout},
+            ),
+        )
+    assert len({*losses[0], *losses[1]}) == (6 if dropout == "0.5" else 1)
+
+
 def test_threads_are_given_back(drawn: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -75,7 +93,10 @@ def test_threads_are_given_back(drawn: Path, tmp_path: Path) -> None:
 def test_events_come_in_order_and_say_what_happened(drawn: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     run = detrkit.train(
-        drawn, out=tmp_path / "run", on_event=events.append, **tiny(epochs=3, evaluate_every=2, save_every=3, accumulate=2)
+        drawn,
+        out=tmp_path / "run",
+        on_event=events.append,
+        **tiny(epochs=3, evaluate_every=2, save_every=3, accumulate=2),
     )
     kinds = [type(event) for event in events]
     assert kinds == [Started, Step, Step, Step, Step, Evaluated, Step, Step, Evaluated, Saved, Stopped]
@@ -150,7 +171,7 @@ def test_more_boxes_than_queries_is_said(tmp_path: Path) -> None:
 
 def test_a_split_without_boxes_is_refused_before_the_training(tmp_path: Path) -> None:
     data = write_coco(tmp_path / "val", {"train": [1, 2], "val": [0, 0]})
-    with pytest.raises(DataError, match="nothing to validate on.*2 images and no box"):
+    with pytest.raises(DataError, match=r"nothing to validate on.*2 images and no box"):
         detrkit.train(data, out=tmp_path / "run", **tiny())
     data = write_coco(tmp_path / "train", {"train": [0, 0], "val": [1]})
     with pytest.raises(DataError, match="nothing to learn from"):
@@ -183,7 +204,9 @@ def test_a_validation_split_is_made_where_the_data_has_none(tmp_path: Path) -> N
             if isinstance(event, Started):
                 names.extend(event.notes)
 
-        detrkit.train(data, out=tmp_path / f"run{seed}", on_event=listen, **tiny(epochs=1, seed=seed, val_fraction=0.25))
+        detrkit.train(
+            data, out=tmp_path / f"run{seed}", on_event=listen, **tiny(epochs=1, seed=seed, val_fraction=0.25)
+        )
         assert any(f"25% of the split 'train', chosen by seed {seed}" in note for note in names)
         about = without_times(tmp_path / f"run{seed}")
         assert about

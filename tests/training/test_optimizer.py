@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from training.drawing import tiny_recipe
 
 from detrkit.structures import Batch, Target
 from detrkit.training.distributed import World
@@ -18,8 +19,6 @@ from detrkit.training.loop import optimize
 from detrkit.training.optimizer import make_optimizer, rate_factor, set_rates
 from detrkit.training.recipe import OptimizationOptions
 from detrkit.training.setup import Session, prepare
-
-from training.drawing import tiny_recipe
 
 
 def session_of(data: Path, **fields: Any) -> Session:
@@ -114,7 +113,10 @@ def accumulated_and_whole(drawn: Path, counts: list[int]) -> tuple[float, float]
     """Largest difference of gradients, and of figures, between one batch of four and two of two."""
     figures, gradients = [], []
     whole = batch_of(counts)
-    for parts in ([whole], [Batch(whole.images[s], whole.padding[s], whole.targets[s]) for s in (slice(2), slice(2, 4))]):
+    for parts in (
+        [whole],
+        [Batch(whole.images[s], whole.padding[s], whole.targets[s]) for s in (slice(2), slice(2, 4))],
+    ):
         session = session_of(drawn, clip=0.0, architecture={"dropout": "0.0"})
         figures.append(optimize(session, session.model, no_scaler(), parts))
         gradients.append(torch.cat([p.grad.flatten() for p in session.model.parameters() if p.grad is not None]))
@@ -131,7 +133,7 @@ def test_accumulated_batches_equal_one_large_batch_where_images_hold_equally_man
 
 
 def test_accumulated_batches_weigh_each_batch_alike_and_not_each_box(drawn: Path) -> None:
-    """Box terms are divided by the boxes of their own batch, and the class term by its weights, as in the paper's code."""
+    """Box terms are divided by the boxes of their own batch, the class term by its weights, as in the paper's code."""
     gradient, _ = accumulated_and_whole(drawn, [1, 1, 5, 5])
     assert gradient > 1e-3
 
@@ -149,6 +151,17 @@ def test_fp16_scales_the_loss_and_skips_steps_that_overflow(drawn: Path) -> None
     figures = optimize(session, session.model, scaler, [batch_of([2, 1])])
     assert math.isfinite(float(figures[-1]))
     assert not torch.equal(session.model.class_head.weight, before["class_head.weight"])
+
+
+def test_fp16_clips_and_reports_the_gradient_itself_and_not_the_scaled_one(drawn: Path) -> None:
+    norms = []
+    for precision, scaler in (("fp32", no_scaler()), ("fp16", torch.amp.GradScaler("cpu", init_scale=2.0**6))):
+        session = session_of(drawn, precision=precision, clip=0.1, architecture={"dropout": "0.0"})
+        figures = optimize(session, session.model, scaler, [batch_of([2, 1])])
+        gradients = torch.cat([p.grad.flatten() for p in session.model.parameters() if p.grad is not None])
+        assert float(gradients.norm()) == pytest.approx(0.1, rel=1e-3)
+        norms.append(float(figures[-1]))
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
 
 
 def test_images_without_boxes_give_a_finite_step(drawn: Path) -> None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training.drawing import content, tiny, tiny_recipe, without_times, write_coco
 
 import detrkit
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.training.distributed import World
 from detrkit.training.events import Event, Saved, Started, Step
-from detrkit.training.loop import fit
 from detrkit.training.log import RunFolder
+from detrkit.training.loop import fit
 from detrkit.training.setup import prepare
-
-from training.drawing import content, tiny, tiny_recipe, without_times, write_coco
 
 pytestmark = pytest.mark.usefixtures("plotless")
 
@@ -180,8 +180,6 @@ def test_there_must_be_a_run_to_go_on_with(drawn: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_checkpoints_are_named(drawn: Path, finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     for name, text in (
         ("optimizer.safetensors", b"\x00"),
         ("model.safetensors", b""),
@@ -197,8 +195,6 @@ def test_damaged_checkpoints_are_named(drawn: Path, finished: Path, tmp_path: Pa
 
 
 def test_another_number_of_processes_is_refused(drawn: Path, finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     file = out / "checkpoints" / "last" / "training.json"

@@ -193,7 +193,7 @@ class LiveProgress:
         from rich.text import Text
 
         if not self._has_heading:
-            heading = "".join(f"{name:>8}" for name in ("epoch", *_FIGURES, "time"))
+            heading = _columns(["epoch", *_FIGURES, "time"])
             self.terminal.console.print(heading, style="bold")
             self._has_heading = True
         cells = [
@@ -201,7 +201,7 @@ class LiveProgress:
             *(share(event.metrics.figures[name]) for name in _FIGURES),
             duration(event.seconds),
         ]
-        line = Text("".join(f"{cell:>8}" for cell in cells))
+        line = Text(_columns(cells))
         if event.is_best:
             line.append("  ★ best so far", style="green")
         self.terminal.console.print(line)
@@ -212,6 +212,10 @@ class LiveProgress:
         from rich.text import Text
 
         return Group(self._bar, Text(self._figures, style="dim"))
+
+
+def _columns(cells: list[str]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, (8, 8, 8, 8, 11), strict=True))
 
 
 def opening(event: Started) -> list[str]:

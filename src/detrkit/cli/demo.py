@@ -144,7 +144,7 @@ def _text(metrics: Metrics, options: Options, model: Path, data: Path, seconds: 
 {figures} on {seen}, in {duration(seconds)}
 
 Look at:
-  {str(out / "digits.jpg"):<{len(str(page))}}  what it found
+  {out / "digits.jpg"!s:<{len(str(page))}}  what it found
   {page}  curves, confusions, best and worst images
 
 Next:

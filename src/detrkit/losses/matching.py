@@ -31,7 +31,7 @@ class NonFiniteError(Error):
 
 
 class PaddedTargets(NamedTuple):
-    """The targets of a batch as rectangular tensors; rows beyond an image's count are zeros, and there is one at least."""
+    """The targets of a batch as rectangular tensors; rows beyond an image's count are zeros. There is at least one."""
 
     labels: Int64[Tensor, "b t"]
     boxes: Float[Tensor, "b t 4"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
@@ -109,7 +110,7 @@ def configure(preset: str, **overrides: Any) -> tuple[Variant, Any]:
 def build(preset: str, **overrides: Any) -> nn.Module:
     """The bare model of a preset, with random parameters as the paper initialises them.
 
-    Weights come from `detrkit.load`, `detrkit.convert` or `detrkit.nn.backbone.load_backbone_weights`.
+    Weights come from `detrkit.load`, `detrkit.convert` or `detrkit.nn.weights.load_backbone_weights`.
 
     Args:
         preset: a name such as `detr-r50`.
@@ -122,21 +123,22 @@ def build(preset: str, **overrides: Any) -> nn.Module:
     return module.Model(config)
 
 
+_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
 def _as_type_of(default: Any, value: Any, name: str) -> Any:
     """Text from a command line or a recipe, as the type that the field's value has."""
-    kind = type(default)
+    kind, result = type(default), value
     if isinstance(value, str) and kind is not str:
         try:
-            if kind is bool:
-                return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
-            return kind(value)
+            result = _TRUTH[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError) as error:
             raise UsageError(f"Bad value for {name}", got=repr(value), expected=kind.__name__) from error
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
+    elif kind is float and type(value) is int:
+        result = float(value)
+    if type(result) is not kind or (kind is float and not math.isfinite(result)):
         raise UsageError(f"Bad value for {name}", got=repr(value), expected=kind.__name__)
-    return value
+    return result
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

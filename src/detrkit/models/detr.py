@@ -215,9 +215,10 @@ class Model(nn.Module):
     def predict(self, hidden: Hidden) -> Predictions:
         """The heads, the same for every layer. Groups of queries become further layers, the first group the last."""
         states = hidden.states
-        if self.training and self.config.query_groups > 1:
-            states = states.unflatten(2, (self.config.query_groups, -1)).flip(2)
-            states = states.transpose(1, 2).flatten(0, 1)
+        groups = self.config.query_groups
+        if self.training and groups > 1 and states.shape[2] == groups * self.config.num_queries:
+            layers, batch, _, dim = states.shape
+            states = states.view(layers, batch, groups, -1, dim).flip(2).transpose(1, 2).flatten(0, 1)
         return Predictions(self.class_head(states), self.box_head(states).sigmoid(), states)
 
     def forward(
@@ -246,12 +247,17 @@ def postprocess(predictions: Predictions, sizes: Int64[Tensor, "b 2"], ensemble:
     return softmax_ensemble(predictions, sizes) if ensemble else softmax_detections(predictions, sizes)
 
 
+_AT_LEAST = {
+    "num_classes": 1, "num_queries": 1, "query_groups": 1, "dim": 1, "heads": 1, "encoder_layers": 0,
+    "decoder_layers": 1, "feedforward": 1, "temperature": 1, "no_object_weight": 0, "class_weight": 0, "l1_weight": 0,
+    "giou_weight": 0, "image_size": 1, "longest": 1,
+}  # fmt: skip
+
+
 def _check(config: Config) -> None:
-    for name in ("num_classes", "num_queries", "dim", "heads", "decoder_layers", "feedforward"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"Bad value for {name}", got=getattr(config, name), expected="at least 1")
-    if config.encoder_layers < 0:
-        raise UsageError("Bad value for encoder_layers", got=config.encoder_layers, expected="at least 0")
+    for name, least in _AT_LEAST.items():
+        if not getattr(config, name) >= least:
+            raise UsageError(f"Bad value for {name}", got=getattr(config, name), expected=f"at least {least}")
     if not 0 <= config.dropout < 1:
         raise UsageError("Bad value for dropout", got=config.dropout, expected="at least 0 and below 1")
     if config.dim % 4 or config.dim % config.heads:
@@ -268,16 +274,22 @@ def _check(config: Config) -> None:
 
 # Published figures on COCO val2017: AP 42.0 (r50), 43.3 (r50-dc5), 43.5 (r101), 44.9 (r101-dc5), 500 epochs.
 PRESETS = {
+    # Ours, for two processor cores and a few hundred images: what differs from the paper is named by its field.
     "detr-nano": Config(
         backbone="mobilenet_v2",
         stride=16,
         num_queries=60,
         dim=128,
+        heads=4,
         encoder_layers=3,
         decoder_layers=3,
         feedforward=512,
+        dropout=0.0,
         pre_norm=True,
         temperature=20.0,
+        query_start="grid",
+        query_groups=4,
+        position_in_content=True,
         image_size=256,
         longest=448,
     ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,10 +31,28 @@ def attend(
         blocked: True where a query may not attend to a key; broadcast over images, heads and queries.
         dropout: probability with which an attention weight is dropped.
     """
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    mask = None if blocked is None else ~blocked
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        out = _attend_in_steps(q, k, v, blocked, dropout)
+    else:
+        mask = None if blocked is None else ~blocked
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return out.transpose(1, 2).flatten(2)
+
+
+def _attend_in_steps(
+    q: Float[Tensor, "b h q d"],
+    k: Float[Tensor, "b h n d"],
+    v: Float[Tensor, "b h n e"],
+    blocked: Bool[Tensor, "#b #h #q n"] | None,
+    dropout: float,
+) -> Float[Tensor, "b h q e"]:
+    """The same, product by product: on a CPU in bf16 the fused kernel's backward takes two to three times as long."""
+    with torch.autocast("cpu", enabled=False):
+        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if blocked is not None:
+            weights = weights + torch.zeros_like(blocked, dtype=q.dtype).masked_fill_(blocked, float("-inf"))
+        return F.dropout(weights.softmax(-1), dropout) @ v
 
 
 class Attention(nn.Module):

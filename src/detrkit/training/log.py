@@ -128,8 +128,12 @@ class RunFolder:
 
     def _keep_best(self) -> None:
         best = standing(self.out / "checkpoints" / "best")
+
+        def copy(to: Path) -> None:
+            shutil.copytree(best, to, dirs_exist_ok=True)
+
         if best.is_dir():
-            write_whole(self.out / "model", lambda to: shutil.copytree(best, to, dirs_exist_ok=True))
+            write_whole(self.out / "model", copy)
 
 
 class TensorBoard:
@@ -147,7 +151,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtraError("tensorboard", "tensorboard", "run.tensorboard") from error
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def __call__(self, event: Event) -> None:
         """Write down what happened."""
@@ -157,10 +161,10 @@ class TensorBoard:
             figures = finite(event.metrics.figures)
         else:
             if isinstance(event, Stopped):
-                self._writer.close()  # type: ignore[no-untyped-call]
+                self._writer.close()
             return
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, event.step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, event.step)
 
 
 def summarize(window: list[Step]) -> dict[str, Any]:

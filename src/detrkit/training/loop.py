@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +27,6 @@ from detrkit.training.validation import detect, draw_samples
 
 _DROPOUT_STREAM = 3  # streams 1 and 2 shuffle and augment
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class Position(NamedTuple):
     """How far a training is: `step` steps done, and the best AP of the validation split so far."""
@@ -37,7 +35,7 @@ class Position(NamedTuple):
     best: float = -1.0
 
 
-def fit(session: Session, out: Path, *, resume: bool = False) -> Iterator[Event]:
+def fit(session: Session, out: Path, *, resume: bool = False) -> Generator[Event, None, None]:
     """Train, evaluate and save, yielding an event for each thing done.
 
     Args:
@@ -52,7 +50,7 @@ def fit(session: Session, out: Path, *, resume: bool = False) -> Iterator[Event]
         UsageError: another number of processes than before.
     """
     options, world = session.recipe.optimization, session.world
-    scaler = torch.amp.GradScaler(session.device.type, enabled=options.precision == "fp16")
+    scaler = torch.amp.GradScaler(session.device.type, enabled=session.dtype == torch.float16)
     position, notes = Position(), session.notes
     if resume and (last_checkpoint := standing(out / "checkpoints" / "last")).exists():
         position = restore(session, scaler, last_checkpoint)
@@ -111,7 +109,7 @@ def optimize(session: Session, model: nn.Module, scaler: torch.amp.GradScaler, b
     figures = []
     for batch in batches:
         losses = forward(session, model, batch)
-        scaler.scale(losses.total / len(batches)).backward()
+        scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
         figures.append(
             torch.cat([losses.total.detach()[None], losses.class_error[None], losses.values.detach()[:, -1]])
         )
@@ -134,8 +132,8 @@ def forward(session: Session, model: nn.Module, batch: Batch) -> Losses:
         images = images.contiguous(memory_format=torch.channels_last)
     boxes = torch.tensor(float(sum(len(target.labels) for target in batch.targets)), device=session.device)
     num_boxes = max(float(world.mean(boxes)), 1.0)
-    dtype = PRECISIONS.get(options.precision)
-    with torch.autocast(session.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+    enabled = session.dtype != torch.float32
+    with torch.autocast(session.device.type, dtype=session.dtype if enabled else None, enabled=enabled):
         predictions = model(images, batch.padding)
     return session.criterion(predictions, batch.targets, num_boxes)
 

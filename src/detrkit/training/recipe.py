@@ -104,8 +104,8 @@ class OptimizationOptions:
     """Steps over which the rates rise from zero."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights that is evaluated and kept; 0: none."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the forward pass; weights stay in fp32."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Arithmetic of the forward pass; weights stay in fp32. `auto`: bf16 where the machine has it, else fp32."""
     channels_last: bool = True
     """Lay images out with the channels last, which is faster on processors and recent GPUs."""
 

@@ -22,7 +22,7 @@ from detrkit.data.transforms import Training, TrainingSizes, training_sizes
 from detrkit.errors import DataError, ModelError
 from detrkit.losses.criterion import SetCriterion
 from detrkit.models import Variant
-from detrkit.nn.weights import load_backbone_weights
+from detrkit.nn.weights import RANDOM, load_backbone_weights
 from detrkit.predict import choose_device
 from detrkit.training.distributed import World
 from detrkit.training.ema import Average
@@ -41,6 +41,7 @@ class Session:
         recipe: the resolved recipe.
         world: the processes that train together.
         device: where this one computes.
+        dtype: arithmetic of the forward pass.
         variant: the module of the model's variant.
         model: in training.
         criterion: its loss.
@@ -56,6 +57,7 @@ class Session:
     recipe: Recipe
     world: World
     device: torch.device
+    dtype: torch.dtype
     variant: Variant
     model: nn.Module
     criterion: SetCriterion
@@ -89,13 +91,14 @@ def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config: Any = model.config
     transform = make_transform(recipe.augmentation, config.image_size, config.longest)
+    dtype = choose_dtype(recipe.optimization.precision, device)
     optimizer = make_optimizer(model, recipe.optimization)
     workers = recipe.data.workers if recipe.data.workers >= 0 else min(8, os.cpu_count() or 1)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     notes.append(
         f"Model {recipe.model.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{trained / 1e6:.1f} M of them trained, images {config.image_size} (at most {config.longest}) pixels, "
-        f"on {device}"
+        f"on {device} in {str(dtype).removeprefix('torch.')}"
     )
     if (most := _most_boxes(train)) > config.num_queries:
         notes.append(
@@ -106,6 +109,7 @@ def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
         recipe=recipe,
         world=world,
         device=device,
+        dtype=dtype,
         variant=variant,
         model=model,
         criterion=variant.criterion(config),
@@ -165,6 +169,8 @@ def build_model(options: ModelOptions, num_classes: int, notes: list[str]) -> tu
         config = dataclasses.replace(config, image_size=options.image_size, longest=longest)
     elif options.longest:
         config = dataclasses.replace(config, longest=options.longest)
+    if options.backbone_weights == RANDOM and not options.init:
+        config = dataclasses.replace(config, frozen_stages=0)  # what starts from nothing must train
     model = variant.Model(config)
     if options.init:
         notes.append(start_from(model, options.init))
@@ -211,6 +217,23 @@ def make_transform(options: AugmentationOptions, shortest: int, longest: int) ->
         vertical_flip=options.vertical_flip,
         quarter_turn=options.rotate90,
     )
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The arithmetic of a recipe's `precision` on a device."""
+    if precision == "auto":
+        return torch.bfloat16 if _computes_bf16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16: without them it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        known = torch.cpu.get_capabilities()
+        return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    return False
 
 
 def _most_boxes(annotations: Annotations) -> int:

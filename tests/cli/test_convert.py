@@ -1,0 +1,126 @@
+"""`detrkit convert`: official tensors to a model folder, and the categories that they lack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import detrkit as package
+from detrkit import models
+from detrkit.cli._coco import NAMES
+
+DIM, QUERIES = 32, 7
+
+
+def official_state(num_classes: int) -> dict[str, torch.Tensor]:
+    """The tensors of a small DETR under the official names, which are those of torch's own transformer layers."""
+    backbone = models.build("detr-r18", dim=DIM, encoder_layers=1, decoder_layers=1).backbone
+    assert isinstance(backbone, nn.Module)
+    parts = {
+        "backbone.0.body": backbone,
+        "input_proj": nn.Conv2d(512, DIM, 1),
+        "query_embed": nn.Embedding(QUERIES, DIM),
+        "transformer.encoder.layers.0": nn.TransformerEncoderLayer(DIM, 8, 64),
+        "transformer.decoder.layers.0": nn.TransformerDecoderLayer(DIM, 8, 64),
+        "transformer.decoder.norm": nn.LayerNorm(DIM),
+        "class_embed": nn.Linear(DIM, num_classes + 1),
+        "bbox_embed.layers": nn.ModuleList([nn.Linear(DIM, DIM), nn.Linear(DIM, DIM), nn.Linear(DIM, 4)]),
+    }
+    return {f"{prefix}.{key}": value for prefix, part in parts.items() for key, value in part.state_dict().items()}
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    """A training checkpoint as the official code writes it."""
+    file = tmp_path / "checkpoint.pth"
+    torch.save({"model": official_state(3)}, file)
+    return file
+
+
+def test_the_folder_can_be_loaded_and_used(detrkit, official, tmp_path):
+    out = tmp_path / "model"
+    said = detrkit("convert", official, out)
+    assert said.code == 0
+    assert "3 classes" in said.out
+    detector = package.load(out)
+    assert [category.name for category in detector.categories] == ["0", "1", "2"]
+    assert detector.model.config.num_queries == QUERIES
+    stored = torch.load(official, weights_only=True)["model"]["query_embed.weight"]
+    assert torch.equal(detector.model.state_dict()["query_position"], stored)
+    assert detrkit("inspect", out).code == 0
+
+
+def test_options_reach_the_config(detrkit, official, tmp_path):
+    options = ("--dilated", "--heads", "4", "--half", "--json")
+    document = detrkit("convert", official, tmp_path / "model", *options).document
+    assert (document["config"]["dilated"], document["config"]["heads"]) == (True, 4)
+    assert document["preset"] == ""
+    whole = detrkit("convert", official, tmp_path / "whole", "--json").document
+    assert whole["parameters"] == document["parameters"]
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("model", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_names_from_a_data_set_stand_at_their_ids(detrkit, official, data, tmp_path):
+    document = detrkit("convert", official, tmp_path / "model", "--categories", data, "--json").document
+    assert document["categories"] == [[0, "unused-0"], [1, "nut"], [2, "bolt"]]
+
+
+def test_names_from_a_text_file(detrkit, official, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("cat\n\ndog\n")
+    document = detrkit("convert", official, tmp_path / "model", "--categories", names, "--json").document
+    assert document["categories"] == [[0, "cat"], [1, "unused-1"], [2, "dog"]]
+
+
+def test_coco_names_where_there_are_91_classes(detrkit, tmp_path):
+    file = tmp_path / "coco.pth"
+    torch.save(official_state(91), file)
+    categories = dict(detrkit("convert", file, tmp_path / "model", "--json").document["categories"])
+    assert (categories[0], categories[1], categories[12], categories[90]) == (
+        *("unused-0", "person", "unused-12", "toothbrush"),
+    )
+    assert len(NAMES) == 80
+
+
+def test_a_preset_is_recognised(detrkit, monkeypatch, official, tmp_path):
+    from detrkit.models import detr
+
+    config = detr.Config(
+        num_classes=3,
+        backbone="resnet18",
+        num_queries=QUERIES,
+        dim=DIM,
+        encoder_layers=1,
+        decoder_layers=1,
+        feedforward=64,
+    )
+    monkeypatch.setitem(detr.PRESETS, "detr-tiny", config)
+    assert detrkit("convert", official, tmp_path / "model", "--json").document["preset"] == "detr-tiny"
+
+
+def test_what_cannot_be_converted(detrkit, official, tmp_path, data):
+    other, names = tmp_path / "other.pth", tmp_path / "names.txt"
+    torch.save({"fc.weight": torch.zeros(2, 2)}, other)
+    names.write_text("a\n" * 4)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").write_text("")
+    out = tmp_path / "out"
+    cases = [
+        ((tmp_path / "none.pth", out), 4, "none.pth"),
+        ((other, out), 4, "not a DETR checkpoint"),
+        ((official, full), 2, "not empty"),
+        ((official, out, "--categories", names), 2, "below 3"),
+        ((official, out, "--categories", tmp_path / "none.txt"), 3, "none.txt"),
+        ((official, out, "--categories", tmp_path / "nothing"), 3, "nothing"),
+        ((official, out, "--heads", "5"), 2, "heads 5"),
+    ]
+    for arguments, code, part in cases:
+        said = detrkit("convert", *arguments)
+        assert (said.code, said.out) == (code, ""), arguments
+        assert part in said.err
+        assert not out.exists()

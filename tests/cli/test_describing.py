@@ -1,0 +1,115 @@
+"""`detrkit inspect` and `detrkit rewrite`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from detrkit.data import formats
+
+
+def test_a_run(detrkit, trained):
+    said = detrkit("inspect", trained)
+    assert said.code == 0
+    for part in (f"{trained}: a run", "finished, step 2 of 2", "detr-nano, variant detr", "2: nut, bolt", "AP "):
+        assert part in said.out
+    assert "resnet-nano" in said.out
+    document = detrkit("inspect", trained, "--json").document
+    assert document["kind"] == "run"
+    assert document["data"]["splits"]["train"]["images"] == 4
+    parameters = document["model"]["parameters"]
+    assert parameters.pop("all") == sum(parameters.values())
+    assert document["model"]["config"]["dim"] == 32
+    assert document["model"]["categories"] == [[1, "nut"], [2, "bolt"]]
+
+
+def test_a_model_and_a_checkpoint(detrkit, trained):
+    for folder in (trained / "model", trained / "checkpoints" / "last"):
+        document = detrkit("inspect", folder, "--json").document
+        assert (document["kind"], document["model"]["variant"]) == ("model", "detr")
+
+
+def test_a_run_without_a_checkpoint(detrkit, trained, tmp_path):
+    for name in ("recipe.toml", "status.json", "data.json"):
+        shutil.copy(trained / name, tmp_path)
+    said = detrkit("inspect", tmp_path)
+    assert said.code == 0
+    assert "none yet" in said.out
+
+
+def test_a_data_set(detrkit, data):
+    said = detrkit("inspect", data)
+    assert said.code == 0
+    assert "train: 4 images, 4 boxes, 2 classes, 0 images without boxes" in said.out
+    assert "heights 64 to 64, widths 80 to 80 pixels" in said.out
+    assert said.out.index("train:") < said.out.index("val:")
+    document = detrkit("inspect", data, "--json").document
+    assert document["splits"]["val"]["boxes_of"] == {"nut": 1, "bolt": 1}
+    assert document["splits"]["train"]["format"] == "coco"
+
+
+def test_the_problems_of_a_data_set(detrkit, data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    (root / "val" / "1.png").unlink()
+    said = detrkit("inspect", root)
+    assert "1 × missing-image (dropped)" in said.out
+    assert detrkit("inspect", root, "--json").document["splits"]["val"]["problems"] == {"missing-image": 1}
+
+
+@pytest.mark.parametrize(("name", "code"), [("none", 3), ("empty", 3), ("damaged", 4)])
+def test_what_cannot_be_inspected(detrkit, tmp_path, name, code):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text("{}")
+    said = detrkit("inspect", tmp_path / name)
+    assert (said.code, said.out) == (code, "")
+    assert name in said.err
+
+
+def test_a_damaged_file_of_a_run(detrkit, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "status.json").write_text("{")
+    said = detrkit("inspect", run)
+    assert said.code == 3
+    assert "status.json" in said.err
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+def test_rewriting_keeps_images_and_boxes(detrkit, data, tmp_path, format):
+    out = tmp_path / "out"
+    said = detrkit("rewrite", data, out, "--format", format)
+    assert said.code == 0
+    assert f"Written as {format} to {out}" in said.out
+    before, after = formats.read(data), formats.read(out)
+    assert {source.format for source in formats.recognise(out).values()} == {format}
+    for split in ("train", "val"):
+        assert len(after[split]) == len(before[split])
+        assert after[split].boxes.shape == before[split].boxes.shape
+        assert abs(after[split].boxes - before[split].boxes).max() < 1e-6
+
+
+def test_rewriting_as_a_document_and_without_images(detrkit, data, tmp_path):
+    out = tmp_path / "out"
+    document = detrkit("rewrite", data, out, "--format", "coco", "--images", "none", "--json").document
+    assert document["splits"] == {"train": {"images": 4, "boxes": 4}, "val": {"images": 2, "boxes": 2}}
+    assert not list(out.rglob("*.png"))
+    assert json.dumps(document)
+
+
+def test_what_cannot_be_rewritten(detrkit, data, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    cases = [
+        ((data, tmp_path / "out", "--format", "yollo"), 2, "coco, folder, voc, yolo"),
+        ((data, tmp_path / "full", "--format", "coco"), 2, "full"),
+        ((tmp_path / "none", tmp_path / "out", "--format", "coco"), 3, "none"),
+    ]
+    for arguments, code, part in cases:
+        said = detrkit("rewrite", *arguments)
+        assert (said.code, said.out) == (code, "")
+        assert part in said.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,77 @@
+"""`detrkit evaluate`: tables, files, results files, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import detrkit as package
+
+
+@pytest.fixture
+def results(data, tmp_path):
+    """A COCO results file that is right about everything."""
+    truth = json.loads((data / "annotations" / "instances_val.json").read_text())["annotations"]
+    keys = ("image_id", "category_id", "bbox")
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps([{**{key: one[key] for key in keys}, "score": 0.9} for one in truth]))
+    return file
+
+
+def test_tables_of_a_results_file(detrkit, data, results):
+    said = detrkit("evaluate", results, data)
+    assert said.code == 0
+    assert f"{results} on 2 images with 2 boxes (val)" in said.out
+    assert "AP      1.000  mean over IoU" in said.out
+    assert "nut        1  1.000" in said.out
+    assert "VOC07" in said.out
+    assert not said.err
+
+
+def test_a_trained_run_and_its_files(detrkit, data, trained, tmp_path):
+    results, report = tmp_path / "found.json", tmp_path / "report"
+    options = ("--split", "train", "--results", results, "--report", report, "--batch-size", "2")
+    said = detrkit("evaluate", trained, data, *options, "--json")
+    assert said.code == 0
+    document = said.document
+    assert (document["split"], document["images"], document["boxes"]) == ("train", 4, 4)
+    assert [one["name"] for one in document["per_class"]] == ["nut", "bolt"]
+    assert len(document["figures"]) == 14
+    assert document["report"] == str(report / "report.html")
+    assert "<html" in (report / "report.html").read_text()
+    assert len(json.loads(results.read_text())) == 20
+    again = detrkit("evaluate", results, data, "--split", "train", "--json").document
+    assert again["figures"] == pytest.approx(document["figures"], nan_ok=True)
+
+
+def test_the_answer_of_all_layers(detrkit, data, trained, tmp_path):
+    files = [tmp_path / "last.json", tmp_path / "all.json"]
+    for file, flags in zip(files, ((), ("--ensemble",)), strict=True):
+        assert detrkit("evaluate", trained, data, "--results", file, *flags).code == 0
+    assert files[0].read_text() != files[1].read_text()
+
+
+def test_spellings_of_a_split(detrkit, data, results, trained):
+    assert detrkit("evaluate", results, data, "--split", "valid").code == 0
+    assert package.evaluate(trained, data, split="valid") == package.evaluate(trained, data, split="val")
+
+
+def test_what_cannot_be_evaluated(detrkit, data, trained, tmp_path, results):
+    file = tmp_path / "file"
+    file.write_text("")
+    cases = [
+        ((trained, data, "--split", "test"), 3, "train, val"),
+        ((tmp_path / "none", data), 4, "none"),
+        ((trained, tmp_path / "none"), 3, "none"),
+        ((trained, data, "--batch-size", "0"), 2, "batch_size"),
+        ((trained, data, "--device", "abacus"), 2, "abacus"),
+        ((tmp_path / "none.json", data), 3, "none.json"),
+        ((results, data, "--split", "train", "--results", tmp_path / "no" / "x.json"), 2, "cannot be written"),
+        ((results, data, "--report", file), 2, "needs a folder"),
+    ]
+    for arguments, code, part in cases:
+        said = detrkit("evaluate", *arguments)
+        assert (said.code, said.out) == (code, ""), arguments
+        assert part in said.err
+        assert detrkit("evaluate", *arguments, "--json").document["error"]["exit_code"] == code

@@ -1,0 +1,162 @@
+"""`detrkit predict`: which images, where pictures go, files, unreadable images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detrkit.cli import predict
+from detrkit.cli._images import find_images
+from detrkit.data import formats
+from detrkit.errors import DataError, UsageError
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two folders with an image of the same name, and one deeper."""
+    root = tmp_path / "images"
+    rng = np.random.default_rng(1)
+    for name in ("a/1.png", "a/deep/2.jpg", "b/1.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / name)
+    (root / "a" / "notes.txt").write_text("no image")
+    (root / "a" / ".hidden.png").write_text("no image")
+    return root
+
+
+def names(found: dict[Path, str], root: Path) -> dict[str, str]:
+    return {file.relative_to(root).as_posix(): name for file, name in found.items()}
+
+
+def test_folders_are_searched_and_names_stay_relative(images, tmp_path):
+    found = find_images([str(images / "a")], tmp_path / "out")
+    assert names(found, images) == {"a/1.png": "1.png", "a/deep/2.jpg": "deep/2.jpg"}
+
+
+def test_equal_names_are_told_apart(images, tmp_path):
+    wanted = [str(images / "a"), str(images / "b" / "1.png")]
+    found = find_images(wanted, tmp_path / "out")
+    assert names(found, images) == {"a/1.png": "a/1.png", "a/deep/2.jpg": "a/deep/2.jpg", "b/1.png": "b/1.png"}
+
+
+def test_patterns_and_doubles(images, tmp_path):
+    wanted = [str(images / "**" / "*.jpg"), str(images / "a" / "deep"), str(images / "a" / "*")]
+    found = find_images(wanted, tmp_path / "out")
+    assert names(found, images) == {"a/1.png": "1.png", "a/deep/2.jpg": "2.jpg"}
+
+
+def test_a_file_whose_name_holds_a_pattern(images, tmp_path):
+    odd = images / "a" / "x[1].png"
+    shutil.copy(images / "a" / "1.png", odd)
+    assert find_images([str(odd)], tmp_path / "out") == {odd: "x[1].png"}
+
+
+def test_pictures_get_a_suffix_that_can_be_written(images, tmp_path):
+    odd = images / "photo"
+    shutil.copy(images / "a" / "1.png", odd)
+    assert find_images([str(odd)], tmp_path / "out") == {odd: "photo.jpg"}
+
+
+def test_the_output_folder_is_not_searched(images):
+    out = images / "found"
+    out.mkdir()
+    shutil.copy(images / "a" / "1.png", out / "old.png")
+    assert len(find_images([str(images)], out)) == 3
+
+
+def test_images_are_not_overwritten(images):
+    with pytest.raises(UsageError, match="overwrite"):
+        find_images([str(images / "a" / "1.png")], images / "a")
+
+
+@pytest.mark.parametrize("wanted", ["none.jpg", "none*.jpg", "empty"])
+def test_nothing_found(tmp_path, wanted):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=wanted.partition("*")[0]):
+        find_images([str(tmp_path / wanted)], tmp_path / "out")
+
+
+def test_pictures_lines_and_files(detrkit, images, trained, tmp_path):
+    out = tmp_path / "found"
+    said = detrkit("predict", trained, images, "--out", out, "--threshold", "0")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        str(images / name) for name in ("a/1.png", "a/deep/2.jpg", "b/1.png")
+    ]
+    assert "15 objects in 3 images" in said.err
+    for name in ("a/1.png", "a/deep/2.jpg", "b/1.png"):
+        with Image.open(out / name) as picture:
+            assert picture.size == (50, 40)
+        assert (out / name).read_bytes() != (images / name).read_bytes()
+    detections = json.loads((out / "detections.json").read_text())
+    first = detections["images"][0]
+    assert (first["file"], first["picture"]) == (str(images / "a/1.png"), "a/1.png")
+    assert (first["height"], first["width"]) == (40, 50)
+    assert len(first["boxes"]) == len(first["scores"]) == len(first["names"]) == 5
+    assert first["scores"] == sorted(first["scores"], reverse=True)
+    assert predict.summary(first["names"]) == lines[0].partition(": ")[2]
+
+
+def test_the_coco_file_is_a_data_set(detrkit, images, trained, tmp_path):
+    out = tmp_path / "found"
+    detrkit("predict", trained, images, "--out", out, "--threshold", "0", "--no-pictures")
+    assert sorted(entry.name for entry in out.iterdir()) == ["detections.json", "results.coco.json"]
+    document = json.loads((out / "results.coco.json").read_text())
+    assert [(image["id"], image["file_name"]) for image in document["images"]] == [
+        *((1, "a/1.png"), (2, "a/deep/2.jpg"), (3, "b/1.png")),
+    ]
+    assert all(0 <= box["score"] <= 1 for box in document["annotations"])
+    (annotations,) = formats.read(out / "results.coco.json", check_files=False).values()
+    assert len(annotations) == 3
+    assert {category.name for category in annotations.categories} == {"nut", "bolt"}
+
+
+def test_unreadable_images_are_named_and_the_rest_is_done(detrkit, images, trained, tmp_path):
+    (images / "b" / "0.png").write_bytes(b"broken")
+    out = tmp_path / "found"
+    options = ("predict", trained, images, "--out", out, "--threshold", "1", "--batch-size", "2")
+    said = detrkit(*options)
+    assert said.code == 3
+    assert said.out.splitlines()[0] == f"{images / 'a/1.png'}: nothing"
+    assert len(said.out.splitlines()) == 3
+    assert "1 image could not be read:" in said.err
+    assert "b/0.png: The file is not an image" in said.err
+    document = detrkit(*options, "--json").document
+    assert len(document["images"]) == 3
+    assert len(document["unreadable"]) == 1
+
+
+def test_an_interruption_keeps_what_was_found(detrkit, images, trained, tmp_path, monkeypatch):
+    def interrupt(self, file, name, found):
+        if self.images:
+            raise KeyboardInterrupt
+        add(self, file, name, found)
+
+    add = predict._Book.add
+    monkeypatch.setattr(predict._Book, "add", interrupt)
+    out = tmp_path / "found"
+    assert detrkit("predict", trained, images, "--out", out).code == 130
+    assert len(json.loads((out / "detections.json").read_text())["images"]) == 1
+
+
+def test_what_cannot_be_predicted(detrkit, images, trained, tmp_path):
+    out = tmp_path / "out"
+    cases = [
+        ((tmp_path / "none", images, "--out", out), 4, "none"),
+        ((trained, "--out", out), 2, "no images"),
+        ((trained, tmp_path / "none.jpg", "--out", out), 3, "none.jpg"),
+        ((trained, images, "--out", out, "--threshold", "1.5"), 2, "--threshold"),
+        ((trained, images, "--out", out, "--batch-size", "0"), 2, "batch_size"),
+        ((trained, images, "--out", out, "--workers", "-1"), 2, "workers"),
+        ((trained, images, "--out", images / "b"), 2, "other things"),
+    ]
+    for arguments, code, part in cases:
+        said = detrkit("predict", *arguments, "--json")
+        assert said.code == code, arguments
+        assert part in said.document["error"]["message"]

@@ -1,0 +1,246 @@
+"""Prediction: an image's answer is its own, whatever it is given as and whatever comes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrkit import models
+from detrkit.data.annotations import Annotations, Strings
+from detrkit.errors import DataError, ModelError, UsageError
+from detrkit.predict import Detector, choose_device, load
+from detrkit.structures import Category, Detections
+from detrkit.training.validation import detect, label_table
+
+CATEGORIES = tuple(Category(number, name) for number, name in ((1, "bolt"), (5, "nut"), (6, "washer")))
+SIZES = [(64, 64), (64, 80), (96, 64), (64, 64), (50, 200), (80, 64), (64, 80), (33, 47), (64, 64)]
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    """A tiny model with random weights that sees: its answers differ from image to image."""
+    torch.manual_seed(0)
+    model = models.build(
+        "detr-nano", backbone="resnet-nano", dim=32, heads=4, encoder_layers=1, decoder_layers=2, feedforward=64,
+        num_queries=8, num_classes=3, image_size=64, longest=96,
+    )  # fmt: skip
+    with torch.no_grad():
+        model.class_head.weight *= 8
+    return Detector(model.eval(), models.variant("detr"), CATEGORIES)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(3)
+    return [
+        Image.fromarray(rng.integers(0, 256, (h // 8, w // 8, 3), np.uint8)).resize((w, h), Image.Resampling.BICUBIC)
+        for h, w in SIZES
+    ]
+
+
+def same(one: Detections, other: Detections, tolerance: float = 0.0) -> None:
+    assert np.array_equal(one.labels, other.labels)
+    assert one.image_size == other.image_size
+    np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(one.boxes, other.boxes, rtol=0, atol=tolerance * max(one.image_size))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 20])
+def test_an_answer_does_not_depend_on_its_batch(
+    detector: Detector, pictures: list[Image.Image], batch_size: int
+) -> None:
+    alone = [detector.predict(picture, threshold=0.0) for picture in pictures]
+    together = detector.predict(pictures, threshold=0.0, batch_size=batch_size)
+    reverse = detector.predict(pictures[::-1], threshold=0.0, batch_size=batch_size)[::-1]
+    assert not np.allclose(alone[0].scores, alone[3].scores, atol=1e-3)  # two images of one size, two answers
+    for one, other, third in zip(alone, together, reverse, strict=True):
+        same(one, other, 1e-4)
+        same(one, third, 1e-4)
+
+
+def test_workers_change_nothing(detector: Detector, pictures: list[Image.Image]) -> None:
+    for one, other in zip(
+        detector.predict(pictures, threshold=0.0), detector.predict(pictures, threshold=0.0, workers=2), strict=True
+    ):
+        same(one, other)
+
+
+def test_one_gives_one_and_a_list_gives_a_list(detector: Detector, pictures: list[Image.Image]) -> None:
+    assert isinstance(detector.predict(pictures[0]), Detections)
+    found = detector.predict([pictures[0]])
+    assert isinstance(found, list)
+    assert len(found) == 1
+    assert detector.predict([]) == []
+    assert list(detector.stream([])) == []
+    assert len(detector.predict(tuple(pictures[:2]))) == 2
+
+
+def test_a_file_an_image_and_an_array_give_one_answer(
+    detector: Detector, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    file = tmp_path / "ü 1.png"
+    pictures[1].save(file)
+    expected = detector.predict(pictures[1], threshold=0.0)
+    for source in (file, str(file), np.asarray(pictures[1]), Image.open(file)):
+        same(detector.predict(source, threshold=0.0), expected)  # type: ignore[arg-type]
+    assert detector.predict(file).source == str(file)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_lie_in_the_upright_image(
+    detector: Detector, pictures: list[Image.Image], tmp_path: Path, orientation: int
+) -> None:
+    upright = pictures[1]
+    stored = {
+        1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (upright if stored is None else upright.transpose(stored)).save(tmp_path / "turned.png", exif=exif)
+    same(detector.predict(tmp_path / "turned.png", threshold=0.0), detector.predict(upright, threshold=0.0))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_images_of_any_mode_are_answered(detector: Detector, pictures: list[Image.Image], mode: str) -> None:
+    picture = pictures[1].convert("L").convert("I").convert("I;16") if mode == "I;16" else pictures[1].convert(mode)
+    found = detector.predict(picture, threshold=0.0)
+    assert found.image_size == (64, 80)
+    assert len(found) == 8
+
+
+def test_boxes_are_inside_sorted_and_above_the_threshold(detector: Detector, pictures: list[Image.Image]) -> None:
+    for found in detector.predict(pictures, threshold=0.0):
+        height, width = found.image_size
+        assert len(found) == 8
+        assert found.boxes.dtype == found.scores.dtype == np.float32
+        assert found.labels.dtype == np.int64
+        assert (found.boxes >= 0).all()
+        assert (found.boxes <= (width, height, width, height)).all()
+        assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all()
+        assert (np.diff(found.scores) <= 0).all()
+        assert set(found.names) <= {"bolt", "nut", "washer"}
+    every = detector.predict(pictures[0], threshold=0.0)
+    limit = float(every.scores[3])
+    some = detector.predict(pictures[0], threshold=limit)
+    assert len(some) == 4  # the threshold itself is in
+    assert len(detector.predict(pictures[0], threshold=1.0)) == 0
+
+
+def test_the_ensemble_is_all_layers_without_their_overlaps(detector: Detector, pictures: list[Image.Image]) -> None:
+    plain = detector.predict(pictures, threshold=0.0)
+    both = detector.predict(pictures, threshold=0.0, ensemble=True)
+    assert all(0 < len(found) <= 8 for found in both)
+    assert any(not np.array_equal(one.scores, other.scores) for one, other in zip(plain, both, strict=True))
+    assert all((np.diff(found.scores) <= 0).all() for found in both)
+    assert [found.image_size for found in both] == [found.image_size for found in plain]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": -0.1}, "threshold; got -0.1; expected between 0 and 1"),
+        ({"threshold": 1.1}, "threshold"),
+        ({"threshold": float("nan")}, "threshold"),
+        ({"batch_size": 0}, "batch_size; got 0; expected at least 1"),
+        ({"workers": -1}, "workers"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    detector: Detector, pictures: list[Image.Image], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        detector.predict(pictures[0], **options)
+
+
+def test_unreadable_images_are_named_or_left_out(
+    detector: Detector, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    pictures[0].save(tmp_path / "good.png")
+    files = [tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "none.png", tmp_path / "good.png"]
+    with pytest.raises(DataError, match=r"bad\.png"):
+        detector.predict(files)
+    left_out: list[int] = []
+    found = list(detector.stream(files, unreadable=lambda index, error: left_out.append(index)))
+    assert len(found) == 2
+    assert left_out == [1, 2]
+
+
+def test_prediction_leaves_gradients_on_for_the_caller(detector: Detector, pictures: list[Image.Image]) -> None:
+    for _ in detector.stream(pictures[:2]):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_devices_are_checked(tmp_path: Path) -> None:
+    assert choose_device("cpu").type == "cpu"
+    for name in ("nonsense", "cuda:99", "meta:what"):
+        with pytest.raises(UsageError, match="no such device"):
+            choose_device(name)
+    with pytest.raises(ModelError, match="no such file or folder"):
+        load(tmp_path / "none")
+
+
+def annotations_of(
+    folder: Path, picture: Image.Image, size: tuple[int, int], names: tuple[str, ...] = ("bolt", "nut", "washer")
+) -> Annotations:
+    picture.save(folder / "a.png")
+    return Annotations(
+        root=folder,
+        file_names=Strings(["a.png"]),
+        image_ids=np.array([1]),
+        image_sizes=np.array([size], np.int32),
+        offsets=np.array([0, 1]),
+        boxes=np.array([[1.0, 1, 9, 9]]),
+        labels=np.array([0]),
+        areas=np.array([64.0]),
+        crowd=np.array([False]),
+        difficult=np.array([False]),
+        categories=tuple(Category(index, name) for index, name in enumerate(names)),
+    )
+
+
+def test_categories_are_joined_by_name() -> None:
+    data = [Category(10, "washer"), Category(20, "screw"), Category(30, "bolt")]
+    assert label_table(CATEGORIES, data).tolist() == [2, -1, 0]
+    with pytest.raises(DataError, match=r"knows none.*model: bolt, nut, washer; data: screw"):
+        label_table(CATEGORIES, data[1:2])
+
+
+def test_detections_speak_the_data_sets_categories(
+    detector: Detector, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    plain = detector.predict(pictures[1], threshold=0.0)
+    data = annotations_of(tmp_path, pictures[1], (64, 80), ("washer", "screw", "bolt"))
+    (found,) = detect(detector, data)
+    kept = [row for row, name in enumerate(plain.names) if name != "nut"]
+    assert found.names == [plain.names[row] for row in kept]
+    assert found.categories == data.categories
+    assert np.array_equal(found.scores, plain.scores[kept])
+    assert np.array_equal(found.boxes, plain.boxes[kept])
+
+
+@pytest.mark.parametrize(
+    ("annotated", "factor"),
+    [
+        ((128, 160), 2.0),  # the file was scaled down after it was annotated: boxes go back to the annotated size
+        ((80, 64), 1.0),  # the size was noted before the picture was turned upright: boxes stay, as in training
+        ((0, 0), 1.0),  # not known
+    ],
+)
+def test_detections_lie_in_the_frame_that_boxes_were_annotated_in(
+    detector: Detector, pictures: list[Image.Image], tmp_path: Path, annotated: tuple[int, int], factor: float
+) -> None:
+    plain = detector.predict(pictures[1], threshold=0.0)
+    calls: list[int] = []
+    data = annotations_of(tmp_path, pictures[1], annotated)
+    (found,) = detect(detector, data, on_image=lambda: calls.append(1))
+    np.testing.assert_allclose(found.boxes, plain.boxes * factor, rtol=1e-6)
+    assert calls == [1]
