@@ -20,7 +20,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:  ## list the targets
 	@echo "usage: make TARGET [VENV=$(VENV)] [PYTHON=python3] [TORCH_INDEX=$(TORCH_INDEX)] [ARGS=...]"
@@ -69,6 +69,7 @@ $(BIN)/python:
 # PyTorch first and alone (--no-deps), so that nothing but PyTorch is ever taken from its index. Where the index cannot
 # be reached, pip's own sources are asked instead, which is right where they hold a CPU build.
 $(STAMP): pyproject.toml constraints.txt $(BIN)/python
+	@echo "Installing the packages of constraints.txt into $(VENV): PyTorch is large, this takes some minutes"
 	@if [ "$$(uname -s)" = Linux ] && [ -n "$(TORCH_INDEX)" ]; then \
 		$(PIP_INSTALL) --no-deps --retries 2 --timeout 15 --index-url "$(TORCH_INDEX)" torch || \
 		echo "No PyTorch from $(TORCH_INDEX): going on with pip's own index, whose build may bring CUDA with it." >&2; \

@@ -1,6 +1,6 @@
 """How fast COCO metrics are computed, against pycocotools, on the same made detections.
 
-    python benchmarks/coco_metrics.py --images 5000 --detections 100 --out result.json
+    python benchmarks/coco_metrics.py --images 5000 --detections 100 --json
 
 Both sides start from the same `Annotations` and `Detections` and end with the twelve figures. Rounds are paired, in
 alternating order; the ratio is the median of the rounds' ratios. The figures themselves must agree to 1e-9.
@@ -8,20 +8,17 @@ alternating order; the ratio is the median of the rounds' ratios. The figures th
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib.metadata
 import io
-import json
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _report import machine, parser, show
 
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.evaluation import evaluate, figures
@@ -115,28 +112,17 @@ def peak_mb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def machine() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    packages = ("detrkit", "hotcoco", "pycocotools", "numpy")
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=100, help="an image")
-    parser.add_argument("--boxes", type=int, default=7, help="ground-truth boxes an image")
-    parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the result here as JSON as well")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=5000)
+    options.add_argument("--detections", type=int, default=100, help="an image")
+    options.add_argument("--boxes", type=int, default=7, help="ground-truth boxes an image")
+    options.add_argument("--classes", type=int, default=80)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seed", type=int, default=0)
+    arguments = options.parse_args()
+    if arguments.short:
+        arguments.images, arguments.rounds = 500, 1
     case = made(arguments.images, arguments.detections, arguments.boxes, arguments.classes, arguments.seed)
     before = peak_mb()
     whole, _ = timed(lambda: evaluate(*case, voc=True))
@@ -155,7 +141,7 @@ def main() -> None:
     theirs = np.where(values["pycocotools"] == -1, np.nan, values["pycocotools"])
     np.testing.assert_allclose(values["detrkit"], theirs, rtol=0, atol=1e-9)
     result = {
-        "case": {key: value for key, value in vars(arguments).items() if key != "out"},
+        "case": {key: value for key, value in vars(arguments).items() if key != "json"},
         "seconds": {name: round(statistics.median(rounds), 4) for name, rounds in seconds.items()},
         "ratio": round(
             statistics.median(b / a for a, b in zip(seconds["detrkit"], seconds["pycocotools"], strict=True)), 2
@@ -165,12 +151,9 @@ def main() -> None:
             "seconds": round(whole, 3),
             "added_peak_mb": None if before is None or after is None else round(after - before),
         },
-        "machine": machine(),
+        "machine": machine(("detrkit", "hotcoco", "pycocotools", "numpy")),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    show(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Claim: a COCO-sized annotation file opens in a few seconds and a few hundred megabytes, and loader workers share it.
 
-    python benchmarks/open_annotations.py FOLDER [--images 118000] [--boxes 860000] [--workers 8]
+    python benchmarks/open_annotations.py [FOLDER] [--images 118000] [--boxes 860000] [--workers 8]
 
 Makes `FOLDER/annotations/instances_train.json` with polygons as in COCO (about 450 MB; kept and used again) and empty
 image files in `FOLDER/train`, reads it in a fresh process, and forks workers that walk through all of it. Linux only.
@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from _report import machine, parser, show
 
 MEGABYTE = 1 << 20
 
@@ -129,22 +130,29 @@ def measure(path: Path, workers: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=118_000)
-    parser.add_argument("--boxes", type=int, default=860_000)
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--measure", action="store_true", help="only read, in this process")
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("folder", type=Path, nargs="?", help="where to make the data set; a temporary folder by default")
+    flags.add_argument("--images", type=int, default=118_000)
+    flags.add_argument("--boxes", type=int, default=860_000)
+    flags.add_argument("--workers", type=int, default=8)
+    flags.add_argument("--measure", action="store_true", help="only read, in this process")
+    options = flags.parse_args()
+    if options.folder is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return compare(Path(folder), options)
     path = options.folder / "annotations" / "instances_train.json"
     if options.measure:
         print(json.dumps(measure(path, options.workers)))
         return
-    make(options.folder, options.images, options.boxes)
-    command = [sys.executable, __file__, str(options.folder), "--workers", str(options.workers), "--measure"]
+    compare(options.folder, options)
+
+
+def compare(folder: Path, options: argparse.Namespace) -> None:
+    scale = 0.02 if options.short else 1.0
+    make(folder, int(options.images * scale), int(options.boxes * scale))
+    command = [sys.executable, __file__, str(folder), "--workers", str(options.workers), "--measure"]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-    print(json.dumps(machine | result, indent=2))
+    show(result | {"machine": machine(("detrkit", "numpy", "torch"))}, options.json)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_configs_are_frozen_and_plain(name: str) -> None:
         # They travel as JSON, TOML and text.
         assert type(getattr(config, field.name)) in (int, float, bool, str), field.name
         assert field.default is not dataclasses.MISSING, field.name
-    for wanted in ("num_classes", "backbone", "num_queries", "image_size", "longest"):
+    for wanted in ("num_classes", "backbone", "frozen_stages", "num_queries", "image_size", "longest"):
         assert hasattr(config, wanted)
 
 

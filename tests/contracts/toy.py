@@ -27,6 +27,7 @@ class Config:
     Attributes:
         num_classes: count of categories.
         backbone: name of the backbone.
+        frozen_stages: stages of the backbone that never train.
         num_queries: the most objects that can be found.
         dim: width of tokens and queries.
         looks: decoder layers.
@@ -36,6 +37,7 @@ class Config:
 
     num_classes: int = 91
     backbone: str = "resnet-nano"
+    frozen_stages: int = 2
     num_queries: int = 6
     dim: int = 16
     looks: int = 2
@@ -53,7 +55,7 @@ class Model(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(config.backbone)
+        self.backbone = build_backbone(config.backbone, frozen_stages=config.frozen_stages)
         self.projection = nn.Conv2d(self.backbone.channels[-1], config.dim, 1)
         self.position = SinePosition(config.dim)
         self.query_position = nn.Parameter(torch.randn(config.num_queries, config.dim))

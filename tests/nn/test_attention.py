@@ -84,8 +84,34 @@ def test_blocked_keys_have_no_say() -> None:
     assert not torch.allclose(layer(query, memory, memory), layer(query, other, other))
 
 
-def test_a_query_that_may_see_nothing_is_not_nan() -> None:
-    q = torch.randn(1, 3, 8, requires_grad=True)
+@pytest.mark.parametrize("which", ["all", "blocked", "padded"])
+def test_half_precision_is_the_same_function(which: str) -> None:
+    blocked, padded = masks(which)
+    mask = blocked[None, None] if blocked is not None else None if padded is None else padded[:, None, None]
+    parts = [torch.randn(3, count, DIM).bfloat16() for count in (5, 7, 7)]
+    direction = torch.randn(3, 5, DIM)
+    results = []
+    for kind in (torch.float32, torch.bfloat16):
+        inputs = [part.to(kind).requires_grad_() for part in parts]
+        out = attend(*inputs, HEADS, mask)
+        assert out.dtype == kind
+        (out * direction.to(kind)).sum().backward()
+        results.append([out, *(part.grad for part in inputs)])
+    for single, half in zip(*results, strict=True):
+        torch.testing.assert_close(half.float(), single, atol=0.05, rtol=0.05)
+    with torch.no_grad():  # another kernel where nothing is to be learned
+        torch.testing.assert_close(attend(*parts, HEADS, mask).float(), results[0][0].detach(), atol=0.05, rtol=0.05)
+
+
+def test_half_precision_drops_attention_too() -> None:
+    q = torch.randn(1, 3, DIM).bfloat16().requires_grad_()
+    assert torch.equal(attend(q, q, q, HEADS), attend(q, q, q, HEADS))
+    assert not torch.equal(attend(q, q, q, HEADS, dropout=0.5), attend(q, q, q, HEADS, dropout=0.5))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_query_that_may_see_nothing_is_not_nan(kind: torch.dtype) -> None:
+    q = torch.randn(1, 3, 8, dtype=kind, requires_grad=True)
     blocked = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
     blocked[..., 1, :] = True
     out = attend(q, q, q, 2, blocked)

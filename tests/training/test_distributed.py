@@ -16,6 +16,7 @@ from training.drawing import content, tiny, tiny_recipe, without_times, write_co
 
 import detrkit
 from detrkit.training.distributed import World
+from detrkit.training.recipe import to_toml
 from detrkit.training.setup import prepare
 
 PROGRAM = """
@@ -27,7 +28,7 @@ from detrkit.training.events import Saved
 from safetensors.torch import save_file
 
 torch.set_num_threads(1)
-data, out, fields, how = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
+data, out, recipe, how = sys.argv[1:]
 rank = os.environ["RANK"]
 seen, sessions, evaluations = [], [], []
 fit, evaluate = loop.fit, loop.evaluate
@@ -49,7 +50,7 @@ def listen(event):
 before = random.getstate()
 with warnings.catch_warnings():
     warnings.simplefilter("error")
-    run = detrkit.train(data, out=out, on_event=listen, resume=how == "resume", **fields)
+    run = detrkit.train(data, out=out, on_event=listen, recipe=recipe, resume=how == "resume")
 report = {
     "events": seen,
     "evaluations": evaluations,
@@ -67,9 +68,11 @@ def torchrun(tmp_path: Path, data: Path, out: Path, fields: dict[str, Any], how:
     """Train with two processes (or `stop` after the first checkpoint, or `resume`), and what each of them says."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(tiny_recipe(**fields)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(program), str(data), str(out), json.dumps(fields), how],
+        [*command, str(program), str(data), str(out), str(recipe), how],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -102,7 +105,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batch(tmp_path: Path
     """Each image holds two boxes: class weights and box counts are then the same in every part of a batch."""
     data = write_coco(tmp_path / "data", {"train": [2] * 20, "val": [2, 1, 3]}, sizes=[(64, 64)])
     two, one = tmp_path / "two", tmp_path / "one"
-    reports = torchrun(tmp_path, data, two, tiny(batch_size=2, **STILL))
+    reports = torchrun(tmp_path, data, two, {"batch_size": 2, **STILL})
     single = detrkit.train(data, out=one, **tiny(batch_size=4, **STILL))
     first, second = weights_of(two, 0), weights_of(two, 1)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -136,7 +139,7 @@ def test_a_process_without_boxes_does_not_hold_up_the_other(tmp_path: Path) -> N
     """Most batches are without boxes in one process at least; also EMA, accumulation, dropout and unequal sizes."""
     data = write_coco(tmp_path / "data", {"train": [0, 0, 0, 0, 0, 0, 3, 0], "val": [2, 1, 3]})
     out = tmp_path / "run"
-    reports = torchrun(tmp_path, data, out, tiny(epochs=3, batch_size=1, ema=0.9, accumulate=2))
+    reports = torchrun(tmp_path, data, out, {"epochs": 3, "batch_size": 1, "ema": 0.9, "accumulate": 2})
     first, second = weights_of(out, 0), weights_of(out, 1)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert reports[0]["events"].count("Step") == 6
@@ -148,10 +151,10 @@ def test_a_process_without_boxes_does_not_hold_up_the_other(tmp_path: Path) -> N
 def test_two_processes_resume_exactly(tmp_path: Path) -> None:
     data = write_coco(tmp_path / "data", {"train": [2, 1, 3, 1, 2, 2, 1, 1], "val": [2, 1, 3]})
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    torchrun(tmp_path, data, whole, tiny(epochs=2, ema=0.9))
-    torchrun(tmp_path, data, stopped, tiny(epochs=2, ema=0.9), "stop")
+    torchrun(tmp_path, data, whole, {"ema": 0.9})
+    torchrun(tmp_path, data, stopped, {"ema": 0.9}, "stop")
     assert json.loads((stopped / "status.json").read_text())["state"] == "interrupted"
-    reports = torchrun(tmp_path, data, stopped, {}, "resume")
+    reports = torchrun(tmp_path, data, stopped, {"ema": 0.9}, "resume")
     assert reports[0]["events"].count("Step") == 2  # of four
     assert content(stopped / "checkpoints" / "last") == content(whole / "checkpoints" / "last")
     assert without_times(stopped) == without_times(whole)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from detrkit import models
 from detrkit.errors import UsageError
 from detrkit.training import recipe as recipes
 from detrkit.training.recipe import Recipe, fields, read, revise, to_toml
@@ -47,9 +48,15 @@ def test_field_names_are_unique_over_sections() -> None:
     assert len(fields()) == sum(len(dataclasses.fields(part)) for part in parts)
 
 
-@pytest.mark.parametrize("file", sorted(recipes.FOLDER.glob("*.toml")), ids=lambda file: file.stem)
-def test_packaged_recipes_are_read_by_name(file: Path) -> None:
-    assert isinstance(read(file.stem), Recipe)
+PACKAGED = recipes.FOLDER
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGED.glob("*.toml")), ids=lambda file: file.stem)
+def test_packaged_recipes_are_read_by_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "FOLDER", PACKAGED)
+    recipe = read(file.stem)
+    assert isinstance(recipe, Recipe)
+    assert recipe.model.model in models.presets()
 
 
 def test_what_a_recipe_does_not_say_stays(tmp_path: Path) -> None:

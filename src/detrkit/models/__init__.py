@@ -2,7 +2,8 @@
 
 A variant's module offers:
 
-- `Config`: a frozen dataclass, architecture and criterion only;
+- `Config`: a frozen dataclass, architecture and criterion only, every field with a default; data, training and
+  prediction read `num_classes`, `backbone`, `frozen_stages`, `num_queries`, `image_size` and `longest`;
 - `Model(config)`: an `nn.Module` with `encode`, `queries`, `decode`, `predict` and `forward`;
 - `PRESETS`: names to configs;
 - `criterion(config)`: the loss;

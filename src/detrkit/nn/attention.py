@@ -51,7 +51,8 @@ def _attend_in_steps(
     with torch.autocast("cpu", enabled=False):
         weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if blocked is not None:
-            weights = weights + torch.zeros_like(blocked, dtype=q.dtype).masked_fill_(blocked, float("-inf"))
+            # Not minus infinity, of which a query that may see nothing would become NaN.
+            weights = weights + torch.zeros_like(blocked, dtype=q.dtype).masked_fill_(blocked, torch.finfo(q.dtype).min)
         return F.dropout(weights.softmax(-1), dropout) @ v
 
 

@@ -29,7 +29,8 @@ class DataOptions:
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"
-    """Split that is evaluated during training and chooses the best checkpoint. Where the data has none, it is made."""
+    """Split that is evaluated during training and chooses the best checkpoint. Where the data has none, it is made.
+    The training split itself: a test of whether its images can be learnt by heart."""
     val_fraction: float = 0.0
     """Set this share of the training split aside for validation and leave the data's own `val` untouched. With 0, the
     data's own is used, or a tenth of the training split where it has none."""

@@ -132,7 +132,10 @@ def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[s
     found = formats.recognise(data)
     name = options.train_split if options.train_split in found or len(found) > 1 else next(iter(found))
     (train,) = formats.read(data, name).values()  # `training` and `train` are the same split
-    if options.val_fraction == 0 and options.val_split in found and options.val_split != name:
+    if options.val_fraction == 0 and options.val_split == name:
+        val = train
+        notes.append("Validation: the training images themselves, which shows whether they can be learnt by heart")
+    elif options.val_fraction == 0 and options.val_split in found:
         val = formats.read(data, options.val_split)[options.val_split]
         notes.append(f"Validation: the data's split {options.val_split!r}, {val.summary()}")
     else:
