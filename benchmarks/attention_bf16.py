@@ -2,7 +2,7 @@
 
     python benchmarks/attention_bf16.py [--rounds 21]
 
-Forward and backward of `detrkit.nn.attention.attend` against torch's `scaled_dot_product_attention`, on the same tensors
+Forward and backward of `detrkit.nn.attention.attend` against torch's `scaled_dot_product_attention` on the same tensors
 with the same padding, one thread, rounds paired in alternating order; the ratio is the median of the rounds'.
 """
 

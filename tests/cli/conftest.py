@@ -37,6 +37,12 @@ class Said(NamedTuple):
 Detrkit = Callable[..., Said]
 
 
+@pytest.fixture(autouse=True)
+def _no_packaged_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Defaults are the dataclasses' own, whatever recipes come with the package."""
+    monkeypatch.setattr("detrkit.training.recipe.FOLDER", tmp_path / "no recipes")
+
+
 @pytest.fixture
 def detrkit(capsys: pytest.CaptureFixture[str]) -> Detrkit:
     """Run a command line in this process."""
@@ -81,5 +87,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a training of one epoch; tests only read it."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", str(data), "--out", str(out), "--epochs", "1", "--json", *TINY]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detrkit.training.recipe.FOLDER", out.parent)
+        assert main(["train", str(data), "--out", str(out), "--epochs", "1", "--json", *TINY]) == 0
     return out

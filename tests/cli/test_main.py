@@ -18,8 +18,10 @@ from detrkit import cli
 from detrkit.cli import _options, verbs
 from detrkit.cli._terminal import Outcome, Terminal, count, duration, plain, share, table
 from detrkit.errors import DataError, Error, MissingExtraError, ModelError, UsageError
+from detrkit.training import recipe
 from detrkit.training.recipe import fields
 
+FOLDER = recipe.FOLDER
 VERBS = ("convert", "demo", "evaluate", "inspect", "predict", "rewrite", "train")
 
 
@@ -41,6 +43,14 @@ def test_no_verb_is_a_usage_error_that_shows_the_help(detrkit):
 def test_version(detrkit):
     assert detrkit("--version").out == f"detrkit {package.__version__}\n"
     assert detrkit("--version", "--json").document == {"version": package.__version__}
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in recipe.FOLDER.glob("*.toml")))
+def test_packaged_recipes_can_be_named(detrkit, monkeypatch, name):
+    monkeypatch.setattr(recipe, "FOLDER", FOLDER)
+    said = detrkit("train", "--recipe", name, "--help")
+    assert said.code == 0
+    assert f"(default: {recipe.read(name).optimization.epochs})" in said.out
 
 
 def test_an_unknown_verb_is_refused_with_the_nearest(detrkit):

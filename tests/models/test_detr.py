@@ -326,6 +326,7 @@ def test_frozen_stages_do_not_train() -> None:
         ({"position": "cosine"}, "Unknown position encoding; got 'cosine'; expected 'sine' or 'learned'"),
         ({"backbone": "resnet5"}, "no backbone of this name; got 'resnet5'.*Did you mean"),
         ({"stride": 7}, "not levels of a backbone"),
+        ({"stride": 16, "dilated": True}, "Only the last stage can be dilated.*got dilated with stride 16"),
     ],
 )
 def test_configs_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -336,3 +337,32 @@ def test_configs_that_make_no_sense_are_refused(changes: dict[str, Any], message
 def test_an_encoder_is_not_needed() -> None:
     batch = images_of((64, 64))
     assert make(encoder_layers=0)(batch.images, batch.padding).logits.shape == (3, 1, 7, 6)
+
+
+def test_groups_of_queries_learn_side_by_side() -> None:
+    """Each group's part of the loss is what it would be alone, and the first one alone predicts."""
+    model = make(query_groups=3).train()
+    batch = images_of((64, 96), (64, 64))
+    targets = [
+        Target(torch.tensor([1, 4]), 0.2 + 0.3 * torch.rand(2, 4)),
+        Target(torch.tensor([2]), torch.rand(1, 4) / 2),
+    ]
+    with torch.no_grad():
+        together = model(batch.images, batch.padding)
+        assert together.boxes.shape == (9, 2, 7, 4)
+        alone = []
+        for group in range(3):
+            position = model.query_position[7 * group : 7 * (group + 1)].expand(2, -1, -1)
+            alone.append(model(batch.images, batch.padding, Queries(torch.zeros_like(position), position)))
+        predicted = model.eval()(batch.images, batch.padding)
+    for layer in range(3):
+        for group in range(3):
+            torch.testing.assert_close(
+                together.boxes[3 * layer + 2 - group], alone[group].boxes[layer], atol=1e-6, rtol=0
+            )
+    assert torch.equal(predicted.boxes, alone[0].boxes)
+    single = detr.criterion(dataclasses.replace(model.config, query_groups=1))
+    totals = torch.stack([single(each, targets).total for each in alone])
+    losses = detr.criterion(model.config)(together, targets)
+    torch.testing.assert_close(losses.total, totals.mean(), atol=1e-4, rtol=1e-5)
+    assert torch.equal(losses.class_error, single(alone[0], targets).class_error)

@@ -268,6 +268,12 @@ def _check(config: Config) -> None:
         )
     if config.position not in ("sine", "learned"):
         raise UsageError("Unknown position encoding", got=repr(config.position), expected="'sine' or 'learned'")
+    if config.dilated and config.stride != 32:
+        raise UsageError(
+            "Only the last stage can be dilated, and this model does not read it",
+            got=f"dilated with stride {config.stride}",
+            expected="stride 32, which dilation halves",
+        )
     if config.query_start not in ("normal", "grid"):
         raise UsageError("Unknown start of the queries", got=repr(config.query_start), expected="'normal' or 'grid'")
 

@@ -17,6 +17,7 @@ from detrkit.structures import Category, Detections
 from detrkit.training.distributed import World
 from detrkit.visualize import mosaic, side_by_side, truth_of
 
+SAMPLE_SIDE = 480  # pixels, of each half of a sample picture
 MOST_DETECTIONS = 100  # an image, the best scored: what the COCO metrics look at
 
 
@@ -80,7 +81,10 @@ def draw_samples(
     chosen = np.unique(np.linspace(0, len(annotations) - 1, min(count, len(annotations))).astype(int))
     pictures = [
         side_by_side(
-            open_image(annotations.path(index)), truth_of(annotations, index), detections[index].above(threshold)
+            open_image(annotations.path(index)),
+            truth_of(annotations, index),
+            detections[index].above(threshold),
+            longest_side=SAMPLE_SIDE,
         )
         for index in chosen.tolist()
     ]

@@ -81,6 +81,7 @@ def _plot_progress(axes: Axes, evaluated: Sequence[Mapping[str, Any]]) -> None:
             f"{values[best]:.3f}", (x[best], values[best]), (0, 7), textcoords="offset points", ha="center", fontsize=9
         )
     axes.set(title="Average precision", xlabel="epoch" if "epoch" in evaluated[0] else "step", ylim=(0, 1.05))
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
 
