@@ -189,6 +189,7 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         fresh.mkdir()
         write(fresh)
         for file in fresh.iterdir():
+            file.chmod(0o644)  # safetensors makes files that only their owner can read
             _flush(file)
         _flush(fresh)
         if folder.exists():

@@ -60,12 +60,13 @@ def test_figures_pictures_and_what_to_do_next(detrkit, model, tmp_path):
     assert "not empty" in other.err
 
 
-def test_training(detrkit, recipe, tmp_path):
+def test_training(detrkit, model, recipe, tmp_path):
     out = tmp_path / "demo"
     arguments = ("demo", "--out", out, "--images", "2", "--train", "--train-images", "4")
     said = detrkit(*arguments, "--json")
     assert said.code == 0, said.err
     assert "epoch 1 evaluated in" in said.err
+    assert "0 anew" in said.err  # it starts from the packaged weights
     assert said.document["model"] == str(out / "run")
     assert json.loads((out / "run" / "status.json").read_text())["state"] == "finished"
     again = detrkit(*arguments)
@@ -77,7 +78,8 @@ def test_what_cannot_be_shown(detrkit, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "MODEL", tmp_path / "none")
     said = detrkit("demo", "--out", tmp_path / "demo")
     assert said.code == 4
-    assert "detrkit demo --train" in said.err
+    assert "lacks the demo's detector" in said.err
+    assert "pip install detrkit" in said.err
     assert detrkit("demo", "--images", "0", "--json").document["error"]["exit_code"] == 2
     assert not (tmp_path / "demo").exists()
 

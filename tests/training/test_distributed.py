@@ -19,11 +19,13 @@ from detrkit.training.distributed import World
 from detrkit.training.recipe import to_toml
 from detrkit.training.setup import prepare
 
+pytestmark = pytest.mark.usefixtures("plotless")
+
 PROGRAM = """
 import json, os, random, sys, warnings
 import torch
 import detrkit
-from detrkit.training import loop, run as runs
+from detrkit.training import log, loop, run as runs
 from detrkit.training.events import Saved
 from safetensors.torch import save_file
 
@@ -41,7 +43,7 @@ def counted(annotations, detections, **options):
     evaluations.append(len(detections))
     return evaluate(annotations, detections, **options)
 
-runs.fit, loop.evaluate = kept, counted
+runs.fit, loop.evaluate, log.plot_history = kept, counted, lambda lines, out: out
 def listen(event):
     seen.append(type(event).__name__)
     if how == "stop" and isinstance(event, Saved):
@@ -76,7 +78,7 @@ def torchrun(tmp_path: Path, data: Path, out: Path, fields: dict[str, Any], how:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=220,
     )
     if how == "stop":
         return []
@@ -100,7 +102,7 @@ STILL: dict[str, Any] = {
 }
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_two_processes_train_as_one_does_on_the_same_global_batch(tmp_path: Path) -> None:
     """Each image holds two boxes: class weights and box counts are then the same in every part of a batch."""
     data = write_coco(tmp_path / "data", {"train": [2] * 20, "val": [2, 1, 3]}, sizes=[(64, 64)])
@@ -134,7 +136,7 @@ def load_start(data: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_process_without_boxes_does_not_hold_up_the_other(tmp_path: Path) -> None:
     """Most batches are without boxes in one process at least; also EMA, accumulation, dropout and unequal sizes."""
     data = write_coco(tmp_path / "data", {"train": [0, 0, 0, 0, 0, 0, 3, 0], "val": [2, 1, 3]})
@@ -147,7 +149,7 @@ def test_a_process_without_boxes_does_not_hold_up_the_other(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(480)
 def test_two_processes_resume_exactly(tmp_path: Path) -> None:
     data = write_coco(tmp_path / "data", {"train": [2, 1, 3, 1, 2, 2, 1, 1], "val": [2, 1, 3]})
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

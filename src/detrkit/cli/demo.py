@@ -40,7 +40,7 @@ class Options(CommonOptions):
     images: int = 100
     """Test images to make."""
     train: Switch = False
-    """Train a detector here and now instead of taking the one that comes with the package."""
+    """Train the detector that comes with the package a little further, to see a training."""
     train_images: int = 600
     """Images to train on, with --train."""
 
@@ -85,9 +85,11 @@ def _check(options: Options) -> None:
     for flag, number in (("--images", options.images), ("--train-images", options.train_images)):
         if number < 1:
             raise UsageError(f"Bad value for {flag}", got=number, expected="at least 1")
-    if not options.train and not (MODEL / "config.json").is_file():
+    if not (MODEL / "config.json").is_file():
         raise ModelError(
-            "This installation lacks the demo's detector", where=MODEL, remedy="Train one with: detrkit demo --train"
+            "This installation lacks the demo's detector",
+            where=MODEL,
+            remedy="Install detrkit anew: pip install detrkit",
         )
     if options.train:
         recipes.find(RECIPE)
@@ -117,7 +119,7 @@ def _train(options: Options, data: Path, terminal: Terminal) -> Path:
 
     recipe = recipes.read(RECIPE)
     with training_progress(terminal, recipe.run.evaluate_every) as listener:
-        return train(data, out=options.out / "run", recipe=recipe, on_event=listener).folder
+        return train(data, out=options.out / "run", recipe=recipe, init=str(MODEL), on_event=listener).folder
 
 
 def _draw(annotations: Annotations, detections: list[Detections], threshold: float, file: Path) -> None:

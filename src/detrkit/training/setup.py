@@ -17,6 +17,7 @@ from detrkit.checkpoint import load_model
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import DetectionDataset
+from detrkit.data.files import split_name
 from detrkit.data.splits import split as make_split
 from detrkit.data.transforms import Training, TrainingSizes, training_sizes
 from detrkit.errors import DataError, ModelError
@@ -130,14 +131,19 @@ def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[s
         DataError: no such split, one without images or boxes, or splits without a common category.
     """
     found = formats.recognise(data)
-    name = options.train_split if options.train_split in found or len(found) > 1 else next(iter(found))
-    (train,) = formats.read(data, name).values()  # `training` and `train` are the same split
-    if options.val_fraction == 0 and options.val_split == name:
+    wanted, other = split_name(options.train_split), split_name(options.val_split)
+    name = wanted if wanted in found or len(found) > 1 else next(iter(found))
+    train = formats.read(data, name)[name]
+    if options.val_fraction == 0 and other == name:
         val = train
         notes.append("Validation: the training images themselves, which shows whether they can be learnt by heart")
-    elif options.val_fraction == 0 and options.val_split in found:
-        val = formats.read(data, options.val_split)[options.val_split]
-        notes.append(f"Validation: the data's split {options.val_split!r}, {val.summary()}")
+    elif options.val_fraction == 0 and other in found:
+        val = formats.read(data, other)[other]
+        notes.append(f"Validation: the data's split {other!r}, {val.summary()}")
+    elif options.val_fraction == 0 and other != DataOptions().val_split:
+        raise DataError(
+            "There is no such split to validate on", where=data, got=repr(options.val_split), expected=", ".join(found)
+        )
     else:
         share = options.val_fraction or DEFAULT_VAL_FRACTION
         parts = make_split(train, {"train": 1 - share, "val": share}, seed)

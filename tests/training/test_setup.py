@@ -1,0 +1,57 @@
+"""Which images train, which validate, and in which arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit.errors import DataError
+from detrkit.training.recipe import DataOptions
+from detrkit.training.setup import choose_dtype, open_splits
+
+
+def names(options: DataOptions, data: Path, seed: int = 0) -> tuple[set[str], set[str], list[str]]:
+    notes: list[str] = []
+    train, val = open_splits(data, options, seed, notes)
+    return {str(train.path(i)) for i in range(len(train))}, {str(val.path(i)) for i in range(len(val))}, notes
+
+
+@pytest.mark.parametrize("spelling", ["val", "valid", "validation"])
+def test_the_split_of_the_data_validates(drawn: Path, spelling: str) -> None:
+    train, val, notes = names(DataOptions(val_split=spelling), drawn)
+    assert (len(train), len(val)) == (10, 3)
+    assert any("the data's split 'val'" in note for note in notes)
+
+
+def test_a_share_of_the_training_split_leaves_the_other_alone(drawn: Path) -> None:
+    train, val, notes = names(DataOptions(val_fraction=0.3), drawn)
+    assert not train & val
+    assert len(train | val) == 10
+    assert all("/train/" in name for name in val)
+    assert any("30% of the split 'train', chosen by seed 0" in note for note in notes)
+    assert names(DataOptions(val_fraction=0.3), drawn)[:2] == (train, val)
+    assert any(names(DataOptions(val_fraction=0.3), drawn, seed)[1] != val for seed in range(1, 5))
+
+
+def test_the_training_split_can_validate_itself(drawn: Path) -> None:
+    train, val, notes = names(DataOptions(val_split="train"), drawn)
+    assert train == val
+    assert any("learnt by heart" in note for note in notes)
+
+
+def test_a_mistyped_split_is_an_error(drawn: Path) -> None:
+    with pytest.raises(DataError, match="no such split to validate on; got 'vla'; expected train, val"):
+        names(DataOptions(val_split="vla"), drawn)
+    with pytest.raises(DataError, match="trian"):
+        names(DataOptions(train_split="trian"), drawn)
+
+
+def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert choose_dtype("auto", cpu) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert choose_dtype("auto", cpu) == torch.float32
+    assert choose_dtype("fp16", cpu) == torch.float16
