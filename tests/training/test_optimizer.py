@@ -15,7 +15,7 @@ from training.drawing import tiny_recipe
 
 from detrkit.structures import Batch, Target
 from detrkit.training.distributed import World
-from detrkit.training.loop import optimize
+from detrkit.training.loop import forward, optimize
 from detrkit.training.optimizer import make_optimizer, rate_factor, set_rates
 from detrkit.training.recipe import OptimizationOptions
 from detrkit.training.setup import Session, prepare
@@ -136,6 +136,21 @@ def test_accumulated_batches_weigh_each_batch_alike_and_not_each_box(drawn: Path
     """Box terms are divided by the boxes of their own batch, the class term by its weights, as in the paper's code."""
     gradient, _ = accumulated_and_whole(drawn, [1, 1, 5, 5])
     assert gradient > 1e-3
+
+
+class Crowd(World):
+    """Processes of which the others hold three times as many boxes as this one."""
+
+    def mean(self, value: Tensor) -> Tensor:
+        return value * 2
+
+
+def test_box_terms_are_divided_by_the_mean_number_of_boxes_over_all_processes(drawn: Path) -> None:
+    session = session_of(drawn, architecture={"dropout": "0.0"})
+    alone = forward(session, session.model, batch_of([2, 1])).values
+    among = forward(dataclasses.replace(session, world=Crowd()), session.model, batch_of([2, 1])).values
+    torch.testing.assert_close(among[1:], alone[1:] / 2)
+    torch.testing.assert_close(among[0], alone[0])
 
 
 def test_fp16_scales_the_loss_and_skips_steps_that_overflow(drawn: Path) -> None:
