@@ -1,0 +1,17 @@
+"""What the documents say of tables in the code is what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from detrkit.data.problems import POLICIES
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_policies_stand_in_the_documents() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \| (\w+) \| (.+) \|$", (DOCS / "data.md").read_text(), re.MULTILINE)
+    assert {kind: (action, meaning) for kind, action, meaning in rows} == {
+        kind: tuple(policy) for kind, policy in POLICIES.items()
+    }
