@@ -65,7 +65,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     (annotations,) = formats.read(data, "test").values()
     detector = load(model)
     with terminal.counting(len(annotations), "Detecting") as tick:
-        detections = detect(detector, annotations, on_image=tick)
+        detections = detect(detector, annotations, ensemble=True, on_image=tick)
     metrics = evaluate(annotations, detections, voc=True)
     report = options.out / "report"
     write_report(metrics, annotations, detections, report, title="Handwritten digits")
@@ -150,6 +150,6 @@ Look at:
   {page}  curves, confusions, best and worst images
 
 Next:
-  detrkit predict {shell(model)} {shell(data / "test")} --out {shell(out / "found")}
+  detrkit predict {shell(model)} {shell(data / "test")} --ensemble --out {shell(out / "found")}
   detrkit inspect YOUR_DATA                    a folder in COCO, Pascal VOC or YOLO format
   detrkit train YOUR_DATA --out runs/mine      a detector of your own"""
