@@ -228,7 +228,7 @@ def test_no_weights_says_where_it_looked_and_what_to_do(tmp_path: Path, monkeypa
 
 
 def test_no_weights_of_a_backbone_that_nobody_publishes_still_says_what_to_do():
-    with pytest.raises(ModelError, match=r"Give the path of a weight file, or say weights = 'random'"):
+    with pytest.raises(ModelError, match=r"Give the path of a weight file, or ask for 'random'"):
         load_backbone_weights(nano(), NAME)
 
 
@@ -300,3 +300,16 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path):
     torch.save([torch.ones(1)], tmp_path / "w.pth")
     with pytest.raises(ModelError, match="a list, not a state dict"):
         read_weight_file(tmp_path / "w.pth")
+
+
+def test_missing_mobilenet_weights_name_the_file_that_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DETRKIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    backbone = build_backbone("mobilenet_v2")
+    with pytest.raises(
+        ModelError, match=r"mobilenet_v2-b0353104\.pth.*--architecture backbone mobilenet_v2_torchvision"
+    ):
+        load_backbone_weights(backbone, "mobilenet_v2")

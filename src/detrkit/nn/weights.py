@@ -136,7 +136,13 @@ def weight_folders() -> list[Path]:
 
 def _how_to_get(name: str) -> str:
     published = PUBLISHED.get(name, ())
-    random = f"or say weights = {RANDOM!r} to train the backbone from nothing."
+    random = f"or ask for {RANDOM!r} instead of a file, to train the backbone from nothing."
+    if name == "mobilenet_v2":  # TensorFlow's conventions, whose converted weights have no well-known address
+        other = f"{_TORCHVISION_URL}{PUBLISHED['mobilenet_v2_torchvision'][0]}"
+        return (
+            f"Give the path of {published[0]}; or get {other} and give its path, with the backbone "
+            f"mobilenet_v2_torchvision (--architecture backbone mobilenet_v2_torchvision); {random}"
+        )
     if not published:
         return f"Give the path of a weight file, {random}"
     place = f"{_TORCHVISION_URL}{published[0]}" if published[0].endswith(".pth") else published[0]
