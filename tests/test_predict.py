@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,13 @@ def test_detections_lie_in_the_frame_that_boxes_were_annotated_in(
     (found,) = detect(detector, data, on_image=lambda: calls.append(1))
     np.testing.assert_allclose(found.boxes, plain.boxes * factor, rtol=1e-6)
     assert calls == [1]
+
+
+def test_the_threshold_is_the_one_of_the_validation_images(detector: Detector, pictures: list[Image.Image]) -> None:
+    assert detector.threshold == 0.5
+    every = detector.predict(pictures[0], threshold=0.0)
+    score = float(every.scores[2])
+    knowing = replace(detector, about={"threshold": score})
+    assert knowing.threshold == score
+    assert len(knowing.predict(pictures[0])) == 3
+    assert replace(detector, about={"threshold": "high"}).threshold == 0.5

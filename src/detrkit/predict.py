@@ -28,6 +28,9 @@ from detrkit.structures import Batch, Category, Detections
 Picture = str | Path | Image.Image | np.ndarray
 """What can be predicted on: a file, a PIL image, or an array (height, width, 3) of uint8 in RGB."""
 
+UNKNOWN_THRESHOLD = 0.5
+"""The score from which a detection counts if the detector was never evaluated."""
+
 _CPU = torch.device("cpu")
 _WINDOW = 8  # batches' worth of images among which equal sizes are brought together
 
@@ -58,12 +61,21 @@ class Detector:
         config: Any = self.model.config
         return config.image_size, config.longest
 
+    @property
+    def threshold(self) -> float:
+        """The score from which a detection counts: where F1 was best on the validation images, or 0.5 if not known.
+
+        DETR weighs no-object little, so its scores run high, and 0.5 often shows an object twice.
+        """
+        known = (self.about or {}).get("threshold")
+        return float(known) if isinstance(known, int | float) and 0 <= known <= 1 else UNKNOWN_THRESHOLD
+
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a sequence of text, and is one picture
         self,
         images: Picture,
         *,
-        threshold: float = ...,
+        threshold: float | None = ...,
         ensemble: bool = ...,
         batch_size: int = ...,
         workers: int = ...,
@@ -73,7 +85,7 @@ class Detector:
         self,
         images: Sequence[Picture],
         *,
-        threshold: float = ...,
+        threshold: float | None = ...,
         ensemble: bool = ...,
         batch_size: int = ...,
         workers: int = ...,
@@ -82,7 +94,7 @@ class Detector:
         self,
         images: Picture | Sequence[Picture],
         *,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         ensemble: bool = False,
         batch_size: int = 8,
         workers: int = 0,
@@ -91,7 +103,7 @@ class Detector:
 
         Args:
             images: one picture or a list of them: file, PIL image, or RGB array (height, width, 3) of uint8.
-            threshold: least score that is reported, in [0, 1].
+            threshold: least score that is reported, in [0, 1]; None: the detector's own (`Detector.threshold`).
             ensemble: let all decoder layers answer together, overlaps suppressed.
             batch_size: at most so many images go through the model at once.
             workers: processes that load images; 0: none but this one.
@@ -114,7 +126,7 @@ class Detector:
         self,
         images: Sequence[Picture],
         *,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         ensemble: bool = False,
         batch_size: int = 8,
         workers: int = 0,
@@ -125,6 +137,7 @@ class Detector:
         `unreadable` is called with the index and the error of an image that cannot be read, which is then left out;
         without it, such an image is an error.
         """
+        threshold = self.threshold if threshold is None else threshold
         if not 0 <= threshold <= 1:
             raise UsageError("Bad value for threshold", got=threshold, expected="between 0 and 1")
         if batch_size < 1:

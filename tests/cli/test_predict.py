@@ -14,6 +14,7 @@ from detrkit.cli import predict
 from detrkit.cli._images import find_images
 from detrkit.data import formats
 from detrkit.errors import DataError, UsageError
+from detrkit.predict import load
 
 
 @pytest.fixture
@@ -160,3 +161,9 @@ def test_what_cannot_be_predicted(detrkit, images, trained, tmp_path):
         said = detrkit("predict", *arguments, "--json")
         assert said.code == code, arguments
         assert part in said.document["error"]["message"]
+
+
+def test_a_box_counts_from_the_score_that_was_best_in_validation(detrkit, images, trained, tmp_path):
+    own = load(trained).about["threshold"]
+    assert detrkit("predict", trained, images, "--out", tmp_path / "found", "--no-pictures").code == 0
+    assert json.loads((tmp_path / "found" / "detections.json").read_text())["threshold"] == own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ class Options(DetectionOptions):
     """Images, folders (with all that is in them) and patterns such as 'photos/*.jpg'."""
     out: Path
     """Folder to write into."""
-    threshold: float = 0.5
-    """Least score of a box, from 0 to 1."""
+    threshold: float | None = None
+    """Least score of a box, from 0 to 1. None: where F1 was best on the model's validation images, else 0.5."""
     pictures: bool = True
     """Write a picture with boxes for each image."""
 
@@ -56,6 +57,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     _check(options)
     images = find_images(options.images, options.out)
     detector = load(options.model, device=options.device)
+    if options.threshold is None:
+        options = dataclasses.replace(options, threshold=detector.threshold)
     options.out.mkdir(parents=True, exist_ok=True)
     book = _Book(detector.categories, options, terminal)
     unreadable: dict[int, str] = {}
@@ -168,7 +171,7 @@ def _outcome(options: Options, book: _Book, unreadable: list[str], terminal: Ter
 
 
 def _check(options: Options) -> None:
-    if not 0 <= options.threshold <= 1:
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UsageError("Bad value for --threshold", got=options.threshold, expected="between 0 and 1")
     out = options.out
     if out.is_dir() and any(out.iterdir()) and not (out / "detections.json").is_file():

@@ -237,7 +237,12 @@ def _evaluate(session: Session, out: Path, position: Position, epoch: int) -> tu
                 model,
                 preset=session.recipe.model.model,
                 categories=session.train.categories,
-                about={"epoch": epoch, "step": position.step, "metrics": metrics.to_json()["figures"]},
+                about={
+                    "epoch": epoch,
+                    "step": position.step,
+                    "metrics": metrics.to_json()["figures"],
+                    "threshold": metrics.threshold,
+                },
             )
     event = Evaluated(position.step, float(epoch), metrics, time.perf_counter() - started, is_best)
     return position._replace(best=max(position.best, ap)), event
