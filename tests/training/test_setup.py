@@ -35,6 +35,12 @@ def test_a_share_of_the_training_split_leaves_the_other_alone(drawn: Path) -> No
     assert any(names(DataOptions(val_fraction=0.3), drawn, seed)[1] != val for seed in range(1, 5))
 
 
+def test_a_limit_is_said(drawn: Path) -> None:
+    train, val, notes = names(DataOptions(limit=4), drawn)
+    assert (len(train), len(val)) == (4, 3)
+    assert "Limited to the first 4 training and 3 validation images" in notes
+
+
 def test_the_training_split_can_validate_itself(drawn: Path) -> None:
     train, val, notes = names(DataOptions(val_split="train"), drawn)
     assert train == val

@@ -151,6 +151,7 @@ def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[s
         notes.append(f"Validation: {share:.0%} of the split {name!r}, chosen by seed {seed}, {val.summary()}")
     if options.limit:
         train, val = (part.select(range(min(options.limit, len(part)))) for part in (train, val))
+        notes.append(f"Limited to the first {len(train)} training and {len(val)} validation images")
     notes.insert(0, f"Training: {train.summary()}, from {train.source or data}")
     for part, what in ((train, "There is nothing to learn from"), (val, "There is nothing to validate on")):
         notes.extend(part.problems.lines())
