@@ -28,7 +28,7 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make the environment, CPU build of PyTorch included
 
-demo: $(STAMP)  ## train and show a small detector, without any download of data
+demo: $(STAMP)  ## find handwritten digits on photographs, without any download of data
 	@$(BIN)/detrkit demo $(ARGS)
 
 test: $(STAMP)  ## run the test suite (make test ARGS='-m slow' for the long ones)

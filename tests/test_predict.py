@@ -255,3 +255,9 @@ def test_the_threshold_is_the_one_of_the_validation_images(detector: Detector, p
     assert knowing.threshold == score
     assert len(knowing.predict(pictures[0])) == 3
     assert replace(detector, about={"threshold": "high"}).threshold == 0.5
+
+
+@pytest.mark.parametrize("wrong", [None, 3, torch.zeros(3, 8, 8), b"bytes"])
+def test_what_is_no_picture_is_refused(detector: Detector, wrong: Any) -> None:
+    with pytest.raises(UsageError, match="no picture and no list of pictures; got"):
+        Detector.predict.__wrapped__(detector, wrong)  # as users have it, without the types checked

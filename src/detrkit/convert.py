@@ -61,7 +61,7 @@ def from_official(state_dict: Mapping[str, Any], **overrides: Any) -> nn.Module:
     """A model with the weights of an official checkpoint; the architecture is read off keys and shapes.
 
     The official class head has one row for each id from 0 to the highest and one for no-object. So `num_classes` is
-    its rows less one and the labels are the data set's ids themselves: 91 for COCO, where ten are never used.
+    its rows less one and the labels are the data set's ids themselves: 91 for COCO, where eleven are never used.
 
     Args:
         state_dict: tensors by official key, or a training checkpoint that holds them under `model`.

@@ -116,6 +116,12 @@ class Detector:
             UsageError: an option that makes no sense.
         """
         single = isinstance(images, str | Path | Image.Image | np.ndarray)
+        if not single and not isinstance(images, list | tuple):
+            raise UsageError(
+                "This is no picture and no list of pictures",
+                got=type(images).__name__,
+                expected="a file, a PIL image, an RGB array (height, width, 3) of uint8, or a list of them",
+            )
         pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item,assignment]
         found = list(
             self.stream(pictures, threshold=threshold, ensemble=ensemble, batch_size=batch_size, workers=workers)

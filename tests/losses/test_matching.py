@@ -139,7 +139,7 @@ def test_broken_predictions_name_their_images(
         make_target(generator, 0),
         make_target(generator, 1, "third.png"),
     ]
-    with pytest.raises(NonFiniteError, match=r"third\.png: The matching cost.*[Ll]ower the learning rate") as caught:
+    with pytest.raises(NonFiniteError, match=r"third\.png: The predictions.*[Ll]ower the learning rate") as caught:
         CRITERION(predictions, targets)
     assert caught.value.images == ("third.png",)
     assert watched == []

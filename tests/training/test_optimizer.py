@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from training.drawing import tiny_recipe
 
+from detrkit.losses.matching import NonFiniteError
 from detrkit.structures import Batch, Target
 from detrkit.training.distributed import World
 from detrkit.training.loop import forward, optimize
@@ -196,3 +197,12 @@ def test_options_are_read_from_the_recipe() -> None:
     model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
     optimizer = make_optimizer(model, dataclasses.replace(OptimizationOptions(), lr=1.0, backbone_lr=0.5))
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.5]
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(drawn: Path) -> None:
+    session = session_of(drawn)
+    session.model.class_head.weight.register_hook(lambda gradient: gradient * math.nan)
+    before = {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="gradient are NaN or infinite"):
+        optimize(session, session.model, no_scaler(), [batch_of([2, 3])])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in session.model.state_dict().items())

@@ -104,6 +104,19 @@ def test_init_with_other_classes_starts_the_class_head_anew(run: Path, tmp_path:
     assert "(class_head.weight, class_head.bias)" in said
 
 
+def test_init_for_other_categories_of_the_same_number_starts_the_class_head_anew(run: Path) -> None:
+    names = [category.name for category in load_model(run).categories]
+    _, model = build_model(tiny_recipe().model, 3, [])
+    assert ", 0 anew" in start_from(model, str(run), names)
+    said = start_from(model, str(run), names[::-1])
+    assert "2 anew (class_head.weight, class_head.bias)" in said
+
+
+def test_the_number_of_classes_is_not_for_the_architecture_to_say() -> None:
+    with pytest.raises(UsageError, match="does not take num_classes.*comes from the data"):
+        build_model(tiny_recipe(architecture={"num_classes": "9"}).model, 3, [])
+
+
 def test_init_from_another_architecture_names_the_tensors(run: Path) -> None:
     _, model = build_model(tiny_recipe(architecture={"num_queries": "9"}).model, 3, [])
     with pytest.raises(ModelError, match="another architecture; got query_position"):

@@ -24,7 +24,7 @@ class NonFiniteError(Error):
     def __init__(self, images: Sequence[str]):
         self.images = tuple(images)
         super().__init__(
-            "The matching cost is NaN or infinite, so the predictions are",
+            "The predictions or their gradient are NaN or infinite",
             where=", ".join(images),
             remedy="Lower the learning rate, keep gradient clipping on, or train with --precision fp32 or bf16.",
         )

@@ -18,6 +18,7 @@ from detrkit.data.loading import EpochBatches, LoadedBatch, training_batches
 from detrkit.errors import ModelError, UsageError
 from detrkit.evaluation.run import Metrics, evaluate
 from detrkit.losses.criterion import Losses
+from detrkit.losses.matching import NonFiniteError
 from detrkit.predict import Detector
 from detrkit.structures import Batch
 from detrkit.training.events import Evaluated, Event, Saved, Started, Step, Stopped
@@ -116,6 +117,8 @@ def optimize(session: Session, model: nn.Module, scaler: torch.amp.GradScaler, b
     scaler.unscale_(session.optimizer)
     limit = options.clip if options.clip > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_([p for p in session.model.parameters() if p.grad is not None], limit)
+    if not scaler.is_enabled() and not torch.isfinite(norm):  # before it reaches the weights; fp16's scaler skips it
+        raise NonFiniteError([target.name for batch in batches for target in batch.targets])
     scaler.step(session.optimizer)
     scaler.update()
     if session.average is not None:
@@ -257,7 +260,7 @@ def _step_event(
     seconds: float,
     waited: float,
 ) -> Step:
-    total, class_error, *terms, norm = figures.tolist()  # the step's one synchronisation
+    total, class_error, *terms, norm = figures.tolist()
     return Step(
         step=step,
         epoch=step / per_epoch,

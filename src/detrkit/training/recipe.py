@@ -116,7 +116,8 @@ class RunOptions:
     """How the run is kept."""
 
     seed: int = 0
-    """Seed of initialisation, order, augmentation and dropout: the same seed, the same run."""
+    """Seed of initialisation, order, augmentation and dropout: the same seed, the same
+    run, on a CPU with the same number of threads."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
     threads: int = 0

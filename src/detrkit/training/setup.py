@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from detrkit.data.dataset import DetectionDataset
 from detrkit.data.files import split_name
 from detrkit.data.splits import split as make_split
 from detrkit.data.transforms import Training, TrainingSizes, training_sizes
-from detrkit.errors import DataError, ModelError
+from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.losses.criterion import SetCriterion
 from detrkit.models import Variant
 from detrkit.nn.weights import RANDOM, load_backbone_weights
@@ -86,7 +86,9 @@ def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)
-        variant, model = build_model(recipe.model, len(train.categories), notes)
+        variant, model = build_model(
+            recipe.model, len(train.categories), notes, [category.name for category in train.categories]
+        )
     model = model.to(device)
     if recipe.optimization.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -166,13 +168,26 @@ def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[s
     return train, val
 
 
-def build_model(options: ModelOptions, num_classes: int, notes: list[str]) -> tuple[Variant, nn.Module]:
+def build_model(
+    options: ModelOptions, num_classes: int, notes: list[str], names: Sequence[str] = ()
+) -> tuple[Variant, nn.Module]:
     """The model of a preset with the weights that the recipe asks for.
+
+    Args:
+        options: the recipe's.
+        num_classes: count of categories.
+        notes: what the user should know is added here.
+        names: the categories' names; where given, a class head for other names is not taken over.
 
     Raises:
         ModelError: weights that are missing or do not fit.
         UsageError: an unknown preset or field.
     """
+    if refused := sorted({"num_classes", "preset"} & options.architecture.keys()):
+        raise UsageError(
+            f"The architecture does not take {refused[0]}",
+            remedy="The number of classes comes from the data, the preset from --model.",
+        )
     variant, config = models.configure(options.model, **options.architecture, num_classes=num_classes)
     if options.image_size:
         longest = options.longest or round(config.longest * options.image_size / config.image_size)
@@ -183,7 +198,7 @@ def build_model(options: ModelOptions, num_classes: int, notes: list[str]) -> tu
         config = dataclasses.replace(config, frozen_stages=0)  # what starts from nothing must train
     model = variant.Model(config)
     if options.init:
-        notes.append(start_from(model, options.init))
+        notes.append(start_from(model, options.init, names))
     else:
         backbone: Any = model.backbone
         report = load_backbone_weights(backbone, config.backbone, options.backbone_weights)
@@ -191,16 +206,20 @@ def build_model(options: ModelOptions, num_classes: int, notes: list[str]) -> tu
     return variant, model
 
 
-def start_from(model: nn.Module, path: str) -> str:
-    """Take over the weights of another model; a class head of another size starts anew. Says what was taken.
+def start_from(model: nn.Module, path: str, names: Sequence[str] = ()) -> str:
+    """Take over the weights of another model. Says what was taken.
+
+    A class head of another size, or for other categories than `names`, starts anew.
 
     Raises:
         ModelError: another architecture: names the tensors that differ.
     """
-    source, own = load_model(path).model.state_dict(), model.state_dict()
+    saved, own = load_model(path), model.state_dict()
+    source = saved.model.state_dict()
+    other_classes = bool(names) and [category.name for category in saved.categories] != list(names)
     differing = [name for name in own if name not in source or source[name].shape != own[name].shape]
-    anew = [name for name in differing if name.startswith("class_head.")]
-    if len(differing) > len(anew) or source.keys() - own.keys():
+    anew = [name for name in (own if other_classes else differing) if name.startswith("class_head.")]
+    if set(differing) - set(anew) or source.keys() - own.keys():
         others = [name for name in [*differing, *sorted(source.keys() - own.keys())] if name not in anew]
         raise ModelError(
             "The model to start from has another architecture",
