@@ -113,7 +113,7 @@ def test_init_for_other_categories_of_the_same_number_starts_the_class_head_anew
 
 
 def test_the_number_of_classes_is_not_for_the_architecture_to_say() -> None:
-    with pytest.raises(UsageError, match="does not take num_classes.*comes from the data"):
+    with pytest.raises(UsageError, match=r"does not take num_classes.*comes from the data"):
         build_model(tiny_recipe(architecture={"num_classes": "9"}).model, 3, [])
 
 
