@@ -5,6 +5,7 @@ A variant picks the function that fits its classes. Boxes leave in xyxy pixels o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from detrkit.boxes import cxcywh_to_xyxy, nms
 from detrkit.structures import Predictions
+
+MOST = 100
+"""The most detections of an image where queries answer for each class: the official limit, and that of COCO's AP."""
 
 
 class Scored(NamedTuple):
@@ -57,9 +61,58 @@ def softmax_ensemble(
     top = predictions.logits.shape[2] if top is None else top
     scores, labels = predictions.logits.float().softmax(-1)[..., :-1].max(-1)
     boxes = to_pixels(predictions.boxes.float(), sizes)
-    found = []
-    for image in range(boxes.shape[1]):
-        candidates = Scored(boxes[:, image].flatten(0, 1), scores[:, image].flatten(), labels[:, image].flatten())
-        kept = nms(candidates.boxes, candidates.scores, candidates.labels, iou)[:top]
-        found.append(Scored(*(column[kept] for column in candidates)))
-    return found
+    layers = [
+        Scored(boxes[:, image].flatten(0, 1), scores[:, image].flatten(), labels[:, image].flatten())
+        for image in range(boxes.shape[1])
+    ]
+    return [_without_overlaps(candidates, iou, top) for candidates in layers]
+
+
+def sigmoid_detections(predictions: Predictions, sizes: Int64[Tensor, "b 2"], top: int = MOST) -> list[Scored]:
+    """Conditional DETR's answer: the best pairs of query and class of the last layer; a query may answer repeatedly.
+
+    Args:
+        predictions: every class is a yes or no of its own.
+        sizes: height and width of each original image in pixels.
+        top: at most this many detections an image.
+    """
+    return [_best(*image, top) for image in _chances(predictions.logits[-1], predictions.boxes[-1], sizes)]
+
+
+def sigmoid_ensemble(
+    predictions: Predictions, sizes: Int64[Tensor, "b 2"], iou: float = 0.7, top: int = MOST
+) -> list[Scored]:
+    """The answers of all decoder layers together, overlaps of one class suppressed.
+
+    Args:
+        predictions: every class is a yes or no of its own.
+        sizes: height and width of each original image in pixels.
+        iou: a box is dropped where it overlaps a better one of its class by more than this.
+        top: at most this many detections an image.
+    """
+    layers = [
+        [_best(*image, top) for image in _chances(*layer, sizes)]
+        for layer in zip(predictions.logits, predictions.boxes, strict=True)
+    ]
+    together = [
+        Scored(*(torch.cat(column) for column in zip(*image, strict=True))) for image in zip(*layers, strict=True)
+    ]
+    return [_without_overlaps(candidates, iou, top) for candidates in together]
+
+
+def _chances(
+    logits: Float[Tensor, "b q c"], boxes: Float[Tensor, "b q 4"], sizes: Int64[Tensor, "b 2"]
+) -> Iterator[tuple[Float[Tensor, "q c"], Float[Tensor, "q 4"]]]:
+    """Probability of each class and box in pixels of each query, image by image."""
+    return zip(logits.float().sigmoid(), to_pixels(boxes.float(), sizes), strict=True)
+
+
+def _best(chances: Float[Tensor, "q c"], boxes: Float[Tensor, "q 4"], top: int) -> Scored:
+    scores, pairs = chances.flatten().topk(min(top, chances.numel()))
+    query, label = pairs // chances.shape[1], pairs % chances.shape[1]
+    return Scored(boxes[query], scores, label)
+
+
+def _without_overlaps(candidates: Scored, iou: float, top: int) -> Scored:
+    kept = nms(candidates.boxes, candidates.scores, candidates.labels, iou)[:top]
+    return Scored(*(column[kept] for column in candidates))

@@ -110,12 +110,14 @@ class Queries(NamedTuple):
     """What the decoder is asked.
 
     `content` starts the decoder's stream (zeros in DETR); `position` is added wherever queries are compared (a learned
-    embedding, plus a prompt where there is one); `blocked[i, j]` True: query i may not attend to query j.
+    embedding, plus a prompt where there is one); `blocked[i, j]` True: query i may not attend to query j. `groups` says
+    of how many equal sets the queries consist that are matched each on its own (Group DETR); 1: they are one set.
     """
 
     content: Float[Tensor, "b q d"]
     position: Float[Tensor, "b q d"]
     blocked: Bool[Tensor, "q q"] | None = None
+    groups: int = 1
 
 
 class Memory(NamedTuple):
@@ -133,16 +135,21 @@ class Memory(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """What the decoder answers at each layer; `reference` points are (x, y) in [0, 1], where the variant has them."""
+    """What the decoder answers at each layer; `reference` points are (x, y) in [0, 1], where the variant has them.
+
+    `groups` are those of the queries.
+    """
 
     states: Float[Tensor, "layer b q d"]
     reference: Float[Tensor, "b q 2"] | None = None
+    groups: int = 1
 
 
 class Predictions(NamedTuple):
     """What the heads say, for all decoder layers at once; the last layer is the answer.
 
-    `boxes` are cxcywh in [0, 1] of the unpadded image. `logits` of softmax variants end in the no-object class.
+    `boxes` are cxcywh in [0, 1] of the unpadded image. `logits` of softmax variants end in the no-object class. Where
+    the queries were several `groups`, each layer appears once for each group, the first group last.
     """
 
     logits: Float[Tensor, "layer b q c"]

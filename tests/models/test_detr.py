@@ -323,7 +323,7 @@ def test_frozen_stages_do_not_train() -> None:
         ({"l1_weight": -5.0}, r"Bad value for l1_weight; got -5\.0; expected at least 0"),
         ({"temperature": 0.0}, "Bad value for temperature"),
         ({"image_size": 0}, "Bad value for image_size"),
-        ({"position": "cosine"}, "Unknown position encoding; got 'cosine'; expected 'sine' or 'learned'"),
+        ({"position": "cosine"}, "Bad value for position; got 'cosine'; expected one of sine, learned"),
         ({"backbone": "resnet5"}, "no backbone of this name; got 'resnet5'.*Did you mean"),
         ({"stride": 7}, "not levels of a backbone"),
         ({"stride": 16, "dilated": True}, "Only the last stage can be dilated.*got dilated with stride 16"),

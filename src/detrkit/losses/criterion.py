@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from detrkit.errors import UsageError
-from detrkit.losses.functional import class_error, giou_loss, l1_loss, weighted_cross_entropy
+from detrkit.losses.functional import class_error, focal_loss, giou_loss, l1_loss, weighted_cross_entropy
 from detrkit.losses.matching import Matches, PaddedTargets, assign, box_cost
 from detrkit.structures import Predictions, Target
 
@@ -72,6 +72,41 @@ class SoftmaxClassification:
         return weighted_cross_entropy(logits, classes, weight)
 
 
+@dataclass(frozen=True)
+class FocalClassification:
+    """A yes or no for each category, none for no-object; the many negatives weigh little where they are sure.
+
+    Attributes:
+        alpha: weight of positives; negatives have the rest.
+        gamma: exponent of the focal factor.
+    """
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def cost(self, logits: Float[Tensor, "layer b q c"], labels: Int64[Tensor, "b t"]) -> Float[Tensor, "layer b q t"]:
+        """What the object's class would cost as a positive less what it costs as a negative."""
+        layers, _, queries, _ = logits.shape
+        chance = logits.sigmoid()
+        positive = self.alpha * (1 - chance) ** self.gamma * -(chance + 1e-8).log()
+        negative = (1 - self.alpha) * chance**self.gamma * -(1 - chance + 1e-8).log()
+        wanted = labels[None, :, None, :].expand(layers, -1, queries, -1)
+        return (positive - negative).gather(-1, wanted)
+
+    def loss(
+        self,
+        logits: Float[Tensor, "layer b q c"],
+        matches: Matches,
+        labels: Int64[Tensor, "layer p"],
+        num_boxes: float,
+    ) -> Float[Tensor, " layer"]:
+        """Focal loss of every query and class: matched queries want their object's class, all others none."""
+        wanted = torch.zeros_like(logits)
+        layer = torch.arange(len(logits), device=logits.device)[:, None]
+        wanted[layer, matches.image[None], matches.query, labels] = 1
+        return focal_loss(logits, wanted, num_boxes, self.alpha, self.gamma)
+
+
 class TermWeights(NamedTuple):
     """Weights of the class, L1 and generalised IoU parts, of a cost or of a loss."""
 
@@ -102,11 +137,14 @@ class SetCriterion:
         classification: the class part.
         cost: weights in the matching.
         loss: weights in the loss.
+        layers: the decoder's layers. Where predictions have a multiple of them, of several groups of queries, the
+            weights are shared among the groups. 0: every layer has the full weight.
     """
 
     classification: Classification
     cost: TermWeights
     loss: TermWeights
+    layers: int = 0
 
     def match(self, predictions: Predictions, targets: PaddedTargets) -> Matches:
         """Join queries with objects at every layer.
@@ -153,7 +191,9 @@ class SetCriterion:
         )
         with torch.no_grad():
             error = class_error(logits[-1][matches.image, matches.query[-1]], labels[-1])
-        return Losses(("class", "l1", "giou"), values, values.new_tensor(self.loss), error)
+        share = self.layers / values.shape[1] if self.layers else 1.0
+        weights = values.new_tensor(self.loss) * share
+        return Losses(("class", "l1", "giou"), values, weights, error)
 
 
 def pad_targets(targets: Sequence[Target]) -> PaddedTargets:

@@ -24,6 +24,31 @@ def weighted_cross_entropy(
     return terms.view(layers, -1).sum(1) / total.where(total > 0, 1.0)
 
 
+def focal_loss(
+    logits: Float[Tensor, "layer b q c"],
+    wanted: Float[Tensor, "layer b q c"],
+    num_boxes: float,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Float[Tensor, " layer"]:
+    """Sigmoid focal loss over queries and classes, summed and divided by the number of boxes.
+
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 5.
+
+    Args:
+        logits: of each class on its own.
+        wanted: 1 where the query is to find the class, else 0.
+        num_boxes: what the sum is divided by.
+        alpha: weight of what is wanted; the rest weighs 1 − alpha.
+        gamma: exponent of the factor by which what is nearly right counts less.
+    """
+    terms = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    chance = logits.sigmoid()
+    wrong = chance + wanted - 2 * chance * wanted
+    weight = (2 * alpha - 1) * wanted + (1 - alpha)
+    return (weight * wrong**gamma * terms).sum((1, 2, 3)) / num_boxes
+
+
 def l1_loss(
     predicted: Float[Tensor, "layer p 4"], boxes: Float[Tensor, "layer p 4"], num_boxes: float
 ) -> Float[Tensor, " layer"]:

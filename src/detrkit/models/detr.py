@@ -6,7 +6,6 @@ learned queries into as many boxes, each of one class or of none. The file reads
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +13,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.errors import UsageError
 from detrkit.losses.criterion import SetCriterion, SoftmaxClassification, TermWeights
+from detrkit.models._config import check
 from detrkit.nn.attention import Attention
 from detrkit.nn.backbone import build_backbone
+from detrkit.nn.groups import fold_groups, separated
 from detrkit.nn.heads import MLP
-from detrkit.nn.position import LearnedPosition, SinePosition, sine_embedding, spread_points
+from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, spread_points
 from detrkit.nn.transformer import Encoder, FeedForward
 from detrkit.postprocess import Scored, softmax_detections, softmax_ensemble
 from detrkit.structures import Hidden, Memory, Predictions, Queries
@@ -141,7 +141,7 @@ class Model(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        _check(config)
+        check(config, position=("sine", "learned"), query_start=("normal", "grid"))
         self.config = config
         self.backbone = build_backbone(
             config.backbone, levels=(config.stride,), dilated=config.dilated, frozen_stages=config.frozen_stages
@@ -163,10 +163,8 @@ class Model(nn.Module):
             self._start_on_grid()
 
     def _start_on_grid(self) -> None:
-        points = spread_points(self.config.query_groups * self.config.num_queries) * (2 * math.pi)
-        half = self.config.dim // 2
-        encoded = [sine_embedding(axis, half, self.config.temperature) for axis in points.unbind(-1)]
-        start = torch.cat(encoded, -1)
+        points = spread_points(self.config.query_groups * self.config.num_queries)
+        start = encode_points(points, self.config.dim, self.config.temperature)
         self.query_position = nn.Parameter(start.clone())
         self.query_content = nn.Parameter(start.clone())
         with torch.no_grad():
@@ -196,10 +194,7 @@ class Model(nn.Module):
         content = torch.zeros_like(position)
         if self.query_content is not None:
             content = self.query_content[:count].expand(batch_size, -1, -1)
-        if groups == 1:
-            return Queries(content, position)
-        group = torch.arange(count, device=position.device) // self.config.num_queries
-        return Queries(content, position, group[:, None] != group[None, :])
+        return Queries(content, position, separated(count, groups, position.device), groups)
 
     def decode(self, memory: Memory, queries: Queries) -> Hidden:
         """The decoder: every layer's output, normalised, is an answer."""
@@ -210,15 +205,11 @@ class Model(nn.Module):
         for layer in self.decoder_layers:
             x = layer(x, queries, memory, key, blocked, outside)
             states.append(self.decoder_norm(x))
-        return Hidden(torch.stack(states))
+        return Hidden(torch.stack(states), groups=queries.groups)
 
     def predict(self, hidden: Hidden) -> Predictions:
         """The heads, the same for every layer. Groups of queries become further layers, the first group the last."""
-        states = hidden.states
-        groups = self.config.query_groups
-        if self.training and groups > 1 and states.shape[2] == groups * self.config.num_queries:
-            layers, batch, _, dim = states.shape
-            states = states.view(layers, batch, groups, -1, dim).flip(2).transpose(1, 2).flatten(0, 1)
+        states = fold_groups(hidden.states, hidden.groups)
         return Predictions(self.class_head(states), self.box_head(states).sigmoid(), states)
 
     def forward(
@@ -238,44 +229,14 @@ class Model(nn.Module):
 def criterion(config: Config) -> SetCriterion:
     """Hungarian loss with the config's weights; the matching has the same weights, on probabilities."""
     weights = TermWeights(config.class_weight, config.l1_weight, config.giou_weight)
-    shared = TermWeights(*(weight / config.query_groups for weight in weights))
-    return SetCriterion(SoftmaxClassification(config.no_object_weight), cost=weights, loss=shared)
+    return SetCriterion(
+        SoftmaxClassification(config.no_object_weight), cost=weights, loss=weights, layers=config.decoder_layers
+    )
 
 
 def postprocess(predictions: Predictions, sizes: Int64[Tensor, "b 2"], ensemble: bool = False) -> list[Scored]:
     """Scored boxes in pixels: of the last layer, or of all layers together with overlaps suppressed."""
     return softmax_ensemble(predictions, sizes) if ensemble else softmax_detections(predictions, sizes)
-
-
-_AT_LEAST = {
-    "num_classes": 1, "num_queries": 1, "query_groups": 1, "dim": 1, "heads": 1, "encoder_layers": 0,
-    "decoder_layers": 1, "feedforward": 1, "temperature": 1, "no_object_weight": 0, "class_weight": 0, "l1_weight": 0,
-    "giou_weight": 0, "image_size": 1, "longest": 1,
-}  # fmt: skip
-
-
-def _check(config: Config) -> None:
-    for name, least in _AT_LEAST.items():
-        if not getattr(config, name) >= least:
-            raise UsageError(f"Bad value for {name}", got=getattr(config, name), expected=f"at least {least}")
-    if not 0 <= config.dropout < 1:
-        raise UsageError("Bad value for dropout", got=config.dropout, expected="at least 0 and below 1")
-    if config.dim % 4 or config.dim % config.heads:
-        raise UsageError(
-            "The width does not suit the attention heads and the position encoding",
-            got=f"dim {config.dim}, heads {config.heads}",
-            expected="dim a multiple of 4 and of heads",
-        )
-    if config.position not in ("sine", "learned"):
-        raise UsageError("Unknown position encoding", got=repr(config.position), expected="'sine' or 'learned'")
-    if config.dilated and config.stride != 32:
-        raise UsageError(
-            "Only the last stage can be dilated, and this model does not read it",
-            got=f"dilated with stride {config.stride}",
-            expected="stride 32, which dilation halves",
-        )
-    if config.query_start not in ("normal", "grid"):
-        raise UsageError("Unknown start of the queries", got=repr(config.query_start), expected="'normal' or 'grid'")
 
 
 # Published figures on COCO val2017: AP 42.0 (r50), 43.3 (r50-dc5), 43.5 (r101), 44.9 (r101-dc5), 500 epochs.

@@ -23,6 +23,24 @@ def sine_embedding(position: Float[Tensor, "*n"], dim: int, temperature: float =
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
 
 
+def encode_points(points: Float[Tensor, "*n 2"], dim: int, temperature: float = 10000.0) -> Float[Tensor, "*n dim"]:
+    """The encoding of points (x, y) in [0, 1] as `SinePosition` would encode a cell there: first y, then x.
+
+    Args:
+        points: x to the right and y down, of the unpadded image.
+        dim: number of channels; a multiple of 4.
+        temperature: ratio of the longest to the shortest wavelength.
+    """
+    x, y = (points * (2 * math.pi)).unbind(-1)
+    return torch.cat([sine_embedding(axis, dim // 2, temperature) for axis in (y, x)], -1)
+
+
+def inverse_sigmoid(x: Float[Tensor, "*n"], limit: float = 1e-5) -> Float[Tensor, "*n"]:
+    """The number whose sigmoid is `x`, in [0, 1]; nothing is nearer than `limit` to 0 or 1."""
+    x = x.clamp(0, 1)
+    return x.clamp(min=limit).log() - (1 - x).clamp(min=limit).log()
+
+
 class SinePosition(nn.Module):
     """Fixed encoding: half the channels for y, half for x, normalised so that every image spans [0, 2π].
 
@@ -77,7 +95,7 @@ def _stretched(table: Float[Tensor, "cell d"], length: int) -> Float[Tensor, "{l
 
 
 def spread_points(count: int) -> Float[Tensor, "{count} 2"]:
-    """Points (y, x) that fill the unit square evenly, however many: the R2 sequence (Roberts, 2018)."""
+    """Points (x, y) that fill the unit square evenly, however many: the R2 sequence (Roberts, 2018)."""
     plastic = 1.32471795724474602596  # the real root of x³ = x + 1
     steps = torch.tensor([1 / plastic, 1 / plastic**2], dtype=torch.float64)
     return ((0.5 + torch.arange(1, count + 1)[:, None] * steps) % 1).float()
