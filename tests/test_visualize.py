@@ -189,6 +189,12 @@ def test_history_is_plotted(tmp_path, lines):
         assert picture.width > 500
 
 
+def test_curves_of_methods_with_their_means(tmp_path):
+    curves = {"fast": ([1, 2, 4], [[0.1, 0.3, 0.4], [0.2, 0.3, 0.5]]), "slow": ([1, 2], [[0.0, 0.1]])}
+    out = visualize.plot_curves(curves, tmp_path / "new" / "curves.png", x="epoch", y="AP", level=0.3)
+    assert len(np.unique(np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+
 def test_an_empty_history_is_refused(tmp_path):
     with pytest.raises(DataError, match="nothing to plot"):
         visualize.plot_history([{"event": "saved"}], tmp_path / "history.png")

@@ -197,7 +197,7 @@ def test_answers_are_scored_boxes_in_pixels(variant: models.Variant, model: Any,
     assert len(found) == 2
     for image, (height, width) in zip(found, ((700, 960), (64, 50)), strict=True):
         count = len(image.scores)
-        assert 0 < count <= 7
+        assert 0 < count <= 7 * 3  # with a yes or no for each class, a query may answer for several
         assert image.boxes.shape == (count, 4)
         assert image.labels.shape == (count,)
         assert image.labels.dtype == torch.int64

@@ -1,7 +1,7 @@
 """Pictures of detections, and plots of training and evaluation."""
 
 from detrkit.visualize.pictures import colour_of, draw, mosaic, open_image, side_by_side, truth_of
-from detrkit.visualize.plots import plot_confusion, plot_history, plot_pr
+from detrkit.visualize.plots import plot_confusion, plot_curves, plot_history, plot_pr
 
 __all__ = [
     "colour_of",
@@ -9,6 +9,7 @@ __all__ = [
     "mosaic",
     "open_image",
     "plot_confusion",
+    "plot_curves",
     "plot_history",
     "plot_pr",
     "side_by_side",

@@ -86,6 +86,46 @@ def _plot_progress(axes: Axes, evaluated: Sequence[Mapping[str, Any]]) -> None:
     _legend(axes)
 
 
+def plot_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
+    out: Path,
+    *,
+    x: str,
+    y: str,
+    level: float | None = None,
+) -> Path:
+    """Plot several methods' curves: a thin line for each repetition, a thick one for their mean.
+
+    Args:
+        curves: for each method the places on the x axis, and for each repetition as many values.
+        out: the picture to write.
+        x: label of the x axis.
+        y: label of the y axis.
+        level: a height to mark with a dashed line.
+
+    Returns:
+        `out`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = _figure((6.4, 4.0))
+    axes = figure.subplots()
+    for index, (name, (places, repetitions)) in enumerate(curves.items()):
+        for values in repetitions:
+            axes.plot(places, values, color=_hex(index), alpha=0.35, linewidth=0.9)
+        mean = np.mean(np.asarray(repetitions, float), axis=0)
+        count = f", {len(repetitions)} seeds" if len(repetitions) > 1 else ""
+        axes.plot(places, mean, color=_hex(index), linewidth=2.2, label=name + count)
+    if level is not None:
+        axes.axhline(level, color="#808890", linestyle="--", linewidth=1.2)
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    _legend(axes, loc="lower right")
+    return _save(figure, out)
+
+
 def plot_pr(recall: np.ndarray, precision: np.ndarray, names: Sequence[str], out: Path) -> Path:
     """Plot precision over recall at IoU 0.5: each class in colour up to seven, else all in grey and their mean.
 
