@@ -1,4 +1,4 @@
-"""`detrkit convert`: official tensors to a model folder, and the categories that they lack."""
+"""`detrkit convert`: weights of others to a model folder, the categories that they lack, and models to Hugging Face."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 import detrkit as package
 from detrkit import models
-from detrkit.cli._coco import NAMES
+from detrkit.data.coco_names import NAMES
 
 DIM, QUERIES = 32, 7
 
@@ -46,7 +46,7 @@ def test_the_folder_can_be_loaded_and_used(detrkit, official, tmp_path):
     assert said.code == 0
     assert "3 classes" in said.out
     detector = package.load(out)
-    assert [category.name for category in detector.categories] == ["0", "1", "2"]
+    assert [category.name for category in detector.categories] == ["class-0", "class-1", "class-2"]
     assert detector.model.config.num_queries == QUERIES
     stored = torch.load(official, weights_only=True)["model"]["query_embed.weight"]
     assert torch.equal(detector.model.state_dict()["query_position"], stored)
@@ -112,15 +112,63 @@ def test_what_cannot_be_converted(detrkit, official, tmp_path, data):
     out = tmp_path / "out"
     cases = [
         ((tmp_path / "none.pth", out), 4, "none.pth"),
-        ((other, out), 4, "not a DETR checkpoint"),
+        ((other, out), 4, "not the weights of a detector"),
         ((official, full), 2, "not empty"),
         ((official, out, "--categories", names), 2, "below 3"),
         ((official, out, "--categories", tmp_path / "none.txt"), 3, "none.txt"),
         ((official, out, "--categories", tmp_path / "nothing"), 3, "nothing"),
         ((official, out, "--heads", "5"), 2, "heads 5"),
+        ((official, out, "--to", "onnx"), 2, "huggingface"),
+        ((official, out, "--to", "huggingface", "--half"), 2, "32 bits"),
+        ((official, out, "--to", "huggingface", "--dilated"), 4, "dilated=True"),
     ]
     for arguments, code, part in cases:
         said = detrkit("convert", *arguments)
         assert (said.code, said.out) == (code, ""), arguments
         assert part in said.err
         assert not out.exists()
+
+
+def test_the_text_says_what_it_was_and_what_became_of_the_tensors(detrkit, official, tmp_path):
+    said = detrkit("convert", official, tmp_path / "model")
+    for part in (
+        "Origin        official DETR",
+        "Architecture  resnet18, 1 encoder and 1 decoder layers, width 32, 8 heads, 7 queries, 3 classes",
+        "tensors kept, 6 reshaped",
+        "  reshaped: transformer.encoder.layers.0.self_attn.in_proj_weight: cut into query, key, value",
+    ):
+        assert part in said.out
+    assert "query_embed" not in said.out
+    whole = detrkit("convert", official, tmp_path / "again", "--report").out
+    assert "  kept: query_embed.weight (7 × 32) → query_position" in whole
+    document = detrkit("convert", official, tmp_path / "third", "--json").document
+    assert document["tensors"]["reshaped"] == 6
+    assert len(document["report"]) == len(official_state(3))
+    assert document["report"][0].keys() == {"source", "targets", "shape", "fate", "note"}
+
+
+def test_to_hugging_face_and_back(detrkit, official, data, tmp_path):
+    """From a file, and from a model folder; each folder is understood again."""
+    model, one, two = (tmp_path / name for name in ("model", "one", "two"))
+    assert detrkit("convert", official, model, "--categories", data).code == 0
+    said = detrkit("convert", model, one, "--to", "huggingface")
+    assert (said.code, said.err) == (0, "")
+    assert "from_pretrained" in said.out
+    assert detrkit("convert", official, two, "--to", "huggingface", "--categories", data).code == 0
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    document = detrkit("convert", one, tmp_path / "back", "--json").document
+    assert document["origin"] == "Hugging Face DetrForObjectDetection"
+    assert document["categories"] == [[0, "unused-0"], [1, "nut"], [2, "bolt"]]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (model, tmp_path / "back")]
+    assert weights[0] == weights[1]
+
+
+def test_models_of_our_own(detrkit, trained, tmp_path):
+    said = detrkit("convert", trained, tmp_path / "out")
+    assert said.code == 2
+    assert "a model of detrkit already" in said.err
+    said = detrkit("convert", trained, tmp_path / "out", "--to", "huggingface")
+    assert said.code == 4
+    assert "backbone='resnet-nano'" in said.err
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,10 @@ import json
 import shutil
 
 import pytest
+import torch
+from official_keys import official_state
 
+from detrkit import convert, models
 from detrkit.data import formats
 
 
@@ -37,6 +40,46 @@ def test_a_run_without_a_checkpoint(detrkit, trained, tmp_path):
     said = detrkit("inspect", tmp_path)
     assert said.code == 0
     assert "none yet" in said.out
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """An official checkpoint with a mask head, and a Hugging Face folder."""
+    sizes = {"dim": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 8, "num_queries": 5}
+    model = models.build("detr-r18", num_classes=2, **sizes)
+    torch.save({"model": {**official_state(model), "mask_head.lay1.bias": torch.zeros(1)}}, tmp_path / "official.pth")
+    model = models.build("conditional-detr-r50", backbone="resnet18", num_classes=2, **sizes)
+    categories = convert.read(official_state(model), heads=2).categories
+    assert categories == ()
+    convert.to_huggingface(model, tmp_path / "folder")
+    return tmp_path
+
+
+def test_weights_of_others(detrkit, foreign):
+    said = detrkit("inspect", foreign / "official.pth")
+    assert said.code == 0
+    for part in (
+        "official.pth: weights of others",
+        "Origin        official DETR, with a mask head",
+        "resnet18, 1 encoder and 1 decoder layers, width 16, 8 heads, 5 queries, 2 classes",
+        "1 left out",
+        "  left out: mask_head.lay1.bias: the mask head's",
+    ):
+        assert part in said.out
+    document = detrkit("inspect", foreign / "folder", "--json").document
+    assert (document["kind"], document["variant"]) == ("weights", "conditional_detr")
+    assert document["origin"] == "Hugging Face ConditionalDetrForObjectDetection"
+    assert (document["config"]["heads"], document["tensors"]["left out"]) == (2, 0)
+    assert {path.name for path in foreign.iterdir()} == {"official.pth", "folder"}
+
+
+def test_weights_that_are_no_detectors(detrkit, tmp_path):
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    (tmp_path / "damaged.pth").write_bytes(b"no weights")
+    for name in ("other.pt", "damaged.pth"):
+        said = detrkit("inspect", tmp_path / name)
+        assert (said.code, said.out) == (4, "")
+        assert name in said.err
 
 
 def test_a_data_set(detrkit, data):

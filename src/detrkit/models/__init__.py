@@ -4,11 +4,16 @@ A variant's module offers:
 
 - `Config`: a frozen dataclass, architecture and criterion only, every field with a default; data, training and
   prediction read `num_classes`, `backbone`, `frozen_stages`, `num_queries`, `image_size` and `longest`;
-- `Model(config)`: an `nn.Module` with `encode`, `queries`, `decode`, `predict` and `forward`;
+- `Model(config)`: an `nn.Module` with `encode`, `queries`, `decode`, `predict` and `forward`. What depends on the
+  categories, and so starts anew for others, lies in its part `class_head`; where it lies elsewhere or in several
+  parts, `class_heads` of the class is the tuple of their names;
 - `PRESETS`: names to configs;
 - `criterion(config)`: the loss;
 - `postprocess(predictions, sizes, ensemble=…)`: scored boxes in pixels;
-- `OFFICIAL`: the key table to the published weights (see `detrkit.convert`).
+- `OFFICIAL`: the key table from the published weights to ours, empty if there are none (`detrkit.models._keys`).
+
+It may offer `HUGGINGFACE`, how the `transformers` library holds it, and `read_config(state)`, the fields of its config
+that names and shapes of our tensors show. By these three `detrkit.convert` recognises a variant's weights.
 """
 
 from __future__ import annotations
@@ -122,6 +127,12 @@ def build(preset: str, **overrides: Any) -> nn.Module:
     """
     module, config = configure(preset, **overrides)
     return module.Model(config)
+
+
+def class_heads(model: nn.Module) -> tuple[str, ...]:
+    """The names of a model's tensors that mean something for its own categories only, in their order."""
+    parts = tuple(f"{part}." for part in getattr(model, "class_heads", ("class_head",)))
+    return tuple(name for name in model.state_dict() if name.startswith(parts))
 
 
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

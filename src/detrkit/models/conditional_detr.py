@@ -18,16 +18,18 @@ from torch.nn import functional as F
 
 from detrkit.losses.criterion import FocalClassification, SetCriterion, TermWeights
 from detrkit.models._config import check
-from detrkit.nn.attention import attend
+from detrkit.models._keys import HuggingFace, huggingface, huggingface_fields, official, read_shapes
+from detrkit.nn.attention import attend, projection
 from detrkit.nn.backbone import build_backbone
 from detrkit.nn.groups import fold_groups, separated
-from detrkit.nn.heads import MLP
+from detrkit.nn.heads import MLP, fit_last_layer, xavier
 from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, inverse_sigmoid, spread_points
+from detrkit.nn.transformation import TRANSFORMATIONS, Transformation
 from detrkit.nn.transformer import Encoder, FeedForward
 from detrkit.postprocess import Scored, sigmoid_detections, sigmoid_ensemble
 from detrkit.structures import Hidden, Memory, Predictions, Queries
 
-TRANSFORMATIONS = ("identity", "single", "block", "diagonal", "full")
+SHARPER = 2**0.5  # Neighbours' encodings are much alike: larger projections narrow a query's first look.
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,6 @@ class Config:
             over the image and the reference head so that it reads these points from them. Afterwards all is learned.
         query_groups: so many sets of queries learn side by side and do not see each other; each is matched on its own,
             so every image teaches that many times (Group DETR, Chen et al., ICCV 2023). Only the first set predicts.
-        position_in_content: tokens carry their position in what attention gathers, not only in what it compares. The
-            paper's do not.
         focal_alpha: weight of positives in the focal loss, in [0, 1]; negatives have the rest.
         focal_gamma: how much the focal loss attends to what is hard.
         class_weight: weight of the class part, in matching and loss.
@@ -86,7 +86,6 @@ class Config:
     transformation: str = "diagonal"
     query_start: str = "normal"
     query_groups: int = 1
-    position_in_content: bool = False
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     class_weight: float = 2.0
@@ -108,9 +107,9 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query_content, self.query_position = _linear(dim), _linear(dim)
-        self.key_content, self.key_position = _linear(dim), _linear(dim)
-        self.value, self.output = _linear(dim), _output(dim)
+        self.query_content, self.query_position = projection(dim), projection(dim)
+        self.key_content, self.key_position = projection(dim), projection(dim)
+        self.value, self.output = projection(dim), projection(dim, bias=0.0)
 
     def forward(
         self, x: Float[Tensor, "b q d"], position: Float[Tensor, "b q d"], blocked: Bool[Tensor, "1 1 q q"] | None
@@ -138,10 +137,16 @@ class ConditionalCrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float, is_first: bool):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query_content, self.query_spatial = _linear(dim), _linear(dim)
-        self.query_position = _linear(dim) if is_first else None
-        self.key_content, self.key_position = _linear(dim), _linear(dim)
-        self.value, self.output = _linear(dim), _output(dim)
+        self.query_content, self.query_spatial = projection(dim), projection(dim)
+        self.query_position = projection(dim) if is_first else None
+        self.key_content, self.key_position = projection(dim), projection(dim)
+        self.value, self.output = projection(dim), projection(dim, bias=0.0)
+
+    @torch.no_grad()
+    def look_around(self) -> None:
+        """Start so that a place is compared best with itself: a query at first looks around its point."""
+        self.query_spatial.weight.mul_(SHARPER)
+        self.key_position.weight.copy_(self.query_spatial.weight)
 
     def forward(
         self,
@@ -162,7 +167,7 @@ class ConditionalCrossAttention(nn.Module):
 
     def _beside(self, content: Float[Tensor, "b n d"], spatial: Float[Tensor, "b n d"]) -> Float[Tensor, "b n 2*d"]:
         """The two halves of every head next to each other."""
-        parts = [x.unflatten(-1, (self.heads, -1)) for x in (content, spatial)]
+        parts = [x.view(*x.shape[:2], self.heads, -1) for x in (content, spatial)]
         return torch.cat(parts, -1).flatten(-2)
 
 
@@ -206,34 +211,6 @@ class DecoderLayer(nn.Module):
         return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
 
 
-class Transformation(nn.Module):
-    """T of equation 6: what a query has seen transforms the encoding of its reference point.
-
-    Args:
-        form: one of `TRANSFORMATIONS`.
-        dim: width of a query and of the encoding.
-        heads: attention heads, for `block`.
-    """
-
-    def __init__(self, form: str, dim: int, heads: int):
-        super().__init__()
-        blocks = heads if form == "block" else 1
-        numbers = {"identity": 0, "single": 1, "diagonal": dim, "block": dim * dim // heads, "full": dim * dim}[form]
-        self.form, self.blocks = form, blocks
-        self.scale = _xavier(MLP(dim, dim, numbers)) if numbers else None
-
-    def forward(self, x: Float[Tensor, "b q d"], encoded: Float[Tensor, "b q d"]) -> Float[Tensor, "b q d"]:
-        """The conditional spatial query of hidden states `x` at points encoded as `encoded`."""
-        if self.scale is None:
-            return encoded
-        numbers = self.scale(x)
-        if self.form in ("single", "diagonal"):
-            return numbers * encoded
-        parts = encoded.unflatten(-1, (self.blocks, -1))
-        matrices = numbers.unflatten(-1, (self.blocks, parts.shape[-1], parts.shape[-1]))
-        return (matrices @ parts[..., None]).flatten(-3)
-
-
 class Model(nn.Module):
     """Conditional DETR, from normalised images to the predictions of every decoder layer.
 
@@ -260,7 +237,7 @@ class Model(nn.Module):
             config.encoder_layers, config.dim, config.heads, config.feedforward, config.dropout, config.pre_norm
         )
         self.query_position = nn.Parameter(torch.randn(config.query_groups * config.num_queries, config.dim))
-        self.reference_head = _xavier(MLP(config.dim, config.dim, 2))
+        self.reference_head = xavier(MLP(config.dim, config.dim, 2))
         self.transformation = Transformation(config.transformation, config.dim, config.heads)
         self.decoder_layers = nn.ModuleList(DecoderLayer(config, layer == 0) for layer in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.dim)
@@ -278,13 +255,11 @@ class Model(nn.Module):
     def _start_on_grid(self) -> None:
         points = spread_points(len(self.query_position))
         self.query_position.copy_(encode_points(points, self.config.dim, self.config.temperature))
-        *hidden, last = self.reference_head.layers
-        x = self.query_position
-        for layer in hidden:
-            x = layer(x).relu()
-        # Least squares, so that the head reads each point from its encoding.
-        last.bias.zero_()
-        last.weight.copy_(torch.linalg.lstsq(x, inverse_sigmoid(points)).solution.T)
+        fit_last_layer(self.reference_head, self.query_position, inverse_sigmoid(points))
+        self.transformation.start_as_identity()
+        for layer in self.decoder_layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.cross_attention.look_around()
 
     def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Memory:
         """Backbone, projection to `dim`, position encoding, encoder."""
@@ -295,8 +270,6 @@ class Model(nn.Module):
         position = self.position(outside).to(x.dtype)
         hidden = outside.flatten(1) if bool(padding.any()) else None
         tokens = x.flatten(2).transpose(1, 2)
-        if self.config.position_in_content:
-            tokens = tokens + position
         tokens = self.encoder(tokens, position, hidden)
         return Memory(tokens, position, hidden, grid, features)
 
@@ -355,25 +328,6 @@ def postprocess(predictions: Predictions, sizes: Int64[Tensor, "b 2"], ensemble:
     return sigmoid_ensemble(predictions, sizes) if ensemble else sigmoid_detections(predictions, sizes)
 
 
-def _linear(dim: int) -> nn.Linear:
-    layer = nn.Linear(dim, dim)
-    nn.init.xavier_uniform_(layer.weight)
-    return layer
-
-
-def _output(dim: int) -> nn.Linear:
-    layer = _linear(dim)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _xavier(network: MLP) -> MLP:
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            nn.init.xavier_uniform_(parameter)
-    return network
-
-
 # Published figures on COCO val2017 after 50, 75, 108 epochs: r50 AP 40.9, 42.1, 43.0; r101 42.8, –, 44.5;
 # r50-dc5 43.8, –, 45.1; r101-dc5 45.0, –, 45.9 (Table 1).
 PRESETS = {
@@ -381,7 +335,7 @@ PRESETS = {
     "conditional-detr-nano": Config(
         backbone="mobilenet_v2",
         stride=16,
-        num_queries=60,
+        num_queries=100,
         dim=128,
         heads=4,
         encoder_layers=3,
@@ -391,8 +345,6 @@ PRESETS = {
         pre_norm=True,
         temperature=20.0,
         query_start="grid",
-        query_groups=4,
-        position_in_content=True,
         image_size=256,
         longest=448,
     ),
@@ -402,50 +354,35 @@ PRESETS = {
     "conditional-detr-r101-dc5": Config(backbone="resnet101", dilated=True),
 }
 
-# Patterns over the keys of the official repository's state dicts, and where each goes.
-_ATTENTION = (
-    (r"sa_qcontent_proj", "self_attention.query_content"),
-    (r"sa_qpos_proj", "self_attention.query_position"),
-    (r"sa_kcontent_proj", "self_attention.key_content"),
-    (r"sa_kpos_proj", "self_attention.key_position"),
-    (r"sa_v_proj", "self_attention.value"),
-    (r"self_attn\.out_proj", "self_attention.output"),
-    (r"ca_qcontent_proj", "cross_attention.query_content"),
-    (r"ca_qpos_proj", "cross_attention.query_position"),
-    (r"ca_qpos_sine_proj", "cross_attention.query_spatial"),
-    (r"ca_kcontent_proj", "cross_attention.key_content"),
-    (r"ca_kpos_proj", "cross_attention.key_position"),
-    (r"ca_v_proj", "cross_attention.value"),
-    (r"cross_attn\.out_proj", "cross_attention.output"),
-    (r"linear1", "feedforward.expand"),
-    (r"linear2", "feedforward.contract"),
-    (r"norm1", "self_attention_norm"),
-    (r"norm2", "cross_attention_norm"),
-    (r"norm3", "feedforward_norm"),
+_BLOCKS = (("sa", "self_attn", "self_attention"), ("ca", "encoder_attn", "cross_attention"))
+_PROJECTIONS = (
+    *(("q_content", "query_content"), ("q_pos", "query_position"), ("q_pos_sine", "query_spatial")),
+    *(("k_content", "key_content"), ("k_pos", "key_position"), ("v", "value")),
 )
-OFFICIAL: tuple[tuple[str, str | tuple[str, ...]], ...] = (
-    (r"backbone\.0\.body\.(.+)", r"backbone.\1"),
-    (r"backbone\.1\.row_embed\.weight", r"position.row"),
-    (r"backbone\.1\.col_embed\.weight", r"position.column"),
-    (r"input_proj\.(.+)", r"projection.\1"),
-    (r"query_embed\.weight", r"query_position"),
-    (r"class_embed\.(.+)", r"class_head.\1"),
-    (r"bbox_embed\.(.+)", r"box_head.\1"),
-    (r"transformer\.decoder\.norm\.(.+)", r"decoder_norm.\1"),
-    (r"transformer\.decoder\.ref_point_head\.(.+)", r"reference_head.\1"),
-    (r"transformer\.decoder\.query_scale\.(.+)", r"transformation.scale.\1"),
-    *(
-        (rf"transformer\.decoder\.layers\.(\d+)\.{theirs}\.(.+)", rf"decoder_layers.\1.{ours}.\2")
-        for theirs, ours in _ATTENTION
-    ),
-    (
-        r"transformer\.encoder\.layers\.(\d+)\.self_attn\.in_proj_(.+)",
-        tuple(rf"encoder.layers.\1.self_attention.{part}.\2" for part in ("query", "key", "value")),
-    ),
-    (r"transformer\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(.+)", r"encoder.layers.\1.self_attention.output.\2"),
-    (r"transformer\.encoder\.layers\.(\d+)\.linear1\.(.+)", r"encoder.layers.\1.feedforward.expand.\2"),
-    (r"transformer\.encoder\.layers\.(\d+)\.linear2\.(.+)", r"encoder.layers.\1.feedforward.contract.\2"),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm1\.(.+)", r"encoder.layers.\1.self_attention_norm.\2"),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm2\.(.+)", r"encoder.layers.\1.feedforward_norm.\2"),
-    (r"transformer\.encoder\.norm\.(.+)", r"encoder.norm.\1"),
+_ATTENTION = {
+    f"{block}_{theirs.replace('_', '', 1)}_proj.": f"{attention}.{ours}."
+    for block, _, attention in _BLOCKS
+    for theirs, ours in _PROJECTIONS
+} | {"self_attn.out_proj.": "self_attention.output."}
+_MODULES = {  # what transformers calls them in memory, but not in files
+    f"{module}.{theirs}_proj.": f"{attention}.{ours}."
+    for _, module, attention in _BLOCKS
+    for theirs, ours in _PROJECTIONS
+}
+OFFICIAL = official(
+    {**_ATTENTION, "cross_attn.out_proj.": "cross_attention.output."},
+    {
+        "transformer.decoder.ref_point_head.": "reference_head.",
+        "transformer.decoder.query_scale.": "transformation.scale.",
+    },
 )
+HUGGINGFACE = HuggingFace(
+    "ConditionalDetr",
+    "conditional_detr",
+    huggingface(
+        {**_ATTENTION, "encoder_attn.out_proj.": "cross_attention.output.", **_MODULES},
+        {"model.decoder.ref_point_head.": "reference_head.", "model.decoder.query_scale.": "transformation.scale."},
+    ),
+    huggingface_fields(class_weight=("class_cost", "cls_loss_coefficient"), focal_alpha=("focal_alpha",)),
+)
+read_config = read_shapes

@@ -6,7 +6,9 @@ learned queries into as many boxes, each of one class or of none. The file reads
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from detrkit.losses.criterion import SetCriterion, SoftmaxClassification, TermWeights
 from detrkit.models._config import check
+from detrkit.models._keys import HuggingFace, huggingface, huggingface_fields, official, packed, read_shapes, split
 from detrkit.nn.attention import Attention
 from detrkit.nn.backbone import build_backbone
 from detrkit.nn.groups import fold_groups, separated
@@ -270,42 +273,16 @@ PRESETS = {
     "detr-r101-dc5": Config(backbone="resnet101", dilated=True),
 }
 
-# Patterns over the keys of the official repository's state dicts, and where each goes. Three targets: the tensor is cut
-# into three along its first axis.
-_PACKED = ("query", "key", "value")
-OFFICIAL = (
-    (r"backbone\.0\.body\.(.+)", r"backbone.\1"),
-    (r"backbone\.1\.row_embed\.weight", r"position.row"),
-    (r"backbone\.1\.col_embed\.weight", r"position.column"),
-    (r"input_proj\.(.+)", r"projection.\1"),
-    (r"query_embed\.weight", r"query_position"),
-    (r"class_embed\.(.+)", r"class_head.\1"),
-    (r"bbox_embed\.(.+)", r"box_head.\1"),
-    (r"transformer\.encoder\.norm\.(.+)", r"encoder.norm.\1"),
-    (r"transformer\.decoder\.norm\.(.+)", r"decoder_norm.\1"),
-    *(
-        (rf"transformer\.{stack}\.layers\.(\d+)\.{theirs}(.+)", target)
-        for stack, ours in (("encoder", "encoder.layers"), ("decoder", "decoder_layers"))
-        for theirs, target in (
-            (
-                r"self_attn\.in_proj_",
-                tuple(rf"{ours}.\1.self_attention.{part}.\2" for part in ("query", "key", "value")),
-            ),
-            (r"self_attn\.out_proj\.", rf"{ours}.\1.self_attention.output.\2"),
-            (r"linear1\.", rf"{ours}.\1.feedforward.expand.\2"),
-            (r"linear2\.", rf"{ours}.\1.feedforward.contract.\2"),
-            (r"norm1\.", rf"{ours}.\1.self_attention_norm.\2"),
-        )
-    ),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm2\.(.+)", r"encoder.layers.\1.feedforward_norm.\2"),
-    (
-        r"transformer\.decoder\.layers\.(\d+)\.multihead_attn\.in_proj_(.+)",
-        tuple(rf"decoder_layers.\1.cross_attention.{part}.\2" for part in _PACKED),
-    ),
-    (
-        r"transformer\.decoder\.layers\.(\d+)\.multihead_attn\.out_proj\.(.+)",
-        r"decoder_layers.\1.cross_attention.output.\2",
-    ),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm2\.(.+)", r"decoder_layers.\1.cross_attention_norm.\2"),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm3\.(.+)", r"decoder_layers.\1.feedforward_norm.\2"),
+OFFICIAL = official({**packed("self_attn", "self_attention"), **packed("multihead_attn", "cross_attention")})
+HUGGINGFACE = HuggingFace(
+    "Detr",
+    "detr",
+    huggingface({**split("self_attn", "self_attention"), **split("encoder_attn", "cross_attention")}),
+    huggingface_fields(class_weight=("class_cost",), no_object_weight=("eos_coefficient",)),
 )
+
+
+def read_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of the config that tensors show: the class head has a row more, for no-object."""
+    fields = read_shapes(state)
+    return {**fields, "num_classes": fields["num_classes"] - 1}

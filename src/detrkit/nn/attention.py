@@ -56,6 +56,20 @@ def _attend_in_steps(
         return F.dropout(weights.softmax(-1), dropout) @ v
 
 
+def projection(dim: int, bias: float | None = None) -> nn.Linear:
+    """A projection of its own, by Xavier's rule, for attention that is not packed into one matrix.
+
+    Args:
+        dim: width of the input and the output.
+        bias: where the bias starts; None: at random, as torch has it.
+    """
+    layer = nn.Linear(dim, dim)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias is not None:
+        nn.init.constant_(layer.bias, bias)
+    return layer
+
+
 class Attention(nn.Module):
     """Multi-head attention with its four projections.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,3 +26,32 @@ class MLP(nn.Module):
         for layer in hidden:
             x = layer(x).relu()
         return last(x)
+
+
+def xavier(network: MLP) -> MLP:
+    """The network with every matrix started by Xavier's rule, as transformers are."""
+    for layer in network.layers:
+        assert isinstance(layer, nn.Linear)
+        nn.init.xavier_uniform_(layer.weight)
+    return network
+
+
+@torch.no_grad()
+def fit_last_layer(network: MLP, x: Float[Tensor, "n i"], y: Float[Tensor, "n o"]) -> None:
+    """Set the last layer so that the network gives about `y` for `x`: least squares with small weights.
+
+    Large weights would fit better, and every step of a training would then shake the answers.
+
+    Args:
+        network: at least two layers; all but the last stay as they are.
+        x: inputs.
+        y: the outputs that are wanted.
+    """
+    *hidden, last = network.layers
+    for layer in hidden:
+        x = layer(x).relu()
+    assert isinstance(last, nn.Linear)
+    x, y = x.double(), y.double()
+    ridge = 10 * torch.eye(x.shape[1], dtype=x.dtype)
+    last.bias.zero_()
+    last.weight.copy_(torch.linalg.solve(x.T @ x + ridge, x.T @ y).T)

@@ -10,7 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,11 @@ PUBLISHED = {
 _TORCHVISION_URL = "https://download.pytorch.org/models/"
 _SUFFIXES = (".safetensors", ".npz", ".pth")
 _PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+ENDINGS = (".safetensors", ".npz", *_PICKLES)
+"""What the names of weight files end in."""
 
-# Training checkpoints keep the network's weights under one of these.
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
+WRAPPERS = ("model", "state_dict", "model_state_dict")
+"""Training checkpoints keep the network's weights under one of these."""
 
 # What stands on a backbone in published files, and has no place in a detector.
 _HEADS = ("fc.", "classifier.", "head.", "projection_head.", "prototypes.")
@@ -69,6 +71,19 @@ class LoadReport:
     def __str__(self) -> str:
         text = f"{self.loaded} tensors from {self.source}"
         return f"{text}; not used: {_listed(self.ignored)}" if self.ignored else text
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a weight file holds.
+
+    Attributes:
+        tensors: by name, on the CPU.
+        arguments: the settings of the training that wrote it, where they are plain values; often there are none.
+    """
+
+    tensors: dict[str, Tensor]
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def load_backbone_weights(
@@ -162,21 +177,26 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ModelError: no such file, another kind of file, a damaged one, or one that holds code or no tensors.
     """
+    return read_checkpoint(path).tensors
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The tensors of a weight file and the settings beside them; arguments and errors as for `read_weight_file`."""
     path = Path(path)
     if not path.is_file():
         raise ModelError("There is no such weight file", where=path)
     suffix = path.suffix.lower()
-    if suffix not in (".safetensors", ".npz", *_PICKLES):
-        kinds = ", ".join((".safetensors", ".npz", *_PICKLES))
+    if suffix not in ENDINGS:
+        kinds = ", ".join(ENDINGS)
         raise ModelError("This is not a kind of weight file that can be read", where=path, got=suffix, expected=kinds)
     _refuse_pointer(path)
     try:
         if suffix == ".safetensors":
-            tensors = dict(load_file(path))
+            found = Checkpoint(dict(load_file(path)))
         elif suffix == ".npz":
-            tensors = _read_npz(path)
+            found = Checkpoint(_read_npz(path))
         else:
-            tensors = _read_pickle(path)
+            found = _read_pickle(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
             "The file is damaged, or holds objects that only code could rebuild",
@@ -191,9 +211,9 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
             got=str(error).split("\n", 1)[0],
             remedy="It may be cut short or hold something else: get it again.",
         ) from error
-    if not tensors:
+    if not found.tensors:
         raise ModelError("The file holds no tensors", where=path, expected="a state dict")
-    return tensors
+    return found
 
 
 def _refuse_pointer(path: Path) -> None:
@@ -211,17 +231,21 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.ascontiguousarray(archive[name])) for name in archive.files}
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path) -> Checkpoint:
     # Research checkpoints carry the command line as a Namespace: plain values, no code.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in _WRAPPERS:
+        whole: Any = torch.load(path, map_location="cpu", weights_only=True)
+    content = whole
+    for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     if not isinstance(content, Mapping):
         raise ValueError(f"a {type(content).__name__}, not a state dict")
-    return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    arguments = whole.get("args")
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    return Checkpoint(tensors, dict(arguments) if isinstance(arguments, Mapping) else {})
 
 
 def _load(backbone: Backbone, found: dict[str, Tensor], source: str) -> LoadReport:

@@ -1,0 +1,112 @@
+"""What there is to say about weights of others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from detrkit.cli._terminal import count
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from detrkit.convert import Fate
+    from detrkit.structures import Category
+
+
+@runtime_checkable
+class Found(Protocol):
+    """A model, where it comes from, and what became of each tensor on the way."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+
+    @property
+    def variant(self) -> str:
+        """Its variant."""
+
+    @property
+    def preset(self) -> str:
+        """The preset that it is; may be empty."""
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The category table; may be empty."""
+
+    @property
+    def origin(self) -> str:
+        """Who wrote the weights."""
+
+    @property
+    def report(self) -> tuple[Fate, ...]:
+        """What became of each tensor."""
+
+
+def weights_document(found: Found) -> dict[str, Any]:
+    """All that is known, for `--json`."""
+    from detrkit.convert import counts
+
+    config: Any = found.model.config
+    return {
+        "origin": found.origin,
+        "variant": found.variant,
+        "preset": found.preset,
+        "parameters": sum(parameter.numel() for parameter in found.model.parameters()),
+        "config": dataclasses.asdict(config),
+        "categories": [list(category) for category in found.categories],
+        "tensors": counts(found.report),
+        "report": [dataclasses.asdict(fate) for fate in found.report],
+    }
+
+
+def weights_lines(found: Found, document: Mapping[str, Any], *, whole: bool = False) -> list[str]:
+    """What it is, its architecture, and what became of the tensors.
+
+    Args:
+        found: the model.
+        document: of `weights_document`.
+        whole: name every tensor, and not only those that were not simply kept.
+    """
+    from detrkit.convert import summarise
+
+    config = document["config"]
+    layers = [
+        f"{config[name]} {name.partition('_')[0]}" for name in ("encoder_layers", "decoder_layers") if name in config
+    ]
+    of = [
+        config["backbone"] + (" DC5" if config.get("dilated") else ""),
+        *([f"{' and '.join(layers)} layers"] if layers else []),
+        *([f"width {config['dim']}"] if "dim" in config else []),
+        *([f"{config['heads']} heads"] if "heads" in config else []),
+        *(["pre-norm"] if config.get("pre_norm") else []),
+        count(config["num_queries"], "query", "queries"),
+        count(config["num_classes"], "class", "classes"),
+    ]
+    lines = [
+        f"Model         {found.preset or 'no preset'}, variant {found.variant}, {document['parameters']:,} parameters",
+        f"Architecture  {', '.join(of)}",
+    ]
+    if not found.report:  # a model of our own
+        return lines
+    lines = [f"Origin        {found.origin}", *lines, f"Tensors       {summarise(found.report)}"]
+    return [*lines, *(_every(found) if whole else _exceptions(found))]
+
+
+def _exceptions(found: Found) -> list[str]:
+    from detrkit.convert import exceptions
+
+    return [
+        f"  {group.fate}: {group.name}{f' (× {group.number})' if group.number > 1 else ''}: {group.note}"
+        for group in exceptions(found.report)
+    ]
+
+
+def _every(found: Found) -> list[str]:
+    lines = []
+    for fate in found.report:
+        shape = " × ".join(map(str, fate.shape)) or "a number"
+        goes = f" → {', '.join(fate.targets)}" if fate.targets else ""
+        lines.append(f"  {fate.fate}: {fate.source} ({shape}){goes}{f': {fate.note}' if fate.note else ''}")
+    return lines

@@ -1,0 +1,329 @@
+"""Model folders of the `transformers` library, read and written without it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from detrkit import models
+from detrkit.convert.keys import rename_back
+from detrkit.convert.reading import Source
+from detrkit.errors import Error, ModelError, UsageError
+from detrkit.models._keys import TIMM, HuggingFace
+from detrkit.nn.resnet import ARCHITECTURES
+from detrkit.nn.weights import read_weight_file
+from detrkit.structures import NORMALIZATION_MEAN, NORMALIZATION_STD, Category
+
+HUGGINGFACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+# What a config of theirs may say that ours cannot, the value that ours has, and what another value means.
+_FIXED = (
+    ("activation_function", "relu", "another activation in the feed-forward blocks"),
+    ("auxiliary_loss", False, "there, this also puts a norm between the decoder's layers"),
+    ("num_channels", 3, "images with other channels"),
+)
+_FIXED_BACKBONE = (
+    ("hidden_act", "relu", "another activation in the backbone"),
+    ("downsample_in_first_stage", False, "another ResNet than torchvision's"),
+    ("downsample_in_bottleneck", False, "another ResNet than torchvision's"),
+)
+
+_WHOLE = (
+    *("class_cost", "bbox_cost", "giou_cost"),
+    *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
+)
+
+# Fields that have no name in their config and need none: shapes say the first, and the others change no prediction.
+_WITHOUT_NAME = {"num_classes", "backbone", "stride", "frozen_stages", "focal_gamma", "image_size", "longest"}
+
+
+def is_huggingface(folder: str | Path) -> bool:
+    """Whether a folder is a model folder of `transformers`: its config.json names a type of model."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and isinstance(config.get("model_type"), str)
+
+
+def read_folder(folder: Path) -> Source:
+    """The weights of a Hugging Face folder, and what its JSON files say about them.
+
+    Raises:
+        ModelError: no such folder, a damaged file, or a config that no model of ours can follow.
+    """
+    if not is_huggingface(folder):
+        raise ModelError(
+            "This is no Hugging Face model folder", where=folder, expected="a config.json with a model_type"
+        )
+    config = _read_json(folder / "config.json")
+    _refuse_differences(folder, config)
+    known = _known_as(str(config["model_type"]))
+    settings = {} if known is None else _settings(folder, config, known)
+    settings.update(_sizes(folder))
+    architectures = config.get("architectures") or [""]
+    return Source(
+        _read_tensors(folder),
+        str(folder),
+        settings,
+        _categories(folder, config.get("id2label")),
+        str(config["model_type"]),
+        str(architectures[0]),
+    )
+
+
+def to_huggingface(
+    model: nn.Module, folder: str | Path, *, categories: tuple[Category, ...] = (), timm: bool = False
+) -> None:
+    """Write a model as a folder that `transformers` loads: config.json, model.safetensors, preprocessor_config.json.
+
+    What the folder cannot hold is what changes no prediction: the ids of the categories, frozen stages, and weights of
+    the loss that are no whole numbers.
+
+    Args:
+        model: of a variant that `transformers` has, with a ResNet.
+        folder: a new or empty folder.
+        categories: the category table; numbers stand in for it where it is empty.
+        timm: name the backbone's tensors as the timm library does, which `transformers` then needs. Only so can a DC5
+            model be written.
+
+    Raises:
+        Error: the disk is full or cannot be written.
+        ModelError: the model has no place there; names the fields of its config that stand in the way.
+        UsageError: the folder holds something, or the categories are not as many as the model's classes.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError("The output folder is not empty", where=folder, remedy="Name a new folder.")
+    known = _place(model, timm)
+    config = _config(model, known, categories, timm)
+    table = (*TIMM, *known.table) if timm else known.table
+    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    tensors = {key: value.contiguous() for key, value in rename_back(state, table).items()}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
+            _write_json(fresh / "config.json", config)
+            _write_json(fresh / "preprocessor_config.json", _preprocessor(model.config, known))
+            for path in fresh.iterdir():
+                path.chmod(0o644)
+            fresh.chmod(0o755)
+            fresh.replace(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except OSError as error:
+        raise Error(
+            "The folder cannot be written", where=folder, got=error, remedy="Write to another place."
+        ) from error
+
+
+def _known_as(model_type: str) -> HuggingFace | None:
+    """How the variant of this type is held there."""
+    found = (getattr(models.variant(name), "HUGGINGFACE", None) for name in models.names())
+    return next((known for known in found if known is not None and known.model_type == model_type), None)
+
+
+def _refuse_differences(folder: Path, config: Mapping[str, Any]) -> None:
+    backbone = config.get("backbone_config")
+    inner: Mapping[str, Any] = backbone if isinstance(backbone, Mapping) else {}
+    parts = [(config, _FIXED), (inner, _FIXED_BACKBONE)]
+    found = [
+        f"{name} {given[name]!r} ({meaning})"
+        for given, fixed in parts
+        for name, value, meaning in fixed
+        if given.get(name, value) != value
+    ]
+    if found:
+        raise ModelError(
+            "The model does something that ours cannot",
+            where=folder / "config.json",
+            got=", ".join(found),
+            remedy="To convert its weights all the same, copy the file of the weights to another place and name that.",
+        )
+
+
+def _settings(folder: Path, config: Mapping[str, Any], known: HuggingFace) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for ours, theirs in known.fields.items():
+        said = {name: config[name] for name in theirs if config.get(name) is not None}
+        if len(set(map(str, said.values()))) > 1:
+            raise ModelError(
+                f"What is one number here, {ours}, is several there",
+                where=folder / "config.json",
+                got=", ".join(f"{name} {value}" for name, value in said.items()),
+            )
+        if said:
+            settings[ours] = next(iter(said.values()))
+    backbone = config.get("backbone_config")
+    if isinstance(backbone, Mapping) and backbone.get("output_stride") == 16:
+        settings["dilated"] = True
+    return settings
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The sizes that images are brought to, if the folder says them; refuses another normalisation than ours."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return {}
+    said = _read_json(file)
+    for name, ours in (("image_mean", NORMALIZATION_MEAN), ("image_std", NORMALIZATION_STD)):
+        theirs = said.get(name, ours)
+        if len(theirs) != 3 or any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
+            raise ModelError(
+                "The model wants images normalised in another way", where=file, got=f"{name} {theirs}", expected=ours
+            )
+    size: Any = said.get("size")
+    named = {"image_size": size, "longest": said.get("max_size")}  # as before version 4.27
+    if isinstance(size, Mapping):
+        named = {"image_size": size.get("shortest_edge"), "longest": size.get("longest_edge")}
+        # A frame that images are fitted into; ours never distorts, where theirs does for `height` and `width`.
+        for height, width in (("max_height", "max_width"), ("height", "width")):
+            if height in size and width in size:
+                frame = sorted((size[height], size[width]))
+                named = {"image_size": frame[0], "longest": frame[1]}
+    return {name: value for name, value in named.items() if isinstance(value, int)}
+
+
+def _categories(folder: Path, names: object) -> tuple[Category, ...]:
+    """The table of `id2label`; none where it only has the names that `transformers` makes up."""
+    if not isinstance(names, Mapping):
+        return ()
+    try:
+        table = {int(label): str(name) for label, name in names.items()}
+    except ValueError:
+        table = {-1: ""}
+    if sorted(table) != list(range(len(table))):
+        raise ModelError(
+            "The labels are not numbered from 0 on", where=folder / "config.json", got=f"id2label {list(names)[:8]}"
+        )
+    if all(name == f"LABEL_{label}" for label, name in table.items()):
+        return ()
+    # COCO's ids have gaps, which published models call N/A; names are told apart here.
+    return tuple(
+        Category(label, f"unused-{label}" if table[label] == "N/A" else table[label]) for label in sorted(table)
+    )
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or any("/" in str(shard) for shard in shards.values()):
+            raise ModelError("The list of the weights' files cannot be understood", where=index)
+        files = [folder / str(shard) for shard in sorted(set(shards.values()))]
+        return {key: tensor for file in files for key, tensor in read_weight_file(file).items()}
+    for name in HUGGINGFACE_WEIGHTS:
+        if (folder / name).is_file():
+            return read_weight_file(folder / name)
+    raise ModelError("The folder holds no weights", where=folder, expected=" or ".join(HUGGINGFACE_WEIGHTS))
+
+
+def _place(model: nn.Module, timm: bool) -> HuggingFace:
+    """How `transformers` holds the model's variant.
+
+    Raises:
+        ModelError: it cannot hold this model.
+    """
+    name = type(model).__module__.rsplit(".", 1)[-1]
+    module = models.variant(name)
+    known = getattr(module, "HUGGINGFACE", None)
+    if known is None:
+        raise ModelError("This variant has no place in transformers", got=name)
+    config: Any = model.config
+    default = module.Config()
+    named = {*known.fields, *_WITHOUT_NAME}
+    ways = [
+        f"{field.name}={getattr(config, field.name)!r} (there {getattr(default, field.name)!r})"
+        for field in fields(config)
+        if field.name not in named and getattr(config, field.name) != getattr(default, field.name)
+    ]
+    architecture = ARCHITECTURES.get(config.backbone)
+    if architecture is None or architecture.groups:
+        ways.append(f"backbone={config.backbone!r} (there a ResNet with batch norms)")
+    if config.dilated and not timm:
+        ways.append("dilated=True (there only with a backbone of timm: timm=True)")
+    if timm and config.stride != 32:
+        ways.append(f"stride={config.stride} (32 with a backbone of timm)")
+    if ways:
+        raise ModelError("The model has no place in transformers", got=", ".join(ways))
+    return cast(HuggingFace, known)
+
+
+def _config(model: nn.Module, known: HuggingFace, categories: tuple[Category, ...], timm: bool) -> dict[str, Any]:
+    config: Any = model.config
+    names = [category.name for category in categories] or [f"LABEL_{label}" for label in range(config.num_classes)]
+    if len(names) != config.num_classes:
+        raise UsageError(
+            "The categories do not fit the model", got=f"{len(names)} names", expected=f"{config.num_classes}"
+        )
+    values = {name: getattr(config, ours) for ours, theirs in known.fields.items() for name in theirs}
+    # These are whole numbers there, and a folder with others would not load.
+    weights = {name: values.pop(name) for name in list(values) if name in _WHOLE}
+    return {
+        "architectures": [f"{known.family}ForObjectDetection"],
+        "model_type": known.model_type,
+        **values,
+        **{name: int(value) for name, value in weights.items() if value == int(value)},
+        **_backbone(config, timm),
+        "auxiliary_loss": False,
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+    }
+
+
+def _backbone(config: Any, timm: bool) -> dict[str, Any]:
+    if timm:
+        named = {"backbone": config.backbone, "use_pretrained_backbone": False}
+        return {"use_timm_backbone": True, **named, "backbone_config": None}
+    network = ARCHITECTURES[config.backbone]
+    stages = {4: 1, 8: 2, 16: 3, 32: 4}[config.stride]
+    widths = [width * (4 if network.bottleneck else 1) for width in network.widths[:stages]]
+    return {
+        "use_timm_backbone": False,
+        "backbone_config": {
+            "model_type": "resnet",
+            "layer_type": "bottleneck" if network.bottleneck else "basic",
+            "embedding_size": network.stem,
+            "hidden_sizes": widths,
+            "depths": list(network.blocks[:stages]),
+            "out_features": [f"stage{stages}"],
+        },
+    }
+
+
+def _preprocessor(config: Any, known: HuggingFace) -> dict[str, Any]:
+    return {
+        "image_processor_type": f"{known.family}ImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": config.image_size, "longest_edge": config.longest},
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": list(NORMALIZATION_MEAN),
+        "image_std": list(NORMALIZATION_STD),
+        "do_pad": True,
+        "format": "coco_detection",
+    }
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError("The file cannot be read", where=file, got=error) from error
+    if not isinstance(content, dict):
+        raise ModelError("The file does not hold a JSON object", where=file)
+    return content
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
