@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from detrkit import __version__, models
 from detrkit.convert import load_strictly
+from detrkit.convert.report import Fate
 from detrkit.errors import Error, ModelError
 from detrkit.structures import Category
 
@@ -29,13 +30,17 @@ FORMAT = 1
 
 
 class SavedModel(NamedTuple):
-    """A model read from disk, with what is needed to use it."""
+    """A model read from disk, with what is needed to use it. `origin` and `report` are empty for models of our own:
+    who wrote it, and what became of each of its tensors.
+    """
 
     model: nn.Module
     variant: str
     preset: str
     categories: tuple[Category, ...]
     about: dict[str, Any]
+    origin: str = ""
+    report: tuple[Fate, ...] = ()
 
 
 class TrainingState(NamedTuple):

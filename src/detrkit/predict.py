@@ -19,10 +19,10 @@ from PIL import Image
 from torch import nn
 
 from detrkit import models
-from detrkit.checkpoint import load_model
 from detrkit.data.loading import LoadedImage, load_images
 from detrkit.errors import DataError, UsageError
 from detrkit.models import Variant
+from detrkit.sources import open_model
 from detrkit.structures import Batch, Category, Detections
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -177,19 +177,22 @@ class Detector:
             )
 
 
-def load(path: str | Path, *, device: str = "auto") -> Detector:
-    """A detector from a run folder, a checkpoint or a model folder.
+def load(name: str | Path, *, device: str = "auto") -> Detector:
+    """A detector from a run folder, a model folder, weights of others, or the Hugging Face hub.
 
     Args:
-        path: where it lies; of a run, the best model.
+        name: a run folder (of which the best model is taken), a checkpoint or a model folder; a checkpoint file of the
+            official repositories; a folder that `transformers` wrote; or a name on the hub, `organisation/name` or
+            `organisation/name@revision`, which is fetched into its cache and found there without a network.
         device: auto, cpu, cuda, cuda:1, mps.
 
     Raises:
-        ModelError: nothing there, a damaged file, or weights that do not fit their config.
+        MissingExtraError: a name on the hub, and the extra `hub` is not installed.
+        ModelError: nothing there, neither cached nor reachable, a damaged file, or weights that fit no detector.
         UsageError: a device that this machine does not have.
     """
-    saved = load_model(path)
     chosen = choose_device(device)
+    saved = open_model(name)
     model = saved.model.to(chosen).eval()
     return Detector(model, models.variant(saved.variant), saved.categories, saved.preset, chosen, saved.about)
 

@@ -15,7 +15,17 @@ from detrkit.cli._progress import PlainProgress
 from detrkit.errors import UsageError
 from detrkit.training import run as running
 from detrkit.training.events import Saved
-from detrkit.training.recipe import DataOptions, ModelOptions, OptimizationOptions, Recipe, read, to_toml
+from detrkit.training.recipe import (
+    DEFAULT_MODEL,
+    DataOptions,
+    ModelOptions,
+    OptimizationOptions,
+    Recipe,
+    read,
+    to_toml,
+)
+
+DEFAULT = Recipe(model=ModelOptions(model=DEFAULT_MODEL))
 
 
 def options_of(*arguments):
@@ -56,14 +66,14 @@ def recipe_of(monkeypatch, detrkit):
 
 
 def test_without_flags_it_is_the_default_recipe(recipes, recipe_of):
-    assert recipe_of() == Recipe()
+    assert recipe_of() == DEFAULT
 
 
 def test_every_kind_of_flag(recipes, recipe_of):
     given = ("--epochs", "3", "--lr", "5e-4", "--no-multi-scale", "--tensorboard", "--schedule", "cosine")
     more = ("--val_split", "test", "--architecture", "dim", "32", "num_queries", "5")
     recipe = recipe_of(*given, *more)
-    base = Recipe()
+    base = DEFAULT
     assert recipe == Recipe(
         data=dataclasses.replace(base.data, val_split="test"),
         model=dataclasses.replace(base.model, architecture={"dim": "32", "num_queries": "5"}),
@@ -81,6 +91,34 @@ def test_only_given_flags_override_a_recipe(recipes, recipe_of, chosen):
     assert changed.data.limit == 0
     assert changed.optimization == dataclasses.replace(base.optimization, channels_last=True)
     assert changed.model.architecture == {"dim": "64", "heads": "8"}
+
+
+def test_weights_to_start_from_say_the_model(recipes, recipe_of, trained, tmp_path):
+    own = read(trained / "recipe.toml").model.architecture
+    recipe = recipe_of("--init", trained, "--epochs", "3")
+    assert (recipe.model.model, recipe.model.init, recipe.optimization.epochs) == ("detr-nano", str(trained), 3)
+    assert own.items() <= {**recipe.model.architecture, "backbone": "resnet-nano", "stride": "32"}.items()
+    changed = recipe_of("--architecture", "dropout", "0.3", "--init", trained).model.architecture
+    assert changed == {**recipe.model.architecture, "dropout": "0.3"}
+    assert recipe_of("--init", trained, "--model", "detr-r18") == replaced(read(recipes / "detr-r18.toml"), trained)
+    (tmp_path / "mine.toml").write_text(f'[model]\ninit = "{trained}"\n[run]\nseed = 3\n')
+    named = recipe_of("--recipe", tmp_path / "mine.toml")
+    assert (named.model, named.run.seed) == (recipe.model, 3)
+
+
+def replaced(recipe, init):
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init=str(init)))
+
+
+def test_help_does_not_look_for_the_weights_to_start_from(detrkit):
+    said = detrkit("train", "--init", "nobody/nothing", "--help")
+    assert (said.code, said.err) == (0, "")
+
+
+def test_weights_to_start_from_that_are_not_there(detrkit, data, tmp_path):
+    said = detrkit("train", data, "--out", tmp_path / "run", "--init", tmp_path / "nothing")
+    assert said.code == 4
+    assert "no such file or folder" in said.err
 
 
 def test_the_help_shows_the_defaults_of_the_recipe(recipes, detrkit):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from training.drawing import tiny_recipe
 
+from detrkit.errors import UsageError
 from detrkit.losses.matching import NonFiniteError
 from detrkit.structures import Batch, Target
 from detrkit.training.distributed import World
@@ -66,6 +67,48 @@ def test_a_backbone_rate_of_zero_freezes_it(drawn: Path) -> None:
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in before if name.startswith("backbone.")} <= same
     assert {"projection.weight", "class_head.weight", "query_position"}.isdisjoint(same)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen"),
+    [
+        ("backbone", ("backbone.",)),
+        ("encoder", ("encoder.",)),
+        ("decoder", ("decoder_layers.", "decoder_norm.")),
+        (" backbone, decoder_norm,query_position", ("backbone.", "decoder_norm.", "query_position")),
+    ],
+)
+def test_frozen_parts_do_not_train(drawn: Path, freeze: str, frozen: tuple[str, ...]) -> None:
+    session = session_of(drawn, freeze=freeze, weight_decay=0.5)
+    before = weights(session)
+    optimize(session, session.model, no_scaler(), [batch_of([2, 1])])
+    after = weights(session)
+    parameters = dict(session.model.named_parameters())
+    same = {name for name in parameters if torch.equal(before[name], after[name])}
+    assert same == {name for name in parameters if name.startswith(frozen)} | _frozen_anyway(session)
+    assert all(parameters[name].grad is None for name in same)
+    said = next(note for note in session.notes if note.startswith("Model "))
+    assert f"M of them trained ({', '.join(part.strip() for part in freeze.split(','))} frozen), images" in said
+
+
+def _frozen_anyway(session: Session) -> set[str]:
+    fresh = type(session.model)(session.model.config)
+    return {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
+
+
+def test_a_frozen_backbone_keeps_no_activations(drawn: Path) -> None:
+    session = session_of(drawn, freeze="backbone")
+    features = session.model.backbone(torch.zeros(1, 3, 64, 64))
+    assert not any(level.requires_grad for level in features)
+
+
+def test_what_cannot_be_frozen_is_refused(drawn: Path) -> None:
+    with pytest.raises(UsageError, match=r"freeze: .*no such part to freeze; got 'backbon'; expected .*") as caught:
+        session_of(drawn, freeze="encoder,backbon")
+    known = caught.value.expected.split(", ")
+    assert {"backbone", "encoder", "decoder", "decoder_layers", "class_head", "query_position"} <= set(known)
+    with pytest.raises(UsageError, match="Nothing is left to train"):
+        session_of(drawn, freeze=",".join(known))
 
 
 @pytest.mark.parametrize(

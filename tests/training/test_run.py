@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from training.drawing import tiny, tiny_recipe, write_coco
 
 import detrkit
+from detrkit import models
 from detrkit.checkpoint import load_model
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.training import recipe as recipes
@@ -90,7 +92,8 @@ def test_init_takes_all_weights_over(drawn: Path, run: Path, tmp_path: Path) -> 
     expected = load_model(run).model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert len(notes) == 1
-    assert notes[0].startswith(f"Start from {run}: {len(expected)} tensors taken, 0 ")
+    kept = f"Start from {run}: {len(expected)} tensors kept"
+    assert notes[0] == f"{kept}; frozen_stages 0 there and 2 here"  # one began from nothing, the other does not
 
 
 def test_init_with_other_classes_starts_the_class_head_anew(run: Path, tmp_path: Path) -> None:
@@ -100,16 +103,16 @@ def test_init_with_other_classes_starts_the_class_head_anew(run: Path, tmp_path:
     expected = load_model(run).model.state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name] if name.startswith("class_head.") else expected[name]), name
-    assert f"{len(expected) - 2} tensors taken, 2 " in said
-    assert "(class_head.weight, class_head.bias)" in said
+    assert f"{len(expected) - 2} tensors kept, class head re-initialised (5 classes for 3: class_head." in said
+    assert "class_head.weight, class_head.bias)" in said
 
 
 def test_init_for_other_categories_of_the_same_number_starts_the_class_head_anew(run: Path) -> None:
     names = [category.name for category in load_model(run).categories]
     _, model = build_model(tiny_recipe().model, 3, [])
-    assert ", 0 anew" in start_from(model, str(run), names)
+    assert "re-initialised" not in start_from(model, str(run), names)
     said = start_from(model, str(run), names[::-1])
-    assert "2 anew (class_head.weight, class_head.bias)" in said
+    assert "class head re-initialised (for other categories: class_head.weight, class_head.bias)" in said
 
 
 def test_the_number_of_classes_is_not_for_the_architecture_to_say() -> None:
@@ -117,13 +120,53 @@ def test_the_number_of_classes_is_not_for_the_architecture_to_say() -> None:
         build_model(tiny_recipe(architecture={"num_classes": "9"}).model, 3, [])
 
 
-def test_init_from_another_architecture_names_the_tensors(run: Path) -> None:
+def test_init_from_another_architecture_names_fields_and_tensors(run: Path) -> None:
     _, model = build_model(tiny_recipe(architecture={"num_queries": "9"}).model, 3, [])
-    with pytest.raises(ModelError, match="another architecture; got query_position"):
+    with pytest.raises(ModelError, match=r"another architecture; got .*num_queries 8.*; query_position") as caught:
         start_from(model, str(run))
+    assert "num_queries 9" in caught.value.expected
+    assert "leave out --model and --architecture, or say: --model detr-nano --architecture" in caught.value.remedy
+    assert " num_queries 8" in caught.value.remedy
     _, model = build_model(tiny_recipe(architecture={"decoder_layers": "1"}).model, 3, [])
-    with pytest.raises(ModelError, match=r"another architecture; got decoder.*\.1\.cross_attention.* and \d+ more"):
+    with pytest.raises(ModelError, match=r"decoder_layers 2.*; decoder.*\.1\.cross_attention.* and \d+ more"):
         start_from(model, str(run))
+
+
+def test_init_from_another_variant_names_both(run: Path) -> None:
+    other = next(name for name in models.names() if name != "detr")
+    preset = next(iter(models.variant(other).PRESETS))
+    model = models.build(preset, num_classes=3)
+    with pytest.raises(ModelError, match=rf"another variant; got detr; expected {other}.*--model detr-nano"):
+        start_from(model, str(run))
+
+
+def test_init_brings_preset_and_architecture(run: Path) -> None:
+    fields = {name: value for name, value in tiny(init=str(run)).items() if name not in ("model", "architecture")}
+    recipe = resolve(None, fields)
+    config = load_model(run).model.config
+    assert recipe.model.model == "detr-nano"
+    assert recipe.model.architecture["num_queries"] == "8"
+    assert {"num_classes", "image_size", "longest"}.isdisjoint(recipe.model.architecture)
+    _, model = build_model(recipe.model, 3, [])
+    assert dataclasses.replace(model.config, num_classes=config.num_classes) == config
+    assert resolve(recipe, {}) == recipe  # complete: nothing is looked up again
+
+
+def test_init_brings_the_recipe_of_its_preset(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "detr-nano.toml").write_text('[model]\nmodel = "detr-nano"\n[optimization]\nepochs = 5\n')
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    assert resolve(None, {"init": str(run)}).optimization.epochs == 5
+    named = tmp_path / "mine.toml"
+    named.write_text(f'[model]\ninit = "{run}"\n[optimization]\nepochs = 7\n')
+    recipe = resolve(named, {"architecture": {"dropout": "0.3"}})
+    assert (recipe.model.model, recipe.optimization.epochs) == ("detr-nano", 7)
+    assert (recipe.model.architecture["dim"], recipe.model.architecture["dropout"]) == ("32", "0.3")
+
+
+def test_a_model_that_is_named_stays(run: Path) -> None:
+    assert resolve(None, {"init": str(run), "model": "detr-r18"}).model.architecture == {}
+    assert resolve(None, {}).model.model == recipes.DEFAULT_MODEL
+    assert resolve(Recipe(), {"epochs": 2}).model.model == recipes.DEFAULT_MODEL
 
 
 def test_a_run_started_from_another_says_so_and_trains(drawn: Path, run: Path, tmp_path: Path) -> None:
@@ -135,6 +178,15 @@ def test_a_run_started_from_another_says_so_and_trains(drawn: Path, run: Path, t
 
     detrkit.train(drawn, out=tmp_path / "next", on_event=listen, **tiny(epochs=1, init=str(run)))
     assert any(note.startswith(f"Start from {run}") for note in notes)
+
+
+def test_a_run_without_a_model_of_its_own_goes_on(drawn: Path, run: Path, tmp_path: Path) -> None:
+    fields = {**tiny(epochs=1, init=str(run)), "model": "", "architecture": {}}
+    detrkit.train(drawn, out=tmp_path / "next", **fields)
+    assert load_model(tmp_path / "next").preset == "detr-nano"
+    written = recipes.read(tmp_path / "next" / "recipe.toml")
+    assert written.model.architecture["dim"] == "32"
+    detrkit.train(drawn, out=tmp_path / "next", resume=True)
 
 
 def test_sizes_of_images_are_the_recipes(drawn: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -23,6 +23,8 @@ class Options(CommonOptions):
     Every choice of the recipe is a flag. What is not given stands in the recipe: the one that --recipe names, else the
     one that comes with the model's preset.
     """
+
+    base: ClassVar[Recipe] = Recipe()
 
     data: tyro.conf.Positional[str]
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
@@ -42,6 +44,7 @@ class _Deciding:
 
     recipe: str = ""
     model: str = ""
+    init: str = ""
     out: str = ""
     resume: Switch = False
 
@@ -52,13 +55,15 @@ def options_for(arguments: Sequence[str]) -> type[Options]:
     Fields of the architecture are left out; `run` merges them with those given.
 
     Raises:
+        ModelError: the weights to start from, which are to say the model, are not there or cannot be read.
         UsageError: there is no such recipe, or it cannot be read.
     """
-    base = _base(glance(_Deciding, arguments))
+    base = _base(glance(_Deciding, arguments), helping=bool({"-h", "--help"} & set(arguments)))
     bare = dataclasses.replace(base, model=dataclasses.replace(base.model, architecture={}))
     recipe = ("recipe", Annotated[Recipe, tyro.conf.arg(name="")], field(default_factory=lambda: bare))
+    namespace = {"__doc__": Options.__doc__, "base": base}
     return dataclasses.make_dataclass(
-        "Options", [recipe], bases=(Options,), namespace={"__doc__": Options.__doc__}, frozen=True, kw_only=True
+        "Options", [recipe], bases=(Options,), namespace=namespace, frozen=True, kw_only=True
     )
 
 
@@ -73,11 +78,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     from detrkit.training.run import train
 
     given = options.recipe
-    deciding = _Deciding(
-        recipe=options.recipe_name, model=given.model.model, out=str(options.out), resume=options.resume
-    )
-    base = _base(deciding)
-    architecture = {**base.model.architecture, **given.model.architecture}
+    architecture = {**options.base.model.architecture, **given.model.architecture}
     recipe = dataclasses.replace(given, model=dataclasses.replace(given.model, architecture=architecture))
     try:
         with training_progress(terminal, recipe.run.evaluate_every) as listener:
@@ -89,13 +90,17 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     return Outcome(document, text=_ending(options, done.figures))
 
 
-def _base(deciding: _Deciding) -> Recipe:
-    if deciding.recipe:
-        return recipes.read(deciding.recipe)
-    if deciding.resume and deciding.out and (own := Path(deciding.out) / "recipe.toml").is_file():
+def _base(deciding: _Deciding, *, helping: bool = False) -> Recipe:
+    """The recipe whose values are the defaults; to show them, no other model is looked up."""
+    named = recipes.read(deciding.recipe) if deciding.recipe else None
+    if named is None and deciding.resume and deciding.out and (own := Path(deciding.out) / "recipe.toml").is_file():
         return recipes.read(own)
-    packaged = recipes.FOLDER / f"{deciding.model or Recipe().model.model}.toml"
-    return recipes.read(packaged) if packaged.is_file() else Recipe()
+    init = deciding.init or (named.model.init if named else "")
+    if init and not deciding.model and not (named and named.model.model) and not helping:
+        from detrkit.training.run import resolve
+
+        return resolve(named, {"init": init})
+    return named or recipes.of_preset(deciding.model or recipes.DEFAULT_MODEL)
 
 
 def _ending(options: Options, figures: dict[str, float]) -> str:

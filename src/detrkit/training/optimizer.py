@@ -1,25 +1,31 @@
-"""AdamW in two groups, and the learning rate as a function of the step."""
+"""AdamW in two groups over what trains, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 from torch import nn
 
+from detrkit.errors import UsageError
 from detrkit.training.recipe import OptimizationOptions
 
 
 def make_optimizer(model: nn.Module, options: OptimizationOptions) -> torch.optim.AdamW:
     """AdamW with one group for the backbone and one for all else; each remembers its `base_lr`.
 
-    A backbone rate of 0 freezes the backbone: its parameters lose their gradient.
+    The parts that `freeze` names lose their gradient, and so does the backbone where its rate is 0.
+
+    Raises:
+        UsageError: `freeze` names a part that the model does not have, or nothing is left to train.
     """
+    freeze(model, options.freeze)
+    if options.backbone_lr == 0:
+        freeze(model, "backbone")
     backbone: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if name.startswith("backbone.") and options.backbone_lr == 0:
-            parameter.requires_grad_(False)
         if parameter.requires_grad:
             (backbone if name.startswith("backbone.") else rest).append(parameter)
     groups = [
@@ -27,7 +33,41 @@ def make_optimizer(model: nn.Module, options: OptimizationOptions) -> torch.opti
         for group, rate in ((rest, options.lr), (backbone, options.backbone_lr))
         if group
     ]
+    if not groups:
+        raise UsageError("Nothing is left to train", where="freeze", got=repr(options.freeze))
     return torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
+
+
+def freeze(model: nn.Module, parts: str) -> None:
+    """Take the gradient from parts of a model. What lies before the first part that trains then keeps no activations.
+
+    Args:
+        model: its parameters are changed in place.
+        parts: separated by commas. A part is what a parameter's name begins with, up to a point or an underscore:
+            `decoder` means `decoder_layers` and `decoder_norm`.
+
+    Raises:
+        UsageError: no parameter belongs to the part; lists those that there are.
+    """
+    parameters = dict(model.named_parameters())
+    for part in filter(None, (part.strip() for part in parts.split(","))):
+        chosen = [name for name in parameters if name.startswith((f"{part}.", f"{part}_")) or name == part]
+        if not chosen:
+            raise UsageError(
+                "The model has no such part to freeze",
+                where="freeze",
+                got=repr(part),
+                expected=", ".join(_parts(model)),
+            )
+        for name in chosen:
+            parameters[name].requires_grad_(False)
+
+
+def _parts(model: nn.Module) -> list[str]:
+    """What can be frozen: what lies directly in the model, and the words with which several of these begin."""
+    names = list(dict.fromkeys(name.partition(".")[0] for name, _ in model.named_parameters()))
+    words = Counter(name.partition("_")[0] for name in names)
+    return sorted({*names, *(word for word, count in words.items() if count > 1)})
 
 
 def rate_factor(step: int, total_steps: int, options: OptimizationOptions) -> float:

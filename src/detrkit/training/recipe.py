@@ -21,6 +21,9 @@ from detrkit.errors import UsageError
 FOLDER = Path(__file__).parent.parent / "recipes"
 """Where the recipes that come with the package lie."""
 
+DEFAULT_MODEL = "detr-nano"
+"""The preset that is trained where neither a model nor weights to start from are named."""
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -44,8 +47,8 @@ class DataOptions:
 class ModelOptions:
     """What is trained."""
 
-    model: str = "detr-nano"
-    """Preset of the model, such as detr-r50."""
+    model: str = ""
+    """Preset of the model, such as detr-r50. Empty: preset and architecture of `init`, or detr-nano without it."""
     architecture: dict[str, str] = field(default_factory=dict)
     """Fields of the preset to change, such as: num_queries 50 dim 128."""
     image_size: int = 0
@@ -56,7 +59,8 @@ class ModelOptions:
     """File with the backbone's weights (safetensors, pth, npz), or `random`. Empty: looked for in $DETRKIT_WEIGHTS and
     in ~/.cache/detrkit/weights."""
     init: str = ""
-    """Run or model folder whose weights the training starts from; class heads of another size start anew."""
+    """Weights that the training starts from: a run or model folder, a published checkpoint file, a Hugging Face folder
+    or a name on the hub (organisation/name). For other categories the class head starts anew, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class OptimizationOptions:
     """Learning rate of AdamW."""
     backbone_lr: float = 1e-5
     """Learning rate of the backbone; 0 freezes it."""
+    freeze: str = ""
+    """Parts of the model that do not train, separated by commas, such as: backbone or backbone,encoder."""
     weight_decay: float = 1e-4
     """Weight decay of AdamW."""
     clip: float = 0.1
@@ -226,6 +232,16 @@ def find(name: str | Path) -> Path:
     raise UsageError(
         "There is no such recipe", got=repr(str(name)), expected=f"a TOML file or one of {', '.join(known)}"
     )
+
+
+def of_preset(preset: str) -> Recipe:
+    """The recipe that comes with the package for a preset; without one, the defaults with that preset.
+
+    Raises:
+        UsageError: the packaged file cannot be read.
+    """
+    packaged = FOLDER / f"{preset}.toml"
+    return read(packaged) if packaged.is_file() else revise(Recipe(), {"model": preset})
 
 
 def to_toml(recipe: Recipe) -> str:

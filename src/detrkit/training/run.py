@@ -20,6 +20,7 @@ from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError, UsageError
 from detrkit.evaluation.run import Metrics
 from detrkit.predict import Detector, load
+from detrkit.sources import architecture_of, open_model
 from detrkit.structures import Detections
 from detrkit.training import recipe as recipes
 from detrkit.training.distributed import world
@@ -68,7 +69,8 @@ def train(
             like the preset, where there is one. A run that goes on has its own.
         resume: go on with the run in `out` where its last checkpoint stands.
         on_event: called with every event, such as a step or an evaluation.
-        **fields: any field of the recipe, such as `model="detr-r50"`, `epochs=50`, `lr=1e-4`.
+        **fields: any field of the recipe, such as `model="detr-r50"`, `epochs=50`, `lr=1e-4`, or
+            `init="facebook/detr-resnet-50"` to start from the weights, and with the architecture, of another model.
 
     Returns:
         The run, with the figures of its best checkpoint.
@@ -122,17 +124,21 @@ def train(
 def resolve(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recipe:
     """The recipe of a run: the packaged one of the preset, or the one named, with fields replaced.
 
+    A run that starts from other weights and names no model takes preset and architecture from there.
+
     Raises:
+        ModelError: the weights to start from are not there or cannot be read.
         UsageError: an unknown recipe or field, or a bad value.
     """
-    if isinstance(recipe, Recipe):
-        base = recipe
-    elif recipe is not None:
-        base = recipes.read(recipe)
-    else:
-        preset = str(fields.get("model", Recipe().model.model))
-        packaged = recipes.FOLDER / f"{preset}.toml"
-        base = recipes.read(packaged) if packaged.is_file() else Recipe()
+    base = recipe if isinstance(recipe, Recipe) else None if recipe is None else recipes.read(recipe)
+    given = recipes.revise(base or Recipe(), fields).model
+    if not given.model and given.init:
+        preset, architecture = architecture_of(open_model(given.init))
+        fields = {**fields, "model": preset, "architecture": {**architecture, **given.architecture}}
+    elif not given.model:
+        fields = {**fields, "model": recipes.DEFAULT_MODEL}
+    if base is None:
+        base = recipes.of_preset(fields["model"])
     return recipes.revise(base, fields)
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from detrkit import models
-from detrkit.checkpoint import load_model
+from detrkit.checkpoint import SavedModel
+from detrkit.convert.keys import shortened
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import DetectionDataset
@@ -25,10 +26,11 @@ from detrkit.losses.criterion import SetCriterion
 from detrkit.models import Variant
 from detrkit.nn.weights import RANDOM, load_backbone_weights
 from detrkit.predict import choose_device
+from detrkit.sources import architecture_of, differences, open_model
 from detrkit.training.distributed import World
 from detrkit.training.ema import Average
 from detrkit.training.optimizer import make_optimizer
-from detrkit.training.recipe import AugmentationOptions, DataOptions, ModelOptions, Recipe
+from detrkit.training.recipe import AugmentationOptions, DataOptions, ModelOptions, OptimizationOptions, Recipe
 from detrkit.training.validation import label_table
 
 DEFAULT_VAL_FRACTION = 0.1
@@ -100,7 +102,8 @@ def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     notes.append(
         f"Model {recipe.model.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-        f"{trained / 1e6:.1f} M of them trained, images {config.image_size} (at most {config.longest}) pixels, "
+        f"{trained / 1e6:.1f} M of them trained{_frozen(recipe.optimization)}, "
+        f"images {config.image_size} (at most {config.longest}) pixels, "
         f"on {device} in {str(dtype).removeprefix('torch.')}"
     )
     if (most := _most_boxes(train)) > config.num_queries:
@@ -206,29 +209,68 @@ def build_model(
     return variant, model
 
 
-def start_from(model: nn.Module, path: str, names: Sequence[str] = ()) -> str:
+def start_from(model: nn.Module, name: str, names: Sequence[str] = ()) -> str:
     """Take over the weights of another model. Says what was taken.
 
-    A class head of another size, or for other categories than `names`, starts anew.
+    Args:
+        model: keeps its own fresh class head where that of the other has another size, or is for other categories.
+        name: what `detrkit.sources.open_model` takes.
+        names: the categories' names, in order; without them only the class head's size counts.
 
     Raises:
-        ModelError: another architecture: names the tensors that differ.
+        ModelError: nothing there, or another architecture: names what differs.
     """
-    saved, own = load_model(path), model.state_dict()
+    saved, own = open_model(name), model.state_dict()
     source = saved.model.state_dict()
     other_classes = bool(names) and [category.name for category in saved.categories] != list(names)
-    differing = [name for name in own if name not in source or source[name].shape != own[name].shape]
-    anew = [name for name in (own if other_classes else differing) if name.startswith("class_head.")]
-    if set(differing) - set(anew) or source.keys() - own.keys():
-        others = [name for name in [*differing, *sorted(source.keys() - own.keys())] if name not in anew]
-        raise ModelError(
-            "The model to start from has another architecture",
-            where=path,
-            got=", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else ""),
-            remedy="Use its preset and its architecture fields.",
+    differing = [key for key in own if key not in source or source[key].shape != own[key].shape]
+    heads = models.class_heads(model)
+    others = [key for key in [*differing, *sorted(source.keys() - own.keys())] if key not in heads]
+    if others:
+        raise _other_architecture(model, saved, name, others)
+    anew = [key for key in heads if other_classes or key in differing]
+    model.load_state_dict({**{key: source[key] for key in own if key not in anew}, **{key: own[key] for key in anew}})
+    said = f"Start from {name}{f' ({saved.origin})' if saved.origin else ''}: {len(own) - len(anew)} tensors kept"
+    if anew:
+        count, before = len(names) or _classes(model), len(saved.categories)
+        change = f"{count} classes for {before}" if count != before else "for other categories"
+        said += f", class head re-initialised ({change}: {', '.join(anew)})"
+    left_out = [fate.source for fate in saved.report if fate.fate == "left out"]
+    said += f"; left out: {shortened(left_out)}" if left_out else ""
+    unseen = differences(saved.model.config, model.config).items()  # what no tensor shows, such as heads or dropout
+    fields = ", ".join(f"{field} {there} there and {here} here" for field, (there, here) in unseen)
+    return said + (f"; {fields}" if fields else "")
+
+
+def _classes(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.num_classes)
+
+
+def _other_architecture(model: nn.Module, saved: SavedModel, name: str, tensors: Sequence[str]) -> ModelError:
+    """The error that says in which fields two architectures differ, and what to type."""
+    theirs = type(saved.model).__module__.rpartition(".")[2]
+    ours = type(model).__module__.rpartition(".")[2]
+    preset, architecture = architecture_of(saved)
+    fields = "".join(f" {field} {value}" for field, value in architecture.items())
+    remedy = f"To take its architecture over, leave out --model and --architecture, or say: --model {preset}"
+    if fields:
+        remedy += f" --architecture{fields}"
+    if ours != theirs:
+        return ModelError(
+            "The model to start from is of another variant", where=name, got=theirs, expected=ours, remedy=f"{remedy}."
         )
-    model.load_state_dict({**source, **{name: own[name] for name in anew}})
-    return f"Start from {path}: {len(own) - len(anew)} tensors taken, {len(anew)} anew ({', '.join(anew) or 'none'})"
+    config: Any = model.config
+    differing = differences(saved.model.config, config)
+    return ModelError(
+        "The model to start from has another architecture",
+        where=name,
+        got="; ".join(
+            [", ".join(f"{field} {value}" for field, (value, _) in differing.items()), shortened(list(tensors), 6)]
+        ),
+        expected=", ".join(f"{field} {value}" for field, (_, value) in differing.items()),
+        remedy=f"{remedy}.",
+    )
 
 
 def make_transform(options: AugmentationOptions, shortest: int, longest: int) -> Training:
@@ -246,6 +288,13 @@ def make_transform(options: AugmentationOptions, shortest: int, longest: int) ->
         vertical_flip=options.vertical_flip,
         quarter_turn=options.rotate90,
     )
+
+
+def _frozen(options: OptimizationOptions) -> str:
+    parts = [part.strip() for part in options.freeze.split(",") if part.strip()]
+    if options.backbone_lr == 0 and "backbone" not in parts:
+        parts.append("backbone")
+    return f" ({', '.join(parts)} frozen)" if parts else ""
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
