@@ -155,7 +155,10 @@ def test_init_brings_preset_and_architecture(run: Path) -> None:
 def test_init_brings_the_recipe_of_its_preset(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "detr-nano.toml").write_text('[model]\nmodel = "detr-nano"\n[optimization]\nepochs = 5\n')
     monkeypatch.setattr(recipes, "FOLDER", tmp_path)
-    assert resolve(None, {"init": str(run)}).optimization.epochs == 5
+    alone = resolve(None, {"init": str(run)})
+    assert alone.optimization.epochs == 5
+    assert (alone.model.image_size, alone.model.longest) == (64, 96)  # the run's, not its preset's
+    assert resolve(None, {"init": str(run), "image_size": 128}).model.longest == 0
     named = tmp_path / "mine.toml"
     named.write_text(f'[model]\ninit = "{run}"\n[optimization]\nepochs = 7\n')
     recipe = resolve(named, {"architecture": {"dropout": "0.3"}})

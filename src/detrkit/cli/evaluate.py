@@ -26,7 +26,8 @@ class Options(DetectionOptions):
     """
 
     model: tyro.conf.Positional[str]
-    """Run folder or model folder; or a JSON file of COCO results, which are evaluated as they are."""
+    """Run folder or model folder, weights of others, or a name on the Hugging Face hub; or a JSON file of COCO results,
+    which are evaluated as they are."""
     data: tyro.conf.Positional[str]
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
     split: str = "val"

@@ -32,7 +32,7 @@ class Options(DetectionOptions):
     """
 
     model: tyro.conf.Positional[str]
-    """Run folder or model folder."""
+    """Run folder or model folder, weights of others (file or folder), or a name on the Hugging Face hub."""
     images: tyro.conf.Positional[tuple[str, ...]]
     """Images, folders (with all that is in them) and patterns such as 'photos/*.jpg'."""
     out: Path

@@ -21,7 +21,7 @@ from detrkit.errors import UsageError
 FOLDER = Path(__file__).parent.parent / "recipes"
 """Where the recipes that come with the package lie."""
 
-DEFAULT_MODEL = "detr-nano"
+DEFAULT_MODEL = "conditional-detr-nano"
 """The preset that is trained where neither a model nor weights to start from are named."""
 
 
@@ -48,7 +48,8 @@ class ModelOptions:
     """What is trained."""
 
     model: str = ""
-    """Preset of the model, such as detr-r50. Empty: preset and architecture of `init`, or detr-nano without it."""
+    """Preset of the model, such as detr-r50. Empty: preset, architecture and image size of `init`, or, without it,
+    conditional-detr-nano."""
     architecture: dict[str, str] = field(default_factory=dict)
     """Fields of the preset to change, such as: num_queries 50 dim 128."""
     image_size: int = 0

@@ -124,7 +124,7 @@ def train(
 def resolve(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recipe:
     """The recipe of a run: the packaged one of the preset, or the one named, with fields replaced.
 
-    A run that starts from other weights and names no model takes preset and architecture from there.
+    A run that starts from other weights and names no model takes preset, architecture and image size from there.
 
     Raises:
         ModelError: the weights to start from are not there or cannot be read.
@@ -133,8 +133,12 @@ def resolve(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recip
     base = recipe if isinstance(recipe, Recipe) else None if recipe is None else recipes.read(recipe)
     given = recipes.revise(base or Recipe(), fields).model
     if not given.model and given.init:
-        preset, architecture = architecture_of(open_model(given.init))
+        saved = open_model(given.init)
+        preset, architecture = architecture_of(saved)
         fields = {**fields, "model": preset, "architecture": {**architecture, **given.architecture}}
+        if not given.image_size and not given.longest:
+            config: Any = saved.model.config
+            fields |= {"image_size": config.image_size, "longest": config.longest}
     elif not given.model:
         fields = {**fields, "model": recipes.DEFAULT_MODEL}
     if base is None:
