@@ -190,7 +190,7 @@ def test_history_is_plotted(tmp_path, lines):
 
 
 def test_curves_of_methods_with_their_means(tmp_path):
-    curves = {"fast": ([1, 2, 4], [[0.1, 0.3, 0.4], [0.2, 0.3, 0.5]]), "slow": ([1, 2], [[0.0, 0.1]])}
+    curves = {"fast": ([1.0, 2.0, 4.0], [[0.1, 0.3, 0.4], [0.2, 0.3, 0.5]]), "slow": ([1.0, 2.0], [[0.0, 0.1]])}
     out = visualize.plot_curves(curves, tmp_path / "new" / "curves.png", x="epoch", y="AP", level=0.3)
     assert len(np.unique(np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3), axis=0)) > 20
 

@@ -15,8 +15,9 @@ from detrkit.cli import main
 
 TINY = (
     *("--backbone-weights", "random", "--image-size", "64", "--longest", "96", "--batch-size", "2", "--workers", "0"),
-    *("--samples", "1", "--architecture", "backbone", "resnet-nano", "stride", "32", "dim", "32", "heads", "2"),
-    *("encoder_layers", "1", "decoder_layers", "2", "feedforward", "32", "num_queries", "5"),
+    *("--samples", "1", "--model", "detr-nano", "--architecture", "backbone", "resnet-nano", "stride", "32"),
+    *("dim", "32", "heads", "2", "encoder_layers", "1", "decoder_layers", "2", "feedforward", "32"),
+    *("num_queries", "5"),
 )
 """Flags of a model that trains in a second."""
 

@@ -122,14 +122,17 @@ def test_boxes_start_at_their_points_and_classes_at_one_percent() -> None:
 
 
 def test_queries_that_start_on_a_grid_read_their_points() -> None:
-    model = conditional_detr.Model(
-        dataclasses.replace(TINY, query_start="grid", dim=64, temperature=20.0, query_groups=3)
-    )
+    preset = conditional_detr.PRESETS["conditional-detr-nano"]
+    model = conditional_detr.Model(dataclasses.replace(preset, backbone="resnet-nano"))
+    wanted = spread_points(100)
     with torch.no_grad():
         points = model.reference_head(model.query_position).sigmoid()
-    assert (points - spread_points(21)).abs().max() < 0.15
-    assert (points - spread_points(21)).abs().mean() < 0.05
-    torch.testing.assert_close(model.query_position.detach(), encode_points(spread_points(21), 64, 20.0))
+    torch.testing.assert_close(model.query_position.detach(), encode_points(wanted, 128, 20.0))
+    assert (points - wanted).abs().mean() < 0.05
+    assert (points - wanted).abs().max() < 0.2
+    for layer in model.decoder_layers:
+        look = layer.cross_attention
+        assert torch.equal(look.key_position.weight, look.query_spatial.weight)
 
 
 def test_a_decoder_without_blocked_queries_sees_all_and_with_them_none_of_the_others() -> None:

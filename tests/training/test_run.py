@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from detrkit import models
 from detrkit.checkpoint import load_model
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.training import recipe as recipes
-from detrkit.training.events import Event, Started
+from detrkit.training.events import Event, Saved, Started
 from detrkit.training.recipe import Recipe, to_toml
 from detrkit.training.run import evaluate_in_detail, resolve
 from detrkit.training.setup import build_model, start_from
@@ -164,6 +166,38 @@ def test_init_brings_the_recipe_of_its_preset(run: Path, tmp_path: Path, monkeyp
     recipe = resolve(named, {"architecture": {"dropout": "0.3"}})
     assert (recipe.model.model, recipe.optimization.epochs) == ("detr-nano", 7)
     assert (recipe.model.architecture["dim"], recipe.model.architecture["dropout"]) == ("32", "0.3")
+
+
+def test_a_size_that_is_given_scales_the_limit(run: Path) -> None:
+    recipe = resolve(None, {"init": str(run), "image_size": 32})
+    assert build_model(recipe.model, 3, [])[1].config.longest == 56  # the preset's proportion
+    with pytest.raises(UsageError, match="longer side is below the shorter side; got longest 20"):
+        build_model(tiny_recipe(image_size=64, longest=20).model, 3, [])
+
+
+def test_one_source_of_weights_at_a_time(run: Path) -> None:
+    with pytest.raises(UsageError, match="hold a backbone already"):
+        build_model(tiny_recipe(init=str(run), backbone_weights="other.pth").model, 3, [])
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(drawn: Path, run: Path, tmp_path: Path) -> None:
+    begun = shutil.copytree(run, tmp_path / "begun")
+    fields = tiny(init=str(begun), epochs=2, seed=5)
+    out = tmp_path / "next"
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Saved):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        detrkit.train(drawn, out=out, on_event=stop, **fields)
+    before = json.loads((out / "data.json").read_text())["notes"]
+    shutil.rmtree(begun)
+    detrkit.train(drawn, out=out, resume=True)
+    after = json.loads((out / "data.json").read_text())["notes"]
+    assert [note for note in after if note.startswith("Start from")] == [
+        note for note in before if note.startswith("Start from")
+    ]
 
 
 def test_a_model_that_is_named_stays(run: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from detrkit import evaluation
+from detrkit import evaluation, models
 from detrkit.checkpoint import standing
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
@@ -28,7 +28,7 @@ from detrkit.training.events import Evaluated, Event
 from detrkit.training.log import RunFolder, TensorBoard, describe
 from detrkit.training.loop import fit
 from detrkit.training.recipe import Recipe
-from detrkit.training.setup import Session, prepare
+from detrkit.training.setup import WEIGHTS_NOTES, Session, prepare
 from detrkit.training.validation import detect
 
 _FREE_ON_RESUME = {"workers", "device", "log_every", "tensorboard"}
@@ -96,7 +96,8 @@ def train(
         )
     best = _best_figures(out) if resume else {}
     with world() as here, _threads(resolved.run.threads):
-        session = prepare(resolved, data, here)
+        goes_on = resume and standing(out / "checkpoints" / "last").exists()
+        session = prepare(resolved, data, here, came_from=_origin_of_weights(out) if goes_on else "")
         if resume:
             _check_data(out, session)
         folder = RunFolder(out, session, str(data))
@@ -136,9 +137,9 @@ def resolve(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recip
         saved = open_model(given.init)
         preset, architecture = architecture_of(saved)
         fields = {**fields, "model": preset, "architecture": {**architecture, **given.architecture}}
-        if not given.image_size and not given.longest:
-            config: Any = saved.model.config
-            fields |= {"image_size": config.image_size, "longest": config.longest}
+        if not given.image_size:
+            shortest, longest = _image_size(saved.model, models.configure(preset)[1])
+            fields |= {"image_size": shortest, "longest": given.longest or longest}
     elif not given.model:
         fields = {**fields, "model": recipes.DEFAULT_MODEL}
     if base is None:
@@ -194,6 +195,20 @@ def evaluate_in_detail(model: str | Path | Detector, data: str | Path, *, split:
         raise DataError("The split has no images", where=annotations.source or data, got=split)
     detections = detect(detector, annotations, **options)
     return Evaluation(evaluation.run.evaluate(annotations, detections, voc=True), annotations, detections)
+
+
+def _image_size(model: Any, preset: Any) -> tuple[int, int]:
+    """The image size of a model as a recipe states it: the longer side only where its proportion is not the preset's."""
+    config = model.config
+    usual = round(preset.longest * config.image_size / preset.image_size)
+    return config.image_size, 0 if config.longest == usual else config.longest
+
+
+def _origin_of_weights(out: Path) -> str:
+    """What a run noted of the weights that it started from; they are not needed again to go on."""
+    file = out / "data.json"
+    notes = json.loads(file.read_text(encoding="utf-8"))["notes"] if file.exists() else []
+    return next((note for note in notes if note.startswith(WEIGHTS_NOTES)), "Backbone: of the run's last checkpoint")
 
 
 def _check_same(out: Path, resolved: Recipe) -> None:

@@ -34,6 +34,8 @@ from detrkit.training.recipe import AugmentationOptions, DataOptions, ModelOptio
 from detrkit.training.validation import label_table
 
 DEFAULT_VAL_FRACTION = 0.1
+WEIGHTS_NOTES = ("Start from ", "Backbone ", "Backbone: ")
+"""How the note begins that says where a run's first weights came from."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,14 @@ class Session:
     notes: tuple[str, ...]
 
 
-def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
+def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = "") -> Session:
     """Open the data, build the model, load its weights.
+
+    Args:
+        recipe: the resolved recipe.
+        data: the data set.
+        world: the processes that train together.
+        came_from: what the run noted of its first weights, where a checkpoint follows: then they are not loaded again.
 
     Raises:
         DataError: no data set there, a split without images, or no boxes to train on.
@@ -89,7 +97,11 @@ def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)
         variant, model = build_model(
-            recipe.model, len(train.categories), notes, [category.name for category in train.categories]
+            recipe.model,
+            len(train.categories),
+            notes,
+            [category.name for category in train.categories],
+            came_from=came_from,
         )
     model = model.to(device)
     if recipe.optimization.channels_last:
@@ -98,6 +110,8 @@ def prepare(recipe: Recipe, data: str | Path, world: World) -> Session:
     transform = make_transform(recipe.augmentation, config.image_size, config.longest)
     dtype = choose_dtype(recipe.optimization.precision, device)
     optimizer = make_optimizer(model, recipe.optimization)
+    if recipe.model.backbone_weights == RANDOM and not recipe.model.init:
+        _check_random_trains(model)
     workers = recipe.data.workers if recipe.data.workers >= 0 else min(8, os.cpu_count() or 1)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     notes.append(
@@ -172,7 +186,7 @@ def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[s
 
 
 def build_model(
-    options: ModelOptions, num_classes: int, notes: list[str], names: Sequence[str] = ()
+    options: ModelOptions, num_classes: int, notes: list[str], names: Sequence[str] = (), *, came_from: str = ""
 ) -> tuple[Variant, nn.Module]:
     """The model of a preset with the weights that the recipe asks for.
 
@@ -181,10 +195,11 @@ def build_model(
         num_classes: count of categories.
         notes: what the user should know is added here.
         names: the categories' names; where given, a class head for other names is not taken over.
+        came_from: leave the model as it is initialised, for a checkpoint that follows, and note this.
 
     Raises:
         ModelError: weights that are missing or do not fit.
-        UsageError: an unknown preset or field.
+        UsageError: an unknown preset or field, or two sources of weights.
     """
     if refused := sorted({"num_classes", "preset"} & options.architecture.keys()):
         raise UsageError(
@@ -197,10 +212,24 @@ def build_model(
         config = dataclasses.replace(config, image_size=options.image_size, longest=longest)
     elif options.longest:
         config = dataclasses.replace(config, longest=options.longest)
+    if config.longest < config.image_size:
+        raise UsageError(
+            "The limit of the longer side is below the shorter side",
+            got=f"longest {config.longest}, image_size {config.image_size}",
+            remedy="Say both: --image-size and --longest.",
+        )
+    if options.init and options.backbone_weights not in ("", RANDOM):
+        raise UsageError(
+            "The weights to start from hold a backbone already",
+            got=f"--init {options.init} and --backbone-weights {options.backbone_weights}",
+            remedy="Leave one of them out.",
+        )
     if options.backbone_weights == RANDOM and not options.init:
         config = dataclasses.replace(config, frozen_stages=0)  # what starts from nothing must train
     model = variant.Model(config)
-    if options.init:
+    if came_from:
+        notes.append(came_from)
+    elif options.init:
         notes.append(start_from(model, options.init, names))
     else:
         backbone: Any = model.backbone
@@ -288,6 +317,16 @@ def make_transform(options: AugmentationOptions, shortest: int, longest: int) ->
         vertical_flip=options.vertical_flip,
         quarter_turn=options.rotate90,
     )
+
+
+def _check_random_trains(model: nn.Module) -> None:
+    backbone: Any = model.backbone
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise UsageError(
+            "A backbone that starts from nothing has to train",
+            got="--backbone-weights random, and the backbone frozen",
+            remedy="Give it weights, or leave out --freeze backbone and --backbone-lr 0.",
+        )
 
 
 def _frozen(options: OptimizationOptions) -> str:
