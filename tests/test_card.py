@@ -182,3 +182,19 @@ def test_push_uploads_what_was_assembled(finished: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(hub, "upload", upload)
     assert card.push(finished, "jane/cells", private=True, pictures=False) == "address"
     assert seen == [["README.md", "config.json", "model.safetensors"], "jane/cells", True]
+
+
+def test_what_the_architecture_changes_of_its_preset_is_told(finished: Path, tmp_path: Path) -> None:
+    text = text_of(finished)
+    assert "preset `detr-nano` (changed: " in text
+    config: Any = load_model(finished).model.config
+    assert f"dim {config.dim}" in text.partition("(changed: ")[2].partition(")")[0]
+    model = models.build("detr-nano", num_classes=2, image_size=64)
+    save_model(tmp_path / "model", model, preset="detr-nano", categories=CATEGORIES)
+    assert "preset `detr-nano`, " in text_of(tmp_path / "model")
+
+
+def test_no_index_is_promised(finished: Path) -> None:
+    text = text_of(finished)
+    assert "pip install" not in text
+    assert "detrkit with its extra `hub`" in text

@@ -201,6 +201,47 @@ def test_what_cannot_be_followed_is_refused(folder: Path, file: str, changes: di
         convert.read(change(folder, file, **changes))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("image_mean", None, r"image_mean cannot be understood; got None; expected three numbers: \(0\.485"),
+        ("image_mean", 0.5, "image_mean cannot be understood; got 0.5"),
+        ("image_std", [0.229, "0.224", 0.225], "image_std cannot be understood"),
+        ("image_std", [0.229, 0.224], "image_std cannot be understood"),
+        ("image_std", [0.229, float("nan"), 0.225], "normalised in another way; got image_std"),
+        ("do_normalize", False, "not normalised; got do_normalize False; expected True"),
+        ("do_rescale", False, "not from 0 to 1; got do_rescale False; expected True"),
+        ("rescale_factor", 1.0, "pixels of another range; got rescale_factor 1.0; expected 1/255"),
+        ("rescale_factor", "1/255", "pixels of another range; got rescale_factor '1/255'"),
+    ],
+)
+def test_other_preparations_of_pixels_are_refused(folder: Path, name: str, value: object, message: str) -> None:
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(ModelError, match=rf"preprocessor_config\.json: The .*{message}"):
+        convert.read(folder)
+
+
+def test_the_usual_preparation_and_half_a_frame_are_followed(folder: Path) -> None:
+    size = {"height": None, "width": 480, "shortest_edge": 480}
+    change(folder, "preprocessor_config.json", rescale_factor=0.00392156862745098, size=size)
+    config: Any = convert.read(folder).model.config
+    assert config.image_size == 480
+
+
+def test_weights_of_the_loss_need_not_be_those_of_matching(folder: Path) -> None:
+    change(folder, bbox_cost=5, bbox_loss_coefficient=10, giou_cost=3.0, giou_loss_coefficient=3)
+    config: Any = convert.read(folder).model.config
+    assert (config.l1_weight, config.giou_weight) == (10, 3)
+
+
+def test_numbers_are_compared_as_numbers(model: nn.Module, folder: Path) -> None:
+    change(folder, encoder_attention_heads=2.0, decoder_attention_heads=2, num_queries=5.0)
+    found = convert.read(folder)
+    assert found.model.config == model.config
+    assert same(found.model, model)
+
+
 def test_what_is_no_such_folder(tmp_path: Path, folder: Path) -> None:
     assert convert.is_huggingface(folder)
     assert not convert.is_huggingface(tmp_path / "none")
@@ -222,6 +263,7 @@ def test_models_without_a_place_there_name_what_stands_in_the_way(tmp_path: Path
             convert.to_huggingface(small(preset, backbone="mobilenet_v2", **ways), tmp_path / "out")
         for name, value in {**ways, "backbone": "mobilenet_v2"}.items():
             assert f"{name}={value!r}" in said.value.got
+        assert "Only post-norm DETR and Conditional DETR with a ResNet" in said.value.remedy
     with pytest.raises(ModelError, match=r"dilated=True \(there only with a backbone of timm"):
         convert.to_huggingface(small(dilated=True), tmp_path / "out")
     with pytest.raises(ModelError, match="backbone='resnet-nano'"):
@@ -231,7 +273,7 @@ def test_models_without_a_place_there_name_what_stands_in_the_way(tmp_path: Path
 
 def test_variants_that_they_do_not_have(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(models.variant("detr"), "HUGGINGFACE")
-    with pytest.raises(ModelError, match="This variant has no place in transformers; got detr"):
+    with pytest.raises(ModelError, match=r"This variant has no place in transformers; got detr\. Only post-norm DETR"):
         convert.to_huggingface(model, tmp_path / "out")
 
 

@@ -204,3 +204,31 @@ def test_without_a_preset_it_is_the_nearest_one() -> None:
 def test_classes_and_sizes_of_images_are_no_architecture(model: Any) -> None:
     assert not differences(build(num_classes=7, image_size=64, longest=70).config, model.config)
     assert differences(build(heads=4).config, model.config) == {"heads": (4, 8)}
+
+
+def test_a_dc5_model_is_not_taken_for_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = official_state(build(dilated=True))
+    bare, told = tmp_path / "a" / "detr-r18-DC5.pth", tmp_path / "b" / "dc5.pth"
+    for file, content in ((bare, state), (told, {"model": state, "args": {"dilation": True, "nheads": 8}})):
+        file.parent.mkdir()
+        torch.save(content, file)
+    for name in (bare, bare.parent):
+        with pytest.raises(ModelError, match=r"By its name this is a DC5 model.*got 'detr-r18-DC5.pth'") as caught:
+            open_model(name)
+        assert f"detrkit convert {name} OUT --dilated" in caught.value.remedy
+    config: Any = open_model(told).model.config
+    assert config.dilated
+    (tmp_path / "0123456789").mkdir()
+    torch.save(state, tmp_path / "0123456789" / "weights.pth")
+    monkeypatch.setattr("detrkit.hub.fetch", lambda name: tmp_path / "0123456789")
+    with pytest.raises(ModelError, match=r"me/detr-dc5@main: By its name.*convert me/detr-dc5@main OUT"):
+        open_model("me/detr-dc5@main")
+
+
+def test_what_tensors_do_not_show_is_told_as_assumed(places: dict[str, Path], tmp_path: Path, model: nn.Module) -> None:
+    assert convert.read(places["official"]).assumed == ("dilated", "heads")
+    assert convert.read(places["official"], dilated=False).assumed == ("heads",)
+    assert convert.read(places["huggingface"]).assumed == ()
+    arguments = {"dilation": False, "nheads": 8}
+    torch.save({"model": official_state(model), "args": arguments}, tmp_path / "told.pth")
+    assert convert.read(tmp_path / "told.pth").assumed == ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ import yaml
 
 from detrkit import hub
 from detrkit.checkpoint import SavedModel, load_model, model_folder, write_whole
+from detrkit.convert import is_huggingface
 from detrkit.errors import ModelError, UsageError
+from detrkit.sources import architecture_of
 from detrkit.structures import Category
 from detrkit.training import recipe as recipes
 from detrkit.training.recipe import Recipe
@@ -101,6 +104,14 @@ def read(source: Path) -> Story:
         ModelError: there is no model of ours, or a file of the run is damaged.
         UsageError: the run's recipe cannot be read.
     """
+    if is_huggingface(source):
+        raise ModelError(
+            "This is a Hugging Face folder, and only models of detrkit are uploaded",
+            where=source,
+            expected="a run folder or a model folder of detrkit",
+            remedy=f"Make it one with: detrkit convert {shlex.quote(str(source))} MODEL "
+            f"or train it further with: detrkit train DATA --init {shlex.quote(str(source))} --out RUN",
+        )
     model, folder = load_model(source), model_folder(source)
     if not (source / "recipe.toml").is_file():
         return Story(model, folder, None, {}, {}, {}, {})
@@ -164,12 +175,19 @@ def _what(story: Story) -> str:
     number = sum(parameter.numel() for parameter in model.model.parameters())
     began = _hub_start(story)
     return (
-        f"An object detector of the DETR family: variant `{model.variant}`, preset `{model.preset or 'none'}`, "
+        f"An object detector of the DETR family: variant `{model.variant}`, preset {_preset(model)}, "
         f"{number / 1e6:.1f} million parameters. It finds up to {config.num_queries} objects of "
         f"{len(model.categories)} categories in images that it resizes to {config.image_size} pixels on the shorter "
         f"side and at most {config.longest} on the longer."
         + (f" Its training started from [{began[0]}](https://huggingface.co/{began[0]})." if began else "")
     )
+
+
+def _preset(model: SavedModel) -> str:
+    """The preset's name, and what the architecture has otherwise; a preset that is not known is only named."""
+    preset, changed = architecture_of(model)
+    listed = ", ".join(f"{name} {value}" for name, value in changed.items())
+    return f"`{model.preset or 'none'}`" + (f" (changed: {listed})" if listed and preset == model.preset else "")
 
 
 def _use(name: str, story: Story) -> str:
@@ -183,8 +201,9 @@ def _use(name: str, story: Story) -> str:
     return f"""\
 ## Use
 
+It needs detrkit with its extra `hub`.
+
 ```bash
-pip install 'detrkit[hub]'
 detrkit predict {name} IMAGES --out found
 ```
 

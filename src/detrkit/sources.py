@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from detrkit import convert, hub, models
 from detrkit.checkpoint import SavedModel, load_model, standing
+from detrkit.convert import Conversion
 from detrkit.data.coco_names import NAMES as COCO_NAMES
 from detrkit.errors import ModelError
 from detrkit.structures import Category
@@ -24,6 +26,31 @@ _OF_A_FOLDER = ("config.json", "model.safetensors", "pytorch_model.bin")
 _NOT_ARCHITECTURE = {"num_classes", "image_size", "longest"}
 
 
+class Place(NamedTuple):
+    """Where a model lies.
+
+    Attributes:
+        name: what the caller called it.
+        path: a weights file of others, or a folder: of ours, or a Hugging Face folder.
+        hub: its name on the hub, without the revision; empty for what lies here.
+        revision: the beginning of the commit on the hub.
+    """
+
+    name: str
+    path: Path
+    hub: str = ""
+    revision: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is to be read by `load_model`, and not by `read_weights`."""
+        return not self.path.is_file() and not convert.is_huggingface(self.path)
+
+    def origin(self, author: str) -> str:
+        """Who wrote it and, of what was fetched, the revision."""
+        return f"{author or 'detrkit'}, hub revision {self.revision}" if self.hub else author
+
+
 def open_model(name: str | Path) -> SavedModel:
     """Read a model of ours or of others.
 
@@ -38,18 +65,64 @@ def open_model(name: str | Path) -> SavedModel:
 
     Raises:
         MissingExtraError: a name on the hub, and `huggingface_hub` is not installed.
-        ModelError: nothing there, a damaged file, or weights that are no detector's.
+        ModelError: nothing there, a damaged file, weights that are no detector's, or a DC5 model by its name whose
+            file does not say so.
     """
-    path = Path(name)
+    place = locate(name)
+    if place.is_ours:
+        saved = load_model(place.path)
+        saved = saved._replace(origin=place.origin(saved.origin))
+    else:
+        found = read_weights(place)
+        refuse_plain_dc5(place, found)
+        saved = _saved(found)
+    return saved._replace(about={**saved.about, "hub": place.hub}) if place.hub else saved
+
+
+def locate(name: str | Path) -> Place:
+    """Find what `open_model` reads, and fetch it where it lies on the hub.
+
+    Raises:
+        MissingExtraError: a name on the hub, and `huggingface_hub` is not installed.
+        ModelError: nothing there, nothing to be had, or several weights files.
+    """
+    text, path = str(name), Path(name)
     if standing(path).exists():
-        return _read(path)
-    text = str(name)
-    if isinstance(name, str) and hub.is_name(text) and not _means_path(text):
-        folder = hub.fetch(text)
-        saved = _read(folder)
-        origin = f"{saved.origin or 'detrkit'}, hub revision {folder.name[:8]}"
-        return saved._replace(origin=origin, about={**saved.about, "hub": text.partition("@")[0]})
+        return Place(text, _narrowed(path))
+    if isinstance(name, str) and is_on_hub(name):
+        folder = hub.fetch(name)
+        return Place(text, _narrowed(folder), name.partition("@")[0], folder.name[:8])
     raise _missing(text)
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a text that is no path here is meant as a name on the hub, rather than as a path that is mistyped."""
+    return hub.is_name(name) and not _means_path(name)
+
+
+def read_weights(place: Place, **overrides: Any) -> Conversion:
+    """The model that weights of others are; arguments and errors as of `detrkit.convert.read`."""
+    found = convert.read(place.path, **overrides)
+    return dataclasses.replace(found, origin=place.origin(found.origin))
+
+
+def refuse_plain_dc5(place: Place, found: Conversion) -> None:
+    """Refuse to take a model that is called DC5 for one without dilation: it would load, and find little.
+
+    Raises:
+        ModelError: its name says DC5, and whether it is dilated was only assumed.
+    """
+    names = (Path(place.hub or place.name).name, place.path.name, place.path.parent.name)
+    called = next((name for name in names if "dc5" in name.lower()), "")
+    config: Any = found.model.config
+    if called and "dilated" in found.assumed and not config.dilated:
+        raise ModelError(
+            "By its name this is a DC5 model, but its file does not say so, and tensors do not show it",
+            where=place.name,
+            got=repr(called),
+            remedy=f"Say so: detrkit convert {shlex.quote(place.name)} OUT --dilated "
+            "(if it is no DC5 model, give it another name).",
+        )
 
 
 def architecture_of(saved: SavedModel) -> tuple[str, dict[str, str]]:
@@ -72,13 +145,12 @@ def differences(config: Any, other: Any) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _read(path: Path) -> SavedModel:
+def _narrowed(path: Path) -> Path:
+    """The folder that a file describes a part of, or the one weights file of a folder; else the path itself."""
     if path.is_file() and path.name in _OF_A_FOLDER and (path.parent / "config.json").is_file():
-        path = path.parent
-    if path.is_file():
-        return _converted(path)
-    if (path / "config.json").is_file():
-        return _converted(path) if convert.is_huggingface(path) else load_model(path)
+        return path.parent
+    if path.is_file() or (path / "config.json").is_file():
+        return path
     weights = [file for file in sorted(path.glob("*")) if file.suffix in WEIGHTS] if path.is_dir() else []
     if len(weights) > 1:
         raise ModelError(
@@ -87,11 +159,10 @@ def _read(path: Path) -> SavedModel:
             got=", ".join(file.name for file in weights),
             remedy="Name one of them.",
         )
-    return _converted(weights[0]) if weights else load_model(path)
+    return weights[0] if weights else path
 
 
-def _converted(path: Path) -> SavedModel:
-    found = convert.read(path)
+def _saved(found: Conversion) -> SavedModel:
     config: Any = found.model.config
     return SavedModel(
         found.model,

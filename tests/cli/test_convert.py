@@ -172,3 +172,37 @@ def test_models_of_our_own(detrkit, trained, tmp_path):
     assert said.code == 4
     assert "backbone='resnet-nano'" in said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_our_own_model(detrkit, trained, tmp_path):
+    said = detrkit("convert", trained / "model" / "model.safetensors", tmp_path / "out")
+    assert said.code == 2
+    assert "a model of detrkit already" in said.err
+
+
+def test_flags_reach_the_only_file_of_a_folder(detrkit, official, tmp_path, monkeypatch):
+    lone = tmp_path / "lone-dc5"
+    lone.mkdir()
+    official.rename(lone / "weights.pth")
+    for source in (lone, lone / "weights.pth"):
+        said = detrkit("convert", source, tmp_path / "out")
+        assert (said.code, said.out) == (4, "")
+        assert "OUT --dilated" in said.err
+    said = detrkit("convert", lone, tmp_path / "out", "--dilated")
+    assert (said.code, said.err) == (0, "")
+    assert "resnet18 DC5" in said.out
+    assert "Assumed       heads 8: the tensors do not show it; convert with --heads if" in said.out
+    assert package.load(tmp_path / "out").model.config.dilated
+    monkeypatch.setattr("detrkit.hub.fetch", {"me/detr-dc5": lone}.__getitem__)
+    monkeypatch.chdir(tmp_path)
+    document = detrkit("convert", "me/detr-dc5", tmp_path / "hub", "--dilated", "--heads", "4", "--json").document
+    assert (document["config"]["dilated"], document["config"]["heads"], document["assumed"]) == (True, 4, [])
+    assert document["origin"] == "official DETR, hub revision lone-dc5"
+
+
+def test_flags_that_a_config_answers_are_refused(detrkit, official, trained, tmp_path):
+    assert detrkit("convert", official, tmp_path / "folder", "--to", "huggingface").code == 0
+    for source in (trained, tmp_path / "folder", tmp_path / "folder" / "model.safetensors"):
+        said = detrkit("convert", source, tmp_path / "out", "--dilated")
+        assert (said.code, said.out) == (2, "")
+        assert "says this already" in said.err

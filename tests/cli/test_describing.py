@@ -156,3 +156,48 @@ def test_what_cannot_be_rewritten(detrkit, data, tmp_path):
         assert (said.code, said.out) == (code, "")
         assert part in said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_parts_of_a_model_folder(detrkit, trained, tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        said = detrkit("inspect", trained / "model" / name)
+        assert (said.code, said.err) == (0, "")
+        assert f"{trained / 'model'}: a model" in said.out
+
+
+def test_what_was_assumed(detrkit, foreign):
+    said = detrkit("inspect", foreign / "official.pth")
+    assert "Assumed       dilated False, heads 8: the tensors do not show them; convert with --dilated" in said.out
+    assert detrkit("inspect", foreign / "official.pth", "--json").document["assumed"] == ["dilated", "heads"]
+    assert "Assumed" not in detrkit("inspect", foreign / "folder").out
+    (foreign / "official.pth").rename(foreign / "official-dc5.pth")
+    assert "Assumed       dilated False" in detrkit("inspect", foreign / "official-dc5.pth").out
+
+
+def test_a_folder_with_one_weights_file(detrkit, foreign, data, tmp_path):
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    (foreign / "official.pth").rename(lone / "weights.pth")
+    said = detrkit("inspect", lone)
+    assert (said.code, said.err) == (0, "")
+    assert f"{lone}: weights of others" in said.out
+    both = tmp_path / "both"
+    shutil.copytree(data, both)
+    shutil.copy(lone / "weights.pth", both)
+    assert "a data set, format coco" in detrkit("inspect", both).out
+
+
+def test_names_on_the_hub(detrkit, foreign, trained, monkeypatch):
+    places = {"me/ours": trained / "model", "me/theirs@main": foreign / "folder"}
+    monkeypatch.setattr("detrkit.hub.fetch", places.__getitem__)
+    monkeypatch.chdir(foreign)
+    said = detrkit("inspect", "me/ours")
+    assert (said.code, said.err) == (0, "")
+    assert "me/ours: a model\n" in said.out
+    said = detrkit("inspect", "me/theirs@main")
+    assert (said.code, said.err) == (0, "")
+    assert "me/theirs@main: weights of others" in said.out
+    assert "Hugging Face ConditionalDetrForObjectDetection, hub revision folder" in said.out
+    said = detrkit("inspect", "./me/ours")  # a path, whatever the hub has
+    assert said.code == 3
+    assert "no such file or folder" in said.err

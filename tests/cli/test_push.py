@@ -52,3 +52,12 @@ def test_errors_have_their_codes(detrkit, trained, tmp_path, monkeypatch):
     said = detrkit("push", trained, "me/parts")
     assert said.code == 2
     assert "hf auth login" in said.err
+
+
+def test_a_hugging_face_folder_is_to_be_converted_first(detrkit, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.json").write_text('{"model_type": "detr"}')
+    said = detrkit("push", tmp_path / "theirs", "me/parts", "--dry-run", tmp_path / "out")
+    assert (said.code, said.out) == (ModelError.exit_code, "")
+    for part in ("This is a Hugging Face folder", f"detrkit convert {tmp_path / 'theirs'} MODEL", "--init"):
+        assert part in said.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -304,6 +305,48 @@ def test_damaged_files_are_named(tmp_path: Path, suffix: str, damage: str):
     path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"hello", "page": b"<html>" * 99}[damage])
     with pytest.raises(ModelError, match=rf"weights{suffix}: "):
         read_weight_file(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pth"])
+@pytest.mark.parametrize("rest", [b"ello world\n" * 3, bytes(range(256))], ids=["text", "binary"])
+def test_whatever_a_file_begins_with_it_is_named(tmp_path: Path, suffix: str, rest: bytes):
+    path = tmp_path / f"w{suffix}"
+    for first in range(256):
+        path.write_bytes(bytes([first]) + rest)
+        with pytest.raises(ModelError, match=rf"w{suffix}: The (weight )?file "):
+            read_weight_file(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
+def test_empty_files_and_texts_are_called_so(tmp_path: Path, suffix: str):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(b"")
+    with pytest.raises(ModelError, match="The weight file is empty; got 0 bytes"):
+        read_weight_file(path)
+    for text in ("\n<!DOCTYPE html>\u00e9", "Not found\n", "hello", "(", "a" * 9999):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ModelError, match=r"holds text, not weights; got '.*perhaps an error page"):
+            read_weight_file(path)
+
+
+def test_archives_that_hold_no_numbers_are_refused(tmp_path: Path):
+    np.save(tmp_path / "one.npy", np.ones(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(ModelError, match="got one array without a name"):
+        read_weight_file(tmp_path / "one.npz")
+    for name, values in {"words": np.array(["a", "b"]), "complex": np.ones(2, complex)}.items():
+        np.savez(tmp_path / "w.npz", **{name: values})
+        with pytest.raises(ModelError, match=f"got {name} holds no real numbers but "):
+            read_weight_file(tmp_path / "w.npz")
+
+
+def test_a_pickle_of_a_newer_protocol_is_refused_without_a_warning(tmp_path: Path):
+    torch.save(state(), tmp_path / "w.pth", pickle_protocol=4)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with pytest.raises(ModelError, match="Save its state dict alone"):
+            read_weight_file(tmp_path / "w.pth")
+    assert not heard
 
 
 def test_a_pointer_in_place_of_the_file_is_recognised(tmp_path: Path):

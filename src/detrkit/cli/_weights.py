@@ -56,6 +56,7 @@ def weights_document(found: Found) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in found.model.parameters()),
         "config": dataclasses.asdict(config),
         "categories": [list(category) for category in found.categories],
+        "assumed": list(_assumed(found)),
         "tensors": counts(found.report),
         "report": [dataclasses.asdict(fate) for fate in found.report],
     }
@@ -90,8 +91,20 @@ def weights_lines(found: Found, document: Mapping[str, Any], *, whole: bool = Fa
     ]
     if not found.report:  # a model of our own
         return lines
+    if assumed := _assumed(found):
+        fields = ", ".join(f"{name} {config[name]}" for name in assumed)
+        flags = " or ".join(f"--{name}" for name in assumed)
+        them = "them" if len(assumed) > 1 else "it"
+        lines.append(f"Assumed       {fields}: the tensors do not show {them}; convert with {flags} if it is otherwise")
     lines = [f"Origin        {found.origin}", *lines, f"Tensors       {summarise(found.report)}"]
     return [*lines, *(_every(found) if whole else _exceptions(found))]
+
+
+def _assumed(found: Found) -> tuple[str, ...]:
+    """Fields that nobody said; of a model of our own there are none."""
+    from detrkit.convert import Conversion
+
+    return found.assumed if isinstance(found, Conversion) else ()
 
 
 def _exceptions(found: Found) -> list[str]:

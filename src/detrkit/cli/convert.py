@@ -27,9 +27,9 @@ class Options(CommonOptions):
     of which 80 are.
     """
 
-    weights_or_folder: tyro.conf.Positional[Path]
-    """File of an official repository (.pth) or the same tensors as .safetensors or .npz, Hugging Face folder or name on
-    its hub; to write for Hugging Face also a run or a model folder."""
+    weights_or_folder: tyro.conf.Positional[str]
+    """File of an official repository (.pth) or the same tensors as .safetensors or .npz, a folder with one such file,
+    Hugging Face folder or name on its hub; to write for Hugging Face also a run or a model folder."""
     out: tyro.conf.Positional[Path]
     """Folder to make."""
     to: Literal["detrkit", "huggingface"] = "detrkit"
@@ -54,8 +54,10 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     Raises:
         DataError: categories that cannot be read.
+        MissingExtraError: a name on the hub, and `huggingface_hub` is not installed.
         ModelError: a file that cannot be read, that holds no such model, or a model that has no place in transformers.
-        UsageError: an output folder that holds something, or categories that do not fit.
+        UsageError: an output folder that holds something, categories that do not fit, or flags that the model's own
+            config answers.
     """
     out = options.out
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -83,24 +85,27 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
 def _open(options: Options) -> Found:
     """What is to be converted."""
-    from detrkit import convert, sources
+    from detrkit import sources
+    from detrkit.checkpoint import load_model
 
-    path = options.weights_or_folder
+    place = sources.locate(options.weights_or_folder)
     overrides: dict[str, Any] = {"dilated": True} if options.dilated else {}
     if options.heads:
         overrides["heads"] = options.heads
-    if path.is_file() or convert.is_huggingface(path):
-        return convert.read(path, **overrides)
-    saved = sources.open_model(str(path))
-    if overrides:
+    saved = load_model(place.path) if place.is_ours else None
+    if overrides and place.path.is_dir():
         raise UsageError(
             "The config beside the weights says this already",
-            where=path,
+            where=place.name,
             got=", ".join(f"--{name}" for name in overrides),
             remedy="Leave it out.",
         )
-    if options.to == "detrkit" and not saved.report:
-        raise UsageError("This is a model of detrkit already", where=path, remedy="Say --to huggingface.")
+    if saved is None:
+        found = sources.read_weights(place, **overrides)
+        sources.refuse_plain_dc5(place, found)
+        return found
+    if options.to == "detrkit":
+        raise UsageError("This is a model of detrkit already", where=place.name, remedy="Say --to huggingface.")
     return saved
 
 
@@ -111,7 +116,7 @@ def _write(options: Options, found: Found, categories: tuple[Category, ...]) -> 
     if options.to == "huggingface":
         to_huggingface(found.model, options.out, categories=categories, timm=options.timm)
         return
-    about = {"converted_from": options.weights_or_folder.name, "origin": found.origin}
+    about = {"converted_from": Path(options.weights_or_folder).name, "origin": found.origin}
     save_model(options.out, found.model, preset=found.preset, categories=categories, about=about, half=options.half)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -13,6 +13,9 @@ from detrkit.cli._options import CommonOptions
 from detrkit.cli._terminal import Outcome, Terminal, count, duration, share, table
 from detrkit.cli._weights import weights_document, weights_lines
 from detrkit.errors import DataError
+
+if TYPE_CHECKING:
+    from detrkit.sources import Place
 
 CLASSES_SHOWN = 40
 
@@ -26,8 +29,9 @@ class Options(CommonOptions):
     images and boxes it has, and what is wrong with it.
     """
 
-    path: tyro.conf.Positional[Path]
-    """Run folder, model folder, weight file, Hugging Face folder, data set folder or annotation file."""
+    path: tyro.conf.Positional[str]
+    """Run folder, model folder, weight file, Hugging Face folder or name on its hub, data set folder or annotation
+    file."""
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:
@@ -35,39 +39,58 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     Raises:
         DataError: nothing is there, or neither a model nor a data set is recognised.
-        ModelError: a damaged model, or weights that are no detector's.
+        MissingExtraError: a name on the hub, and `huggingface_hub` is not installed.
+        ModelError: a damaged model, weights that are no detector's, or a name that is not on the hub.
     """
-    path = options.path
-    if not path.exists():
-        raise DataError("There is no such file or folder", where=path, remedy="Check the path.")
-    if _is_foreign(path):
-        return _foreign(path)
-    parts = ("config.json", "model/config.json", "checkpoints", "status.json")
-    if any((path / part).exists() for part in parts):
-        document = _run_document(path)
-        return Outcome(document, text=_run_text(document))
-    document = _data_document(path)
-    return Outcome(document, text=_data_text(document))
+    name, path = options.path, Path(options.path)
+    if not path.exists() and not _is_on_hub(name):
+        raise DataError("There is no such file or folder", where=name, remedy="Check the path.")
+    if path.exists() and not _is_model(path):
+        document = _data_document(path)
+        return Outcome(document, text=_data_text(document))
+    from detrkit.sources import locate
+
+    place = locate(name)
+    if not place.is_ours:
+        return _foreign(place)
+    document = _run_document(place.path)
+    if place.hub:
+        document["path"] = name
+    return Outcome(document, text=_run_text(document))
 
 
-def _is_foreign(path: Path) -> bool:
+def _is_on_hub(name: str) -> bool:
+    from detrkit.sources import is_on_hub
+
+    return is_on_hub(name)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether it is a model or a run, and no data set; both may have weights lying in their folder."""
     if path.is_file():
         from detrkit.nn.weights import ENDINGS
 
-        return path.suffix.lower() in ENDINGS
-    if not (path / "config.json").is_file():
+        return path.suffix.lower() in ENDINGS or path.name == "config.json"
+    parts = ("config.json", "model/config.json", "checkpoints", "status.json")
+    if any((path / part).exists() for part in parts):
+        return True
+    from detrkit.data import formats
+    from detrkit.sources import WEIGHTS
+
+    if not any(file.suffix in WEIGHTS for file in path.iterdir()):
         return False
-    from detrkit.convert import is_huggingface
+    try:
+        return not formats.recognise(path)
+    except DataError:
+        return True
 
-    return is_huggingface(path)
 
+def _foreign(place: Place) -> Outcome:
+    from detrkit.sources import read_weights
 
-def _foreign(path: Path) -> Outcome:
-    from detrkit.convert import read
-
-    found = read(path)
-    document = {"path": path, "kind": "weights", **weights_document(found)}
-    lines = [f"{path}: weights of others", *weights_lines(found, document)]
+    found = read_weights(place)
+    document = {"path": place.name, "kind": "weights", **weights_document(found)}
+    lines = [f"{place.name}: weights of others", *weights_lines(found, document)]
     if found.categories:
         names = _shortened([category.name for category in found.categories])
         lines.append(f"Categories    {len(found.categories)}: {names}")

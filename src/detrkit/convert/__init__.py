@@ -49,7 +49,8 @@ def read(source: str | Path | Mapping[str, Any], **overrides: Any) -> Conversion
         source: a weight file (`detrkit.nn.weights.ENDINGS`), a Hugging Face folder, or a state dict, which may stand in
             a training checkpoint.
         **overrides: config fields that tensors do not show, such as `dilated=True` for a DC5 model or `heads`; Hugging
-            Face folders and most training checkpoints say these themselves. Another `num_classes` than the weights'
+            Face folders and most training checkpoints say these themselves, and what nobody said is told as `assumed`.
+            Another `num_classes` than the weights'
             starts the class head anew. Anything else that contradicts the tensors is refused.
 
     Raises:

@@ -41,6 +41,16 @@ _WHOLE = (
     *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
 )
 
+_RESCALE = 1 / 255
+
+# Of these, matching and loss may have a weight each there; they change no prediction, and the loss's is ours.
+_OF_THE_LOSS = {"class_weight", "l1_weight", "giou_weight", "no_object_weight", "focal_alpha"}
+
+_PLACES = (
+    "Only post-norm DETR and Conditional DETR with a ResNet, one group of queries and the paper's start of queries "
+    "have a place there."
+)
+
 # Fields that have no name in their config and need none: shapes say the first, and the others change no prediction.
 _WITHOUT_NAME = {"num_classes", "backbone", "stride", "frozen_stages", "focal_gamma", "image_size", "longest"}
 
@@ -69,7 +79,8 @@ def read_folder(folder: Path) -> Source:
     known = _known_as(str(config["model_type"]))
     settings = {} if known is None else _settings(folder, config, known)
     settings.update(_sizes(folder))
-    architectures = config.get("architectures") or [""]
+    architectures = config.get("architectures")
+    architectures = architectures if isinstance(architectures, list) and architectures else [""]
     return Source(
         _read_tensors(folder),
         str(folder),
@@ -85,8 +96,8 @@ def to_huggingface(
 ) -> None:
     """Write a model as a folder that `transformers` loads: config.json, model.safetensors, preprocessor_config.json.
 
-    What the folder cannot hold is what changes no prediction: the ids of the categories, frozen stages, and weights of
-    the loss that are no whole numbers.
+    What the folder cannot hold is lost, and changes no prediction: the ids of the categories (labels are numbered from
+    0 on there), `frozen_stages`, `focal_gamma`, and weights of the loss that are no whole numbers.
 
     Args:
         model: of a variant that `transformers` has, with a ResNet.
@@ -155,43 +166,76 @@ def _refuse_differences(folder: Path, config: Mapping[str, Any]) -> None:
 def _settings(folder: Path, config: Mapping[str, Any], known: HuggingFace) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for ours, theirs in known.fields.items():
+        if ours in _OF_THE_LOSS:
+            theirs = tuple(name for name in theirs if name.endswith("loss_coefficient")) or theirs
         said = {name: config[name] for name in theirs if config.get(name) is not None}
-        if len(set(map(str, said.values()))) > 1:
+        values = list(said.values())
+        if any(value != values[0] for value in values):
             raise ModelError(
                 f"What is one number here, {ours}, is several there",
                 where=folder / "config.json",
                 got=", ".join(f"{name} {value}" for name, value in said.items()),
             )
         if said:
-            settings[ours] = next(iter(said.values()))
+            settings[ours] = _as_whole(values[0])
     backbone = config.get("backbone_config")
     if isinstance(backbone, Mapping) and backbone.get("output_stride") == 16:
         settings["dilated"] = True
     return settings
 
 
+def _as_whole(value: Any) -> Any:
+    """2 for 2.0, as JSON written by other programs has it; everything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _sizes(folder: Path) -> dict[str, int]:
-    """The sizes that images are brought to, if the folder says them; refuses another normalisation than ours."""
+    """The sizes that images are brought to, if the folder says them; refuses other preparations of pixels than ours."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         return {}
     said = _read_json(file)
-    for name, ours in (("image_mean", NORMALIZATION_MEAN), ("image_std", NORMALIZATION_STD)):
-        theirs = said.get(name, ours)
-        if len(theirs) != 3 or any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
-            raise ModelError(
-                "The model wants images normalised in another way", where=file, got=f"{name} {theirs}", expected=ours
-            )
+    _refuse_preparations(file, said)
     size: Any = said.get("size")
     named = {"image_size": size, "longest": said.get("max_size")}  # as before version 4.27
     if isinstance(size, Mapping):
         named = {"image_size": size.get("shortest_edge"), "longest": size.get("longest_edge")}
         # A frame that images are fitted into; ours never distorts, where theirs does for `height` and `width`.
         for height, width in (("max_height", "max_width"), ("height", "width")):
-            if height in size and width in size:
+            if _is_number(size.get(height)) and _is_number(size.get(width)):
                 frame = sorted((size[height], size[width]))
                 named = {"image_size": frame[0], "longest": frame[1]}
     return {name: value for name, value in named.items() if isinstance(value, int)}
+
+
+def _refuse_preparations(file: Path, said: Mapping[str, Any]) -> None:
+    for name, meaning in (("do_rescale", "from 0 to 1"), ("do_normalize", "normalised")):
+        if said.get(name, True) is not True:
+            raise ModelError(
+                f"The model wants images that are not {meaning}",
+                where=file,
+                got=f"{name} {said[name]!r}",
+                expected=True,
+            )
+    factor = said.get("rescale_factor", _RESCALE)
+    if not (_is_number(factor) and abs(factor - _RESCALE) < 1e-6):
+        raise ModelError(
+            "The model wants pixels of another range", where=file, got=f"rescale_factor {factor!r}", expected="1/255"
+        )
+    for name, ours in (("image_mean", NORMALIZATION_MEAN), ("image_std", NORMALIZATION_STD)):
+        theirs = said.get(name, ours)
+        if not (isinstance(theirs, list | tuple) and len(theirs) == 3 and all(map(_is_number, theirs))):
+            raise ModelError(
+                f"The {name} cannot be understood", where=file, got=repr(theirs), expected=f"three numbers: {ours}"
+            )
+        if not all(abs(a - b) <= 1e-3 for a, b in zip(theirs, ours, strict=True)):
+            raise ModelError(
+                "The model wants images normalised in another way", where=file, got=f"{name} {theirs}", expected=ours
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _categories(folder: Path, names: object) -> tuple[Category, ...]:
@@ -238,7 +282,7 @@ def _place(model: nn.Module, timm: bool) -> HuggingFace:
     module = models.variant(name)
     known = getattr(module, "HUGGINGFACE", None)
     if known is None:
-        raise ModelError("This variant has no place in transformers", got=name)
+        raise ModelError("This variant has no place in transformers", got=name, remedy=_PLACES)
     config: Any = model.config
     default = module.Config()
     named = {*known.fields, *_WITHOUT_NAME}
@@ -255,7 +299,7 @@ def _place(model: nn.Module, timm: bool) -> HuggingFace:
     if timm and config.stride != 32:
         ways.append(f"stride={config.stride} (32 with a backbone of timm)")
     if ways:
-        raise ModelError("The model has no place in transformers", got=", ".join(ways))
+        raise ModelError("The model has no place in transformers", got=", ".join(ways), remedy=_PLACES)
     return cast(HuggingFace, known)
 
 

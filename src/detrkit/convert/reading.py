@@ -60,6 +60,10 @@ _BESIDE = (
 )
 
 
+# Fields that tensors do not show, and that change what a model finds.
+_UNSEEN = ("dilated", "heads")
+
+
 @dataclass(frozen=True)
 class Source:
     """Weights of others before they are understood.
@@ -109,6 +113,7 @@ class Conversion:
         origin: what the source was, for people: `official DETR`.
         report: what became of each tensor.
         left_out: tensors of the source that are no part of the detector, under their names there.
+        assumed: fields of the config that nobody said and tensors do not show: they are the paper's.
     """
 
     model: nn.Module
@@ -118,6 +123,7 @@ class Conversion:
     origin: str
     report: tuple[Fate, ...]
     left_out: Mapping[str, Tensor]
+    assumed: tuple[str, ...] = ()
 
 
 def understand(source: Source, overrides: Mapping[str, Any]) -> Conversion:
@@ -137,7 +143,8 @@ def understand(source: Source, overrides: Mapping[str, Any]) -> Conversion:
     fields = _fields(source, match, state)
     defaults = asdict(match.module.Config())
     settings = {name: value for name, value in source.settings.items() if name in defaults}
-    _, config = models.configure(_paper(match.module), **{**defaults, **fields, **settings, **overrides})
+    said = {**fields, **settings, **overrides}
+    _, config = models.configure(_paper(match.module), **{**defaults, **said})
     contradictions = [
         f"{name}={value!r}, not {getattr(config, name)!r}"
         for name, value in fields.items()
@@ -161,6 +168,8 @@ def understand(source: Source, overrides: Mapping[str, Any]) -> Conversion:
         _origin(source, match, getattr(config, "pre_norm", False)),
         _fates(source, match, started, anew),
         {key: source.tensors[key] for key in match.beside},
+        # The config of a Hugging Face folder says all; what it leaves out has the library's defaults, which are ours.
+        () if source.model_type else tuple(name for name in _UNSEEN if name in defaults and name not in said),
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import zipfile
+import string
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from numpy.lib.npyio import NpzFile
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -197,43 +198,82 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             found = Checkpoint(_read_npz(path))
         else:
             found = _read_pickle(path)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            "The file is damaged, or holds objects that only code could rebuild",
-            where=path,
-            expected="tensors and plain values",
-            remedy="Save its state dict alone, best as .safetensors, where you trust the file.",
-        ) from error
-    except (SafetensorError, zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        raise ModelError(
-            "The weight file cannot be read",
-            where=path,
-            got=str(error).split("\n", 1)[0],
-            remedy="It may be cut short or hold something else: get it again.",
-        ) from error
+    except Exception as error:  # the parsers fail in any way on bytes that they were not made for
+        raise _unreadable(path, error) from error
     if not found.tensors:
         raise ModelError("The file holds no tensors", where=path, expected="a state dict")
     return found
 
 
 def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(40)
+    start = _start(path)
+    if not start:
+        raise ModelError("The weight file is empty", where=path, got="0 bytes", remedy="Get it again.")
     if start.startswith(b"version https://git-lfs"):
         raise ModelError(
             "This is a Git LFS pointer, not the weights", where=path, remedy="Fetch the file itself with: git lfs pull"
         )
 
 
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise ModelError("The weight file cannot be read", where=path, got=error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    """What to say of a file that no parser understood.
+
+    Text is looked for only now: the first bytes of some good files are printable, too.
+    """
+    start = _start(path)
+    is_page = start.lstrip().startswith(b"<") and b"\0" not in start
+    if is_page or not set(start) - set(string.printable.encode()):
+        return ModelError(
+            "The file holds text, not weights",
+            where=path,
+            got=ascii(start[:40].decode("latin-1")),
+            remedy="It is perhaps an error page in place of the download: get it again.",
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return ModelError(
+            "The file is damaged, or holds objects that only code could rebuild",
+            where=path,
+            expected="tensors and plain values",
+            remedy="Save its state dict alone, best as .safetensors, where you trust the file.",
+        )
+    return ModelError(
+        "The weight file cannot be read",
+        where=path,
+        got=str(error).split("\n", 1)[0] or type(error).__name__,
+        remedy="It may be cut short or hold something else: get it again.",
+    )
+
+
 def _read_npz(path: Path) -> dict[str, Tensor]:
     # Opened here, because NumPy leaves its own handle open where the archive turns out to be damaged.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {name: torch.from_numpy(np.ascontiguousarray(archive[name])) for name in archive.files}
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, NpzFile):
+            raise ValueError("one array without a name (.npy), not an archive of arrays")
+        with archive:
+            return {name: _numbers(name, archive[name]) for name in archive.files}
+
+
+def _numbers(name: str, found: Any) -> Tensor:
+    array = np.ascontiguousarray(found)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds no real numbers but {array.dtype}")
+    return torch.from_numpy(array)
 
 
 def _read_pickle(path: Path) -> Checkpoint:
     # Research checkpoints carry the command line as a Namespace: plain values, no code.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        # Torch asks people to report pickles of other protocols to it; where one cannot be read, our error says so.
+        warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
         whole: Any = torch.load(path, map_location="cpu", weights_only=True)
     content = whole
     for wrapper in WRAPPERS:

@@ -198,7 +198,7 @@ def evaluate_in_detail(model: str | Path | Detector, data: str | Path, *, split:
 
 
 def _image_size(model: Any, preset: Any) -> tuple[int, int]:
-    """The image size of a model as a recipe states it: the longer side only where its proportion is not the preset's."""
+    """The image size of a model as a recipe states it; the longer side is 0 where the preset's proportion gives it."""
     config = model.config
     usual = round(preset.longest * config.image_size / preset.image_size)
     return config.image_size, 0 if config.longest == usual else config.longest
