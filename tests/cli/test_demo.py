@@ -66,7 +66,8 @@ def test_training(detrkit, model, recipe, tmp_path):
     said = detrkit(*arguments, "--json")
     assert said.code == 0, said.err
     assert "epoch 1 evaluated in" in said.err
-    assert "0 anew" in said.err  # it starts from the packaged weights
+    assert "tensors kept" in said.err  # it starts from the packaged weights, class head and all
+    assert "re-initialised" not in said.err
     assert said.document["model"] == str(out / "run")
     assert json.loads((out / "run" / "status.json").read_text())["state"] == "finished"
     again = detrkit(*arguments)

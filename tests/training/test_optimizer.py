@@ -60,6 +60,8 @@ def test_backbone_and_rest_have_their_own_rates(drawn: Path) -> None:
 
 def test_a_backbone_rate_of_zero_freezes_it(drawn: Path) -> None:
     session = session_of(drawn, backbone_lr=0.0, weight_decay=0.5)
+    assert any("starts at random and does not train" in note for note in session.notes)
+    assert not any("does not train" in note for note in session_of(drawn, freeze="encoder").notes)
     before = weights(session)
     optimize(session, session.model, no_scaler(), [batch_of([2, 1])])
     assert len(session.optimizer.param_groups) == 1

@@ -111,7 +111,7 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     dtype = choose_dtype(recipe.optimization.precision, device)
     optimizer = make_optimizer(model, recipe.optimization)
     if recipe.model.backbone_weights == RANDOM and not recipe.model.init:
-        _check_random_trains(model)
+        notes.extend(_random_and_frozen(model))
     workers = recipe.data.workers if recipe.data.workers >= 0 else min(8, os.cpu_count() or 1)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     notes.append(
@@ -319,14 +319,14 @@ def make_transform(options: AugmentationOptions, shortest: int, longest: int) ->
     )
 
 
-def _check_random_trains(model: nn.Module) -> None:
+def _random_and_frozen(model: nn.Module) -> list[str]:
+    """What to say of a backbone that starts from nothing and stays so."""
     backbone: Any = model.backbone
-    if not any(parameter.requires_grad for parameter in backbone.parameters()):
-        raise UsageError(
-            "A backbone that starts from nothing has to train",
-            got="--backbone-weights random, and the backbone frozen",
-            remedy="Give it weights, or leave out --freeze backbone and --backbone-lr 0.",
-        )
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        return []
+    return [
+        "The backbone starts at random and does not train, so that it sees nothing: give it weights, or let it train"
+    ]
 
 
 def _frozen(options: OptimizationOptions) -> str:
