@@ -26,6 +26,11 @@ class Case:
     batch: Batch
 
     @staticmethod
+    def module(folder: Path) -> ModuleType:
+        """What makes weights, images and targets of names, shapes and seeds."""
+        return _module(folder / "fill.py")
+
+    @staticmethod
     def load(folder: Path, name: str) -> Case:
         fill = _module(folder / "fill.py")
         facts = json.loads((folder / f"{name}.json").read_text())

@@ -107,6 +107,21 @@ class FocalClassification:
         return focal_loss(logits, wanted, num_boxes, self.alpha, self.gamma)
 
 
+@runtime_checkable
+class Answers(Protocol):
+    """What is matched and judged: the logits and the boxes of all layers, such as `Predictions` hold."""
+
+    @property
+    def logits(self) -> Float[Tensor, "layer b q c"]:
+        """Scores of the classes before softmax or sigmoid."""
+        ...
+
+    @property
+    def boxes(self) -> Float[Tensor, "layer b q 4"]:
+        """cxcywh in [0, 1] of the unpadded image."""
+        ...
+
+
 class TermWeights(NamedTuple):
     """Weights of the class, L1 and generalised IoU parts, of a cost or of a loss."""
 
@@ -116,17 +131,32 @@ class TermWeights(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """All terms of a step: `values[i, l]` is term `names[i]` at decoder layer l, not yet weighted."""
+    """All terms of a step: `values[i, l]` is term `names[i]` at decoder layer l, not yet weighted.
+
+    `share` is the part of a term's weight that each layer has; below 1 where groups of queries made layers more.
+    """
 
     names: tuple[str, ...]
     values: Float[Tensor, "term layer"]
     weights: Float[Tensor, " term"]
     class_error: Float[Tensor, ""]
+    share: float = 1.0
 
     @property
     def total(self) -> Float[Tensor, ""]:
         """The weighted sum over terms and layers: what is minimised."""
         return (self.values.sum(1) * self.weights).sum()
+
+    def joined(self, name: str, values: Float[Tensor, " layer"], weight: float) -> Losses:
+        """The same with one term more, whose weight is shared among groups of queries as those of the others are."""
+        share = self.share * values.new_tensor([weight])
+        return Losses(
+            (*self.names, name),
+            torch.cat([self.values, values[None]]),
+            torch.cat([self.weights, share]),
+            self.class_error,
+            self.share,
+        )
 
 
 @dataclass(frozen=True)
@@ -146,7 +176,7 @@ class SetCriterion:
     loss: TermWeights
     layers: int = 0
 
-    def match(self, predictions: Predictions, targets: PaddedTargets) -> Matches:
+    def match(self, predictions: Answers, targets: PaddedTargets) -> Matches:
         """Join queries with objects at every layer.
 
         Raises:
@@ -175,13 +205,25 @@ class SetCriterion:
         if len(targets) != images:
             raise UsageError("Targets and images differ in number", got=f"{len(targets)} targets, {images} images")
         padded = pad_targets(targets)
-        matches = self.match(predictions, padded)
-        num_boxes = max(float(sum(padded.counts)), 1.0) if num_boxes is None else num_boxes
+        return self.terms(predictions, padded, self.match(predictions, padded), num_boxes)
+
+    def terms(
+        self, predictions: Answers, targets: PaddedTargets, matches: Matches, num_boxes: float | None = None
+    ) -> Losses:
+        """All terms of a batch whose matches are known.
+
+        Args:
+            predictions: of all layers.
+            targets: of every image.
+            matches: who answers for which object, at every layer.
+            num_boxes: as for the whole criterion.
+        """
+        num_boxes = max(float(sum(targets.counts)), 1.0) if num_boxes is None else num_boxes
         logits, predicted = predictions.logits.float(), predictions.boxes.float()
         layer = torch.arange(len(logits), device=logits.device)[:, None]
         answers = predicted[layer, matches.image[None], matches.query]
-        boxes = padded.boxes[matches.image[None], matches.target]
-        labels = padded.labels[matches.image[None], matches.target]
+        boxes = targets.boxes[matches.image[None], matches.target]
+        labels = targets.labels[matches.image[None], matches.target]
         values = torch.stack(
             [
                 self.classification.loss(logits, matches, labels, num_boxes),
@@ -192,8 +234,7 @@ class SetCriterion:
         with torch.no_grad():
             error = class_error(logits[-1][matches.image, matches.query[-1]], labels[-1])
         share = self.layers / values.shape[1] if self.layers else 1.0
-        weights = values.new_tensor(self.loss) * share
-        return Losses(("class", "l1", "giou"), values, weights, error)
+        return Losses(("class", "l1", "giou"), values, values.new_tensor(self.loss) * share, error, share)
 
 
 def pad_targets(targets: Sequence[Target]) -> PaddedTargets:
