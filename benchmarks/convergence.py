@@ -98,7 +98,7 @@ def follow(data: Path, out: Path, preset: str, seed: int, every: int, changes: M
         nonlocal clock, spent
         now = time.process_time()
         if isinstance(event, Evaluated):
-            figures = event.metrics.figures
+            figures = event.figures
             curve.append({"epoch": event.epoch, "cpu": spent, "AP": figures["AP"], "AP50": figures["AP50"]})
             print(f"{preset} seed {seed}: {curve[-1]}", flush=True)
         else:

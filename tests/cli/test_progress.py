@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ def evaluated(epoch, ap=0.25, best=True):
     figures = {"AP": ap, "AP50": 0.5, "AP75": float("nan")}
     empty = np.zeros((1, 101))
     metrics = Metrics(figures, (), empty[0], empty, np.zeros((2, 2), np.int64), 0.5, 2, 3)
-    return Evaluated(int(epoch * 10), epoch, metrics, 65.0, best)
+    return Evaluated(int(epoch * 10), epoch, figures, tuple(figures), 65.0, best, metrics)
 
 
 STARTED = Started(0, 100, 10, ("a note",))
@@ -142,3 +143,24 @@ def test_which_view(monkeypatch, tty, variables, live):
     terminal.err = SimpleNamespace(isatty=lambda: tty, write=lambda text: None, flush=lambda: None)
     with training_progress(terminal, 1) as show:
         assert isinstance(show, LiveProgress if live else PlainProgress)
+
+
+def test_another_task_shows_its_own_figures(capsys, clock):
+    found = Evaluated(10, 1.0, {"same patch": 0.75, "IoU": 0.5, "loss": 9.0}, ("same patch", "IoU"), 5.0, True)
+    plain = step(1)
+    no_classes = dataclasses.replace(plain, terms={"contrast": 1.5}, class_error=float("nan"))
+    show = PlainProgress(Terminal(clock=clock))
+    show(STARTED)
+    clock.now = 31.0
+    show(no_classes)
+    show(found)
+    lines = capsys.readouterr().err.splitlines()
+    assert "contrast 1.500, lr 0.0001" in lines[-2]
+    assert lines[-1] == "epoch 1 evaluated in 5 s: same patch 0.750, IoU 0.500, best so far"
+    terminal = live_terminal(clock)
+    with LiveProgress(terminal, evaluate_every=1) as live:
+        live(STARTED)
+        live(found)
+    text = terminal.console.file.getvalue()
+    assert "   epoch  same patch     IoU       time\n" in text
+    assert "       1       0.750   0.500        5 s  ★ best so far\n" in text

@@ -25,7 +25,7 @@ PROGRAM = """
 import json, os, random, sys, warnings
 import torch
 import detrkit
-from detrkit.training import log, loop, run as runs
+from detrkit.training import conduct, detection, log, loop
 from detrkit.training.events import Saved
 from safetensors.torch import save_file
 
@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 data, out, recipe, how = sys.argv[1:]
 rank = os.environ["RANK"]
 seen, sessions, evaluations = [], [], []
-fit, evaluate = loop.fit, loop.evaluate
+fit, evaluate = loop.fit, detection.evaluate
 
 def kept(session, *args, **options):
     sessions.append(session)
@@ -43,7 +43,7 @@ def counted(annotations, detections, **options):
     evaluations.append(len(detections))
     return evaluate(annotations, detections, **options)
 
-runs.fit, loop.evaluate, log.plot_history = kept, counted, lambda lines, out: out
+conduct.fit, detection.evaluate, log.plot_history = kept, counted, lambda lines, out: out
 def listen(event):
     seen.append(type(event).__name__)
     if how == "stop" and isinstance(event, Saved):

@@ -16,10 +16,11 @@ import detrkit
 from detrkit import convert, models
 from detrkit.checkpoint import load_model, save_model
 from detrkit.structures import Category
+from detrkit.training.detection import DetectionSession
 from detrkit.training.distributed import World
 from detrkit.training.events import Event, Started
 from detrkit.training.run import resolve
-from detrkit.training.setup import Session, prepare
+from detrkit.training.setup import prepare
 
 pytestmark = pytest.mark.usefixtures("plotless")
 
@@ -59,7 +60,7 @@ def places(teacher: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {"official": root / "official.pth", "huggingface": root / "huggingface", "ours": root / "ours"}
 
 
-def started(data: Path, init: Path, **fields: Any) -> Session:
+def started(data: Path, init: Path, **fields: Any) -> DetectionSession:
     """The state before the first step, of a call that names no model."""
     own = {key: value for key, value in tiny(init=str(init), **fields).items() if key not in ("model", "architecture")}
     return prepare(resolve(None, own), data, World())

@@ -16,8 +16,9 @@ from training.drawing import content, tiny, tiny_recipe, write_coco
 
 import detrkit
 from detrkit.errors import MissingExtraError
+from detrkit.training.detection import describe
 from detrkit.training.events import Event, Started, Step
-from detrkit.training.log import describe, finite, summarize
+from detrkit.training.log import finite, summarize
 from detrkit.training.recipe import read
 
 

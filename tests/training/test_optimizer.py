@@ -16,14 +16,15 @@ from training.drawing import tiny_recipe
 from detrkit.errors import UsageError
 from detrkit.losses.matching import NonFiniteError
 from detrkit.structures import Batch, Target
+from detrkit.training.detection import DetectionSession
 from detrkit.training.distributed import World
-from detrkit.training.loop import forward, optimize
+from detrkit.training.loop import optimize
 from detrkit.training.optimizer import make_optimizer, rate_factor, set_rates
 from detrkit.training.recipe import OptimizationOptions
-from detrkit.training.setup import Session, prepare
+from detrkit.training.setup import prepare
 
 
-def session_of(data: Path, **fields: Any) -> Session:
+def session_of(data: Path, **fields: Any) -> DetectionSession:
     return prepare(tiny_recipe(**fields), data, World())
 
 
@@ -41,7 +42,7 @@ def no_scaler() -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", enabled=False)
 
 
-def weights(session: Session) -> dict[str, Tensor]:
+def weights(session: DetectionSession) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in session.model.state_dict().items()}
 
 
@@ -93,7 +94,7 @@ def test_frozen_parts_do_not_train(drawn: Path, freeze: str, frozen: tuple[str, 
     assert f"M of them trained ({', '.join(part.strip() for part in freeze.split(','))} frozen), images" in said
 
 
-def _frozen_anyway(session: Session) -> set[str]:
+def _frozen_anyway(session: DetectionSession) -> set[str]:
     fresh = type(session.model)(session.model.config)
     return {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
 
@@ -148,7 +149,7 @@ def test_the_rate_is_what_the_weights_move_by(drawn: Path) -> None:
 @pytest.mark.parametrize(("clip", "limit"), [(0.1, 0.1), (0.0, math.inf)])
 def test_clipping(drawn: Path, clip: float, limit: float) -> None:
     session = session_of(drawn, clip=clip)
-    figures = optimize(session, session.model, no_scaler(), [batch_of([2, 3])])
+    figures = optimize(session, session.model, no_scaler(), [batch_of([2, 3])]).values
     gradients = torch.cat([p.grad.flatten() for p in session.model.parameters() if p.grad is not None])
     reported = float(figures[-1])
     assert reported > 1  # before clipping
@@ -164,7 +165,7 @@ def accumulated_and_whole(drawn: Path, counts: list[int]) -> tuple[float, float]
         [Batch(whole.images[s], whole.padding[s], whole.targets[s]) for s in (slice(2), slice(2, 4))],
     ):
         session = session_of(drawn, clip=0.0, architecture={"dropout": "0.0"})
-        figures.append(optimize(session, session.model, no_scaler(), parts))
+        figures.append(optimize(session, session.model, no_scaler(), parts).values)
         gradients.append(torch.cat([p.grad.flatten() for p in session.model.parameters() if p.grad is not None]))
     return (
         float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max()),
@@ -193,8 +194,9 @@ class Crowd(World):
 
 def test_box_terms_are_divided_by_the_mean_number_of_boxes_over_all_processes(drawn: Path) -> None:
     session = session_of(drawn, architecture={"dropout": "0.0"})
-    alone = forward(session, session.model, batch_of([2, 1])).values
-    among = forward(dataclasses.replace(session, world=Crowd()), session.model, batch_of([2, 1])).values
+    crowded = dataclasses.replace(session, world=Crowd())
+    alone = session.losses(session.model, batch_of([2, 1])).values
+    among = crowded.losses(crowded.model, batch_of([2, 1])).values
     torch.testing.assert_close(among[1:], alone[1:] / 2)
     torch.testing.assert_close(among[0], alone[0])
 
@@ -203,13 +205,13 @@ def test_fp16_scales_the_loss_and_skips_steps_that_overflow(drawn: Path) -> None
     session = session_of(drawn, precision="fp16")
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = weights(session)
-    figures = optimize(session, session.model, scaler, [batch_of([2, 1])])
+    figures = optimize(session, session.model, scaler, [batch_of([2, 1])]).values
     assert not math.isfinite(float(figures[-1]))
     assert math.isfinite(float(figures[0]))
     assert all(torch.equal(tensor, before[name]) for name, tensor in session.model.state_dict().items())
     assert scaler.get_scale() == 2.0**39
     scaler.update(2.0**4)
-    figures = optimize(session, session.model, scaler, [batch_of([2, 1])])
+    figures = optimize(session, session.model, scaler, [batch_of([2, 1])]).values
     assert math.isfinite(float(figures[-1]))
     assert not torch.equal(session.model.class_head.weight, before["class_head.weight"])
 
@@ -218,7 +220,7 @@ def test_fp16_clips_and_reports_the_gradient_itself_and_not_the_scaled_one(drawn
     norms = []
     for precision, scaler in (("fp32", no_scaler()), ("fp16", torch.amp.GradScaler("cpu", init_scale=2.0**6))):
         session = session_of(drawn, precision=precision, clip=0.1, architecture={"dropout": "0.0"})
-        figures = optimize(session, session.model, scaler, [batch_of([2, 1])])
+        figures = optimize(session, session.model, scaler, [batch_of([2, 1])]).values
         gradients = torch.cat([p.grad.flatten() for p in session.model.parameters() if p.grad is not None])
         assert float(gradients.norm()) == pytest.approx(0.1, rel=1e-3)
         norms.append(float(figures[-1]))
@@ -227,14 +229,14 @@ def test_fp16_clips_and_reports_the_gradient_itself_and_not_the_scaled_one(drawn
 
 def test_images_without_boxes_give_a_finite_step(drawn: Path) -> None:
     session = session_of(drawn)
-    figures = optimize(session, session.model, no_scaler(), [batch_of([0, 0])])
+    figures = optimize(session, session.model, no_scaler(), [batch_of([0, 0])]).values
     assert bool(torch.isfinite(figures).all())
     assert float(figures[3]) == float(figures[4]) == 0  # no box, no box term
 
 
 def test_more_boxes_than_queries_give_a_finite_step(drawn: Path) -> None:
     session = session_of(drawn)
-    figures = optimize(session, session.model, no_scaler(), [batch_of([12, 1])])
+    figures = optimize(session, session.model, no_scaler(), [batch_of([12, 1])]).values
     assert bool(torch.isfinite(figures).all())
 
 

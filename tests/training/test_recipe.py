@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from detrkit import models
 from detrkit.errors import UsageError
 from detrkit.training import recipe as recipes
-from detrkit.training.recipe import Recipe, fields, read, revise, to_toml
+from detrkit.training.recipe import (
+    AnyRecipe,
+    OptimizationOptions,
+    Recipe,
+    RunOptions,
+    fields,
+    read,
+    revise,
+    to_toml,
+)
 
 OTHER: dict[str, Any] = {"schedule": "cosine", "precision": "bf16", "architecture": {"dim": "64", "odd key": 'a "b"'}}
 
@@ -51,10 +60,10 @@ def test_field_names_are_unique_over_sections() -> None:
 PACKAGED = recipes.FOLDER
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGED.glob("*.toml")), ids=lambda file: file.stem)
-def test_packaged_recipes_are_read_by_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", recipes.packaged_names())
+def test_packaged_recipes_are_read_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "FOLDER", PACKAGED)
-    recipe = read(file.stem)
+    recipe = read(name)
     assert isinstance(recipe, Recipe)
     assert recipe.model.model in models.presets()
 
@@ -110,3 +119,59 @@ def test_a_path_may_stand_for_text_and_a_number_for_text_in_the_architecture() -
     recipe = revise(Recipe(), {"init": Path("a/b"), "architecture": {"dim": 32}})
     assert recipe.model.init == "a/b"
     assert recipe.model.architecture == {"dim": "32"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchOptions:
+    patches: int = dataclasses.field(default=10, metadata=recipes.within(1, 20))
+    model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchRecipe(AnyRecipe):
+    """The recipe of another task, with other defaults in a section that all have."""
+
+    task: ClassVar[str] = "patches"
+
+    pretext: PatchOptions = dataclasses.field(default_factory=PatchOptions)
+    optimization: OptimizationOptions = dataclasses.field(default_factory=lambda: OptimizationOptions(epochs=60))
+    run: RunOptions = dataclasses.field(default_factory=RunOptions)
+
+
+def test_a_recipe_of_another_task_survives_toml(tmp_path: Path) -> None:
+    assert fields(PatchRecipe)["patches"] == ("pretext", int, 10)
+    assert fields(PatchRecipe)["epochs"] == ("optimization", int, 60)
+    assert "flip" not in fields(PatchRecipe)
+    recipe = revise(PatchRecipe(), {"patches": 7, "lr": 0.5})
+    assert isinstance(recipe, PatchRecipe)
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(recipe))
+    assert read(file, PatchRecipe()) == recipe
+    with pytest.raises(UsageError, match="Bad value for patches; got 21; expected between 1 and 20"):
+        revise(PatchRecipe(), {"patches": 21})
+    with pytest.raises(UsageError, match=r"no such field; got 'patchs'. Did you mean 'patches'"):
+        revise(PatchRecipe(), {"patchs": 7})
+
+
+def test_a_recipe_of_another_task_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(PatchRecipe()))
+    with pytest.raises(UsageError, match="of another task; got task = 'patches'; expected no task, as for a detector"):
+        read(file)
+    file.write_text(to_toml(Recipe()))
+    with pytest.raises(UsageError, match=r"expected task = 'patches'\. .* begin with: task = .patches") as caught:
+        read(file, PatchRecipe())
+    assert str(file) in str(caught.value)
+
+
+def test_packaged_recipes_are_those_of_their_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    (tmp_path / "detr-nano.toml").write_text('[model]\nmodel = "detr-nano"\n')
+    (tmp_path / "patches-detr-nano.toml").write_text('task = "patches"\n[optimization]\nepochs = 7\n')
+    assert recipes.packaged_names() == ["detr-nano"]
+    assert recipes.packaged_names(PatchRecipe) == ["patches-detr-nano"]
+    assert recipes.of_preset("detr-nano", PatchRecipe()).optimization.epochs == 7
+    assert recipes.of_preset("detr-r18", PatchRecipe()) == revise(PatchRecipe(), {"model": "detr-r18"})
+    assert recipes.of_preset("detr-nano").model.model == "detr-nano"
+    with pytest.raises(UsageError, match=r"one of patches-detr-nano$"):
+        read("nothing", PatchRecipe())

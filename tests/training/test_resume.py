@@ -96,6 +96,21 @@ def test_a_resumed_run_is_the_uninterrupted_run(
     assert json.loads((stopped / "status.json").read_text())["state"] == "finished"
 
 
+def test_a_validation_image_that_cannot_be_read_costs_no_step(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data", {"train": [1, 2, 1], "val": [1, 1]})
+    whole, out, steps = tmp_path / "whole", tmp_path / "run", []
+    detrkit.train(data, out=whole, **tiny(ema=0.9))
+    image = data / "val" / "001.png"
+    intact = image.read_bytes()
+    image.write_bytes(intact[:100])
+    with pytest.raises(DataError, match=r"001\.png"):
+        detrkit.train(data, out=out, **tiny(ema=0.9))
+    image.write_bytes(intact)
+    detrkit.train(data, out=out, resume=True, on_event=lambda e: steps.append(e.step) if isinstance(e, Step) else None)
+    assert steps == [2]
+    assert everything(out) == everything(whole)
+
+
 def test_an_abandoned_iterator_leaves_a_run_that_goes_on(drawn: Path, tmp_path: Path) -> None:
     recipe, out = tiny_recipe(**HARD), tmp_path / "run"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from detrkit.errors import DataError
+from detrkit.training.distributed import processors
 from detrkit.training.recipe import DataOptions
-from detrkit.training.setup import choose_dtype, open_splits
+from detrkit.training.setup import choose_dtype, count_workers, open_splits
 
 
 def names(options: DataOptions, data: Path, seed: int = 0) -> tuple[set[str], set[str], list[str]]:
@@ -61,3 +63,14 @@ def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     assert choose_dtype("auto", cpu) == torch.float32
     assert choose_dtype("fp16", cpu) == torch.float16
+
+
+def test_workers_are_as_many_as_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6}, raising=False)
+    assert processors() == count_workers(-1) == 3
+    assert count_workers(0) == 0
+    assert count_workers(12) == 12
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert processors() == 64
+    assert count_workers(-1) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 RECENT = 50
 """Steps over which live figures are averaged."""
-
-_FIGURES = ("AP", "AP50", "AP75")
 
 
 class Listener(Protocol):
@@ -85,10 +84,11 @@ class Pace:
         last = self._recent[-1]
         seconds = max(sum(step.seconds for step in self._recent), 1e-9)
         terms = {name: sum(step.terms[name] for step in self._recent) / steps for name in last.terms}
+        class_error = sum(step.class_error for step in self._recent) / steps
         return [
             f"loss {sum(step.loss for step in self._recent) / steps:.3f}",
             *(f"{name} {value:.3f}" for name, value in terms.items()),
-            f"class error {sum(step.class_error for step in self._recent) / steps:.0%}",
+            *([] if math.isnan(class_error) else [f"class error {class_error:.0%}"]),
             f"lr {last.lr:.2g}",
             f"{sum(step.images for step in self._recent) / seconds:.1f} images/s",
             f"waiting {sum(step.waited for step in self._recent) / seconds:.0%}",
@@ -124,7 +124,7 @@ class PlainProgress:
                 left = f"{duration(self.pace.left)} left"
                 self.terminal.note(", ".join([place, left, *self.pace.figures()]))
         elif isinstance(event, Evaluated):
-            figures = ", ".join(f"{name} {share(event.metrics.figures[name])}" for name in _FIGURES)
+            figures = ", ".join(f"{name} {share(event.figures[name])}" for name in event.headline)
             best = ", best so far" if event.is_best else ""
             self.terminal.note(f"epoch {event.epoch:g} evaluated in {duration(event.seconds)}: {figures}{best}")
 
@@ -193,15 +193,15 @@ class LiveProgress:
         from rich.text import Text
 
         if not self._has_heading:
-            heading = _columns(["epoch", *_FIGURES, "time"])
+            heading = _columns(["epoch", *event.headline, "time"], event.headline)
             self.terminal.console.print(heading, style="bold")
             self._has_heading = True
         cells = [
             f"{event.epoch:g}",
-            *(share(event.metrics.figures[name]) for name in _FIGURES),
+            *(share(event.figures[name]) for name in event.headline),
             duration(event.seconds),
         ]
-        line = Text(_columns(cells))
+        line = Text(_columns(cells, event.headline))
         if event.is_best:
             line.append("  ★ best so far", style="green")
         self.terminal.console.print(line)
@@ -214,8 +214,10 @@ class LiveProgress:
         return Group(self._bar, Text(self._figures, style="dim"))
 
 
-def _columns(cells: list[str]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, (8, 8, 8, 8, 11), strict=True))
+def _columns(cells: list[str], headline: tuple[str, ...]) -> str:
+    """A line of the table of evaluations: the epoch, the figures of the headline, the time."""
+    widths = (8, *(max(8, len(name) + 2) for name in headline), 11)
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def opening(event: Started) -> list[str]:

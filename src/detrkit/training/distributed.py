@@ -69,6 +69,11 @@ class World:
         return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
+def processors() -> int:
+    """How many processors this process may use; a container or a batch system may allow fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def world() -> Iterator[World]:
     """Join the processes that `torchrun` started, and leave them at the end; one process alone joins nothing."""

@@ -17,12 +17,14 @@ class Started:
         total_steps: steps in all.
         steps_per_epoch: steps that see each image once.
         notes: what the user should know: data, splits, weights, problems.
+        pending: the evaluation of the last step that was done comes first; the run was stopped in it.
     """
 
     step: int
     total_steps: int
     steps_per_epoch: int
     notes: tuple[str, ...]
+    pending: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Step:
         epoch: passes through the data, with a fraction.
         loss: weighted sum of all terms of all layers.
         terms: each term at the last decoder layer, by name, unweighted.
-        class_error: share of matched queries of the last layer with the wrong class.
-        lr: learning rate of the transformer.
+        class_error: share of matched queries of the last layer with the wrong class; NaN where there are no classes.
+        lr: learning rate of the optimiser's first group, which is the transformer of a detector.
         grad_norm: norm of the gradient before clipping.
         seconds: since the step before.
         waited: of these, seconds spent waiting for images.
@@ -63,16 +65,20 @@ class Evaluated:
     Attributes:
         step: steps done.
         epoch: passes through the data.
-        metrics: all figures.
+        figures: all of them by name; NaN where undefined.
+        headline: the names of those that are worth showing, the first ones first.
         seconds: that it took.
-        is_best: no evaluation before had a higher AP.
+        is_best: no evaluation before was as good, by the figure that the task chooses by; for a detector AP.
+        metrics: all tables, where a detector was trained.
     """
 
     step: int
     epoch: float
-    metrics: Metrics
+    figures: dict[str, float]
+    headline: tuple[str, ...]
     seconds: float
     is_best: bool
+    metrics: Metrics | None = None
 
 
 @dataclass(frozen=True)

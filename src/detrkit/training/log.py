@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 import sys
@@ -19,11 +17,11 @@ import torch
 
 from detrkit import __version__
 from detrkit.checkpoint import standing, write_text_whole, write_whole
-from detrkit.data.annotations import Annotations
 from detrkit.errors import MissingExtraError
+from detrkit.training.distributed import processors
 from detrkit.training.events import Evaluated, Event, Started, Step, Stopped
 from detrkit.training.recipe import to_toml
-from detrkit.training.setup import Session
+from detrkit.training.session import Session
 from detrkit.visualize import plot_history
 
 
@@ -36,7 +34,7 @@ class RunFolder:
         data: the path of the data set.
     """
 
-    def __init__(self, out: Path, session: Session, data: str):
+    def __init__(self, out: Path, session: Session[Any], data: str):
         self.out, self.session, self.data = out, session, data
         self._window: list[Step] = []
         self._started = time.monotonic()
@@ -54,13 +52,13 @@ class RunFolder:
             for place in event.replaced:
                 self._append("replaced.jsonl", {"step": event.step, "image": place})
             # An epoch's end closes the line: a run that goes on from there must write the same lines.
-            if event.step % self.session.recipe.run.log_every == 0 or event.step % self._per_epoch == 0:
+            if event.step % self.session.run.log_every == 0 or event.step % self._per_epoch == 0:
                 self._append("metrics.jsonl", summarize(self._window))
                 self._status("training", event.step)
                 self._window.clear()
         elif isinstance(event, Evaluated):
             record = {"event": "evaluated", "step": event.step, "epoch": event.epoch, "best": event.is_best}
-            self._append("metrics.jsonl", {**record, **finite(event.metrics.figures)})
+            self._append("metrics.jsonl", {**record, **finite(event.figures)})
             self._plot()
         elif isinstance(event, Stopped):
             self._status(event.reason, event.step)
@@ -79,23 +77,18 @@ class RunFolder:
         self._step, self._total, self._per_epoch = event.step, event.total_steps, event.steps_per_epoch
         write_text_whole(self.out / "recipe.toml", f"# data: {json.dumps(self.data)}\n{to_toml(self.session.recipe)}")
         write_text_whole(self.out / "environment.json", json.dumps(environment(self.session), indent=1))
-        parts = {"train": self.session.train, "val": self.session.val}
-        about = {
-            "path": self.data,
-            "categories": [list(category) for category in self.session.train.categories],
-            "splits": {name: describe(part) for name, part in parts.items()},
-            "notes": list(event.notes),
-        }
+        about = {"path": self.data, **self.session.describe(), "notes": list(event.notes)}
         write_text_whole(self.out / "data.json", json.dumps(about, indent=1))
-        self._rewind(event.step)
+        self._rewind(event)
         self._status("training", event.step)
 
-    def _rewind(self, step: int) -> None:
-        """Drop lines that belong to steps after the checkpoint that the run goes on from."""
+    def _rewind(self, event: Started) -> None:
+        """Drop lines of steps after the checkpoint that the run goes on from, and of an evaluation that comes again."""
         for name in ("metrics.jsonl", "replaced.jsonl"):
             file = self.out / name
             if file.exists():
-                lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+                lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+                lines = [line for line in lines if _belongs_before(line, event)]
                 write_text_whole(file, "".join(f"{line}\n" for line in lines))
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
@@ -158,7 +151,7 @@ class TensorBoard:
         if isinstance(event, Step):
             figures = {"loss": event.loss, "lr": event.lr, "grad_norm": event.grad_norm, **event.terms}
         elif isinstance(event, Evaluated):
-            figures = finite(event.metrics.figures)
+            figures = finite(event.figures)
         else:
             if isinstance(event, Stopped):
                 self._writer.close()
@@ -171,6 +164,7 @@ def summarize(window: list[Step]) -> dict[str, Any]:
     """One line of metrics for several steps: means, and the state after the last."""
     last = window[-1]
     means = {name: float(np.mean([step.terms[name] for step in window])) for name in last.terms}
+    class_error = float(np.mean([step.class_error for step in window]))
     seconds = sum(step.seconds for step in window)
     # The steps that fp16 skips for their overflow have no norm.
     norms = [step.grad_norm for step in window if math.isfinite(step.grad_norm)]
@@ -180,7 +174,7 @@ def summarize(window: list[Step]) -> dict[str, Any]:
         "epoch": last.epoch,
         "loss": float(np.mean([step.loss for step in window])),
         **means,
-        "class_error": float(np.mean([step.class_error for step in window])),
+        **({} if math.isnan(class_error) else {"class_error": class_error}),
         "lr": last.lr,
         "grad_norm": float(np.mean(norms)) if norms else math.nan,
         "images_per_second": round(sum(step.images for step in window) / max(seconds, 1e-9), 2),
@@ -188,12 +182,14 @@ def summarize(window: list[Step]) -> dict[str, Any]:
     }
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; a line that was cut off when the run was killed belongs to none."""
+def _belongs_before(line: str, event: Started) -> bool:
+    """Whether what a line tells was done when the run goes on; one that was cut off by its end is dropped."""
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        step, is_pending = float(record["step"]), event.pending and record.get("event") == "evaluated"
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return False
+    return step < event.step or (step == event.step and not is_pending)
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:
@@ -201,21 +197,7 @@ def finite(figures: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
-def describe(annotations: Annotations) -> dict[str, Any]:
-    """Counts and a fingerprint of a split: the same fingerprint, the same images, boxes and labels."""
-    digest = hashlib.sha256()
-    for column in (annotations.file_names.bytes, annotations.offsets, annotations.boxes, annotations.labels):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return {
-        "source": annotations.source,
-        "images": len(annotations),
-        "boxes": len(annotations.boxes),
-        "problems": annotations.problems.counts,
-        "fingerprint": digest.hexdigest()[:16],
-    }
-
-
-def environment(session: Session) -> dict[str, Any]:
+def environment(session: Session[Any]) -> dict[str, Any]:
     """Versions and machine, as far as they change results."""
     return {
         "detrkit": __version__,
@@ -225,7 +207,7 @@ def environment(session: Session) -> dict[str, Any]:
         "device": str(session.device),
         "gpu": torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "",
         "threads": torch.get_num_threads(),
-        "processors": os.cpu_count(),
+        "processors": processors(),
         "processes": session.world.size,
         "platform": platform.platform(),
     }

@@ -1,7 +1,8 @@
 """The recipe: every choice of a training run, declared once, with its meaning and unit.
 
-The command line, the recipe files and `detrkit.train`'s keywords are made from these dataclasses. Importing this module
-is cheap, for the sake of `--help`.
+The command line, the recipe files and `detrkit.train`'s keywords are made from these dataclasses. `Recipe` is that of a
+detector; another task has a dataclass of its own, an `AnyRecipe`, which the functions here take as well.
+Importing this module is cheap, for the sake of `--help`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from detrkit.errors import UsageError
 
@@ -23,6 +34,11 @@ FOLDER = Path(__file__).parent.parent / "recipes"
 
 DEFAULT_MODEL = "conditional-detr-nano"
 """The preset that is trained where neither a model nor weights to start from are named."""
+
+
+def within(least: int | float, most: int | float = math.inf) -> dict[str, int | float]:
+    """The metadata of a field that holds a number: its bounds, which are checked whenever a recipe is made or read."""
+    return {"least": least, "most": most}
 
 
 @dataclass(frozen=True)
@@ -34,12 +50,12 @@ class DataOptions:
     val_split: str = "val"
     """Split that is evaluated during training and chooses the best checkpoint. Where the data has none, it is made.
     The training split itself: a test of whether its images can be learnt by heart."""
-    val_fraction: float = 0.0
+    val_fraction: float = field(default=0.0, metadata=within(0, 1))
     """Set this share of the training split aside for validation and leave the data's own `val` untouched. With 0, the
     data's own is used, or a tenth of the training split where it has none."""
-    limit: int = 0
+    limit: int = field(default=0, metadata=within(0))
     """Use only the first so many images of the training split, and of the validation split; 0: all."""
-    workers: int = -1
+    workers: int = field(default=-1, metadata=within(-1))
     """Processes that load images; -1: as many as there are processors, up to 8. Changes nothing but the speed."""
 
 
@@ -52,9 +68,9 @@ class ModelOptions:
     conditional-detr-nano."""
     architecture: dict[str, str] = field(default_factory=dict)
     """Fields of the preset to change, such as: num_queries 50 dim 128."""
-    image_size: int = 0
+    image_size: int = field(default=0, metadata=within(0))
     """Shorter side that images are resized to, in pixels; 0: the preset's own."""
-    longest: int = 0
+    longest: int = field(default=0, metadata=within(0))
     """Limit of the longer side, in pixels; 0: the preset's own, in proportion to the shorter side."""
     backbone_weights: str = ""
     """File with the backbone's weights (safetensors, pth, npz), or `random`. Empty: looked for in $DETRKIT_WEIGHTS and
@@ -68,19 +84,19 @@ class ModelOptions:
 class AugmentationOptions:
     """What is done to training images, at random."""
 
-    flip: float = 0.5
+    flip: float = field(default=0.5, metadata=within(0, 1))
     """Probability of a horizontal flip."""
-    vertical_flip: float = 0.0
+    vertical_flip: float = field(default=0.0, metadata=within(0, 1))
     """Probability of a vertical flip; for pictures without an up."""
-    rotate90: float = 0.0
+    rotate90: float = field(default=0.0, metadata=within(0, 1))
     """Probability of a turn by a multiple of 90 degrees; for pictures without an up."""
-    crop: float = 0.5
+    crop: float = field(default=0.5, metadata=within(0, 1))
     """Probability of resizing, cropping and resizing again."""
     multi_scale: bool = True
     """Resize to one of several sizes (480 to 800 pixels in the paper, in proportion elsewhere) instead of one."""
-    photometric: float = 0.0
+    photometric: float = field(default=0.0, metadata=within(0, 1))
     """Probability of changing brightness, contrast, saturation and hue."""
-    min_visible: float = 0.0
+    min_visible: float = field(default=0.0, metadata=within(0, 1))
     """A box of which a crop leaves less than this share is no longer a target; the paper keeps all (0)."""
 
 
@@ -88,29 +104,29 @@ class AugmentationOptions:
 class OptimizationOptions:
     """How it is trained; defaults are the paper's."""
 
-    epochs: int = 300
+    epochs: int = field(default=300, metadata=within(1))
     """Passes through the training split."""
-    batch_size: int = 2
+    batch_size: int = field(default=2, metadata=within(1))
     """Images that go through the model together, in each process."""
-    accumulate: int = 1
+    accumulate: int = field(default=1, metadata=within(1))
     """Batches whose gradients make one step."""
-    lr: float = 1e-4
+    lr: float = field(default=1e-4, metadata=within(0))
     """Learning rate of AdamW."""
-    backbone_lr: float = 1e-5
+    backbone_lr: float = field(default=1e-5, metadata=within(0))
     """Learning rate of the backbone; 0 freezes it."""
     freeze: str = ""
     """Parts of the model that do not train, separated by commas, such as: backbone or backbone,encoder."""
-    weight_decay: float = 1e-4
+    weight_decay: float = field(default=1e-4, metadata=within(0))
     """Weight decay of AdamW."""
-    clip: float = 0.1
+    clip: float = field(default=0.1, metadata=within(0))
     """Limit of the gradient's norm; 0: none."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """How the rates fall: by ten at `drop_at`, along a half cosine to zero, or not at all."""
-    drop_at: float = 2 / 3
+    drop_at: float = field(default=2 / 3, metadata=within(0, 1))
     """Where the step schedule drops, as a share of the training."""
-    warmup: int = 0
+    warmup: int = field(default=0, metadata=within(0))
     """Steps over which the rates rise from zero."""
-    ema: float = 0.0
+    ema: float = field(default=0.0, metadata=within(0, 1))
     """Decay of the exponential moving average of the weights that is evaluated and kept; 0: none."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Arithmetic of the forward pass; weights stay in fp32. `auto`: bf16 where the machine has it, else fp32."""
@@ -122,28 +138,48 @@ class OptimizationOptions:
 class RunOptions:
     """How the run is kept."""
 
-    seed: int = 0
+    seed: int = field(default=0, metadata=within(0))
     """Seed of initialisation, order, augmentation and dropout: the same seed, the same
     run, on a CPU with the same number of threads."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
-    threads: int = 0
+    threads: int = field(default=0, metadata=within(0))
     """Threads of torch on the CPU; 0: torch's own choice. Another number changes the last bits of the results."""
-    evaluate_every: int = 1
+    evaluate_every: int = field(default=1, metadata=within(1))
     """Epochs between evaluations."""
-    save_every: int = 1
+    save_every: int = field(default=1, metadata=within(1))
     """Epochs between checkpoints."""
-    log_every: int = 20
+    log_every: int = field(default=20, metadata=within(1))
     """Steps between lines of metrics."""
-    samples: int = 4
+    samples: int = field(default=4, metadata=within(0))
     """Validation images whose detections are drawn at each evaluation."""
     tensorboard: bool = False
     """Also write events for TensorBoard (extra `tensorboard`)."""
 
 
+class AnyRecipe:
+    """The recipe of some task: what a frozen dataclass of sections inherits from, each of which has a default.
+
+    The names of the fields are unique over all sections. `optimization` and `run` are sections of every recipe.
+
+    Attributes:
+        task: what its files begin with, to be told from those of other tasks; those of a detector say nothing.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    task: ClassVar[str]
+    optimization: OptimizationOptions
+    run: RunOptions
+
+
+Kind = TypeVar("Kind", bound=AnyRecipe)
+
+
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(AnyRecipe):
     """A training run."""
+
+    task: ClassVar[str] = ""
 
     data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -152,24 +188,24 @@ class Recipe:
     run: RunOptions = field(default_factory=RunOptions)
 
 
-def fields() -> dict[str, tuple[str, Any, Any]]:
+def fields(kind: type[AnyRecipe] = Recipe) -> dict[str, tuple[str, Any, Any]]:
     """Every field by its name, which is unique: its section, its type and its default."""
-    table = {}
-    for section in dataclasses.fields(Recipe):
-        kind = get_type_hints(Recipe)[section.name]
-        hints = get_type_hints(kind)
-        for entry in dataclasses.fields(kind):
-            table[entry.name] = (section.name, hints[entry.name], getattr(kind(), entry.name))
+    table, usual = {}, kind()
+    for section in dataclasses.fields(kind):
+        part = getattr(usual, section.name)
+        hints = get_type_hints(type(part))
+        for entry in dataclasses.fields(part):
+            table[entry.name] = (section.name, hints[entry.name], getattr(part, entry.name))
     return table
 
 
-def revise(recipe: Recipe, changes: Mapping[str, Any], where: str = "") -> Recipe:
+def revise(recipe: Kind, changes: Mapping[str, Any], where: str = "") -> Kind:
     """The recipe with fields replaced by name.
 
     Raises:
         UsageError: an unknown field (offers the nearest), or a value of the wrong type.
     """
-    table = fields()
+    table = fields(type(recipe))
     by_section: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         if name not in table:
@@ -183,24 +219,38 @@ def revise(recipe: Recipe, changes: Mapping[str, Any], where: str = "") -> Recip
         section, kind, _ = table[name]
         by_section.setdefault(section, {})[name] = _checked(name, value, kind, where)
     parts = {section: dataclasses.replace(getattr(recipe, section), **values) for section, values in by_section.items()}
-    return _validated(dataclasses.replace(recipe, **parts), where)
+    revised = dataclasses.replace(recipe, **parts)
+    _check_bounds(revised, where)
+    return revised
 
 
-def read(name: str | Path, base: Recipe | None = None) -> Recipe:
+@overload
+def read(name: str | Path) -> Recipe: ...
+@overload
+def read(name: str | Path, base: Kind) -> Kind: ...
+def read(name: str | Path, base: AnyRecipe | None = None) -> AnyRecipe:
     """A recipe from a TOML file, or one that comes with the package, by name.
 
-    Sections are `[data]`, `[model]`, `[augmentation]`, `[optimization]` and `[run]`. What is not said stays as in
-    `base`.
+    Sections are those of `base`, by default of `Recipe`: `[data]`, `[model]`, `[augmentation]`, `[optimization]` and
+    `[run]`. What is not said stays as in `base`.
 
     Raises:
-        UsageError: no such file or name, not TOML, an unknown section or field, a bad value.
+        UsageError: no such file or name, not TOML, the recipe of another task, an unknown section or field, a bad
+            value.
     """
-    file = find(name)
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError("The recipe cannot be read", where=file, got=str(error)) from error
-    table, changes = fields(), {}
+    base = base or Recipe()
+    kind = type(base)
+    file = find(name, kind)
+    content = _content(file)
+    if (task := content.pop("task", "")) != kind.task:
+        raise UsageError(
+            "This is a recipe of another task",
+            where=file,
+            got=f"task = {task!r}" if task else "no task, as for a detector",
+            expected=f"task = {kind.task!r}" if kind.task else "no task, as for a detector",
+            remedy=f"Recipes of this task begin with: task = {_toml(kind.task)}" if kind.task else "",
+        )
+    table, changes = fields(kind), {}
     sections = {section for section, _, _ in table.values()}
     for section, values in content.items():
         if section not in sections or not isinstance(values, dict):
@@ -216,44 +266,62 @@ def read(name: str | Path, base: Recipe | None = None) -> Recipe:
             if key in table and table[key][0] != section:
                 raise UsageError(f"The field {key!r} belongs to the section [{table[key][0]}]", where=file)
             changes[key] = value
-    return revise(base or Recipe(), changes, str(file))
+    return revise(base, changes, str(file))
 
 
-def find(name: str | Path) -> Path:
+def find(name: str | Path, kind: type[AnyRecipe] = Recipe) -> Path:
     """The file of a recipe: a path, or the name of one that comes with the package.
 
     Raises:
-        UsageError: there is neither; lists the names.
+        UsageError: there is neither; lists the names of those of this kind.
     """
     if (path := Path(name)).is_file():
         return path
     if (packaged := FOLDER / f"{name}.toml").is_file():
         return packaged
-    known = sorted(file.stem for file in FOLDER.glob("*.toml"))
-    raise UsageError(
-        "There is no such recipe", got=repr(str(name)), expected=f"a TOML file or one of {', '.join(known)}"
-    )
+    known = ", ".join(packaged_names(kind))
+    raise UsageError("There is no such recipe", got=repr(str(name)), expected=f"a TOML file or one of {known}")
 
 
-def of_preset(preset: str) -> Recipe:
-    """The recipe that comes with the package for a preset; without one, the defaults with that preset.
+def packaged_names(kind: type[AnyRecipe] = Recipe) -> list[str]:
+    """The names of the recipes of a kind that come with the package."""
+    return sorted(file.stem for file in FOLDER.glob("*.toml") if _content(file).get("task", "") == kind.task)
+
+
+@overload
+def of_preset(preset: str) -> Recipe: ...
+@overload
+def of_preset(preset: str, base: Kind) -> Kind: ...
+def of_preset(preset: str, base: AnyRecipe | None = None) -> AnyRecipe:
+    """The recipe that comes with the package for a preset; without one, `base` with that preset.
+
+    It is named like the preset; those of other tasks than detection begin with their task, such as
+    `up-detr-detr-nano`.
 
     Raises:
         UsageError: the packaged file cannot be read.
     """
-    packaged = FOLDER / f"{preset}.toml"
-    return read(packaged) if packaged.is_file() else revise(Recipe(), {"model": preset})
+    base = base or Recipe()
+    packaged = FOLDER / f"{base.task}{'-' if base.task else ''}{preset}.toml"
+    return read(packaged, base) if packaged.is_file() else revise(base, {"model": preset})
 
 
-def to_toml(recipe: Recipe) -> str:
+def to_toml(recipe: AnyRecipe) -> str:
     """The whole recipe as TOML; reading it gives the same recipe."""
-    lines = []
-    for section in dataclasses.fields(Recipe):
+    lines = [f"task = {_toml(recipe.task)}", ""] if recipe.task else []
+    for section in dataclasses.fields(recipe):
         part = getattr(recipe, section.name)
         lines.append(f"[{section.name}]")
         lines += [f"{entry.name} = {_toml(getattr(part, entry.name))}" for entry in dataclasses.fields(part)]
         lines.append("")
     return "\n".join(lines)
+
+
+def _content(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError("The recipe cannot be read", where=file, got=str(error)) from error
 
 
 def _toml(value: Any) -> str:
@@ -284,21 +352,15 @@ def _checked(name: str, value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-_AT_LEAST = {
-    "epochs": 1, "batch_size": 1, "accumulate": 1, "evaluate_every": 1, "save_every": 1, "log_every": 1, "samples": 0,
-    "lr": 0, "backbone_lr": 0, "weight_decay": 0, "clip": 0, "warmup": 0, "limit": 0, "workers": -1, "image_size": 0,
-    "longest": 0, "threads": 0, "seed": 0,
-}  # fmt: skip
-_SHARES = ("flip", "vertical_flip", "rotate90", "crop", "photometric", "min_visible", "val_fraction", "ema", "drop_at")
-
-
-def _validated(recipe: Recipe, where: str) -> Recipe:
-    for name, (section, _, _) in fields().items():
-        value = getattr(getattr(recipe, section), name)
-        if name in _AT_LEAST and not value >= _AT_LEAST[name]:
-            raise UsageError(f"Bad value for {name}", where=where, got=value, expected=f"at least {_AT_LEAST[name]}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"Bad value for {name}", where=where, got=value, expected="a finite number")
-        if name in _SHARES and not 0 <= value <= 1:
-            raise UsageError(f"Bad value for {name}", where=where, got=value, expected="between 0 and 1")
-    return recipe
+def _check_bounds(recipe: AnyRecipe, where: str) -> None:
+    for section in dataclasses.fields(recipe):
+        part = getattr(recipe, section.name)
+        for entry in dataclasses.fields(part):
+            value, least, most = getattr(part, entry.name), entry.metadata.get("least"), entry.metadata.get("most")
+            if isinstance(value, float) and not math.isfinite(value):
+                expected = "a finite number"
+            elif least is None or most is None or least <= value <= most:
+                continue
+            else:
+                expected = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+            raise UsageError(f"Bad value for {entry.name}", where=where, got=value, expected=expected)

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from detrkit import evaluation, models
-from detrkit.checkpoint import standing
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
-from detrkit.errors import DataError, UsageError
+from detrkit.errors import DataError
 from detrkit.evaluation.run import Metrics
 from detrkit.predict import Detector, load
 from detrkit.sources import architecture_of, open_model
 from detrkit.structures import Detections
 from detrkit.training import recipe as recipes
-from detrkit.training.distributed import world
-from detrkit.training.events import Evaluated, Event
-from detrkit.training.log import RunFolder, TensorBoard, describe
-from detrkit.training.loop import fit
+from detrkit.training.conduct import check_folder, conduct
+from detrkit.training.detection import DetectionSession
+from detrkit.training.distributed import World
+from detrkit.training.events import Event
 from detrkit.training.recipe import Recipe
-from detrkit.training.setup import WEIGHTS_NOTES, Session, prepare
+from detrkit.training.setup import prepare
 from detrkit.training.validation import detect
-
-_FREE_ON_RESUME = {"workers", "device", "log_every", "tensorboard"}
 
 
 @dataclass(frozen=True)
@@ -81,44 +72,15 @@ def train(
         UsageError: a field that does not exist, or an `out` that holds another run.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UsageError("The run folder is a file", where=out, remedy="Choose another --out.")
+    check_folder(out)
     if resume and recipe is None and (out / "recipe.toml").exists():
         recipe = out / "recipe.toml"
     resolved = resolve(recipe, fields)
-    if resume:
-        _check_same(out, resolved)
-    elif (out / "recipe.toml").exists():
-        raise UsageError(
-            "This folder holds a run already",
-            where=out,
-            remedy="Say --resume to go on with it, or choose another --out.",
-        )
-    best = _best_figures(out) if resume else {}
-    with world() as here, _threads(resolved.run.threads):
-        goes_on = resume and standing(out / "checkpoints" / "last").exists()
-        session = prepare(resolved, data, here, came_from=_origin_of_weights(out) if goes_on else "")
-        if resume:
-            _check_data(out, session)
-        folder = RunFolder(out, session, str(data))
-        listeners: list[Callable[[Event], None]] = []
-        if here.is_main:
-            listeners.append(folder)
-            if resolved.run.tensorboard:
-                listeners.append(TensorBoard(out / "tensorboard"))
-            if on_event is not None:
-                listeners.append(on_event)
-        try:
-            with closing(fit(session, out, resume=resume)) as events:
-                for event in events:
-                    if isinstance(event, Evaluated) and event.is_best:
-                        best = event.metrics.figures
-                    for listener in listeners:
-                        listener(event)
-        except BaseException as error:
-            if here.is_main:
-                folder.broke_off(error)
-            raise
+
+    def open_session(here: World, came_from: str) -> DetectionSession:
+        return prepare(resolved, data, here, came_from=came_from)
+
+    best = conduct(resolved, open_session, out, str(data), resume=resume, on_event=on_event)
     return Run(out, best)
 
 
@@ -202,70 +164,3 @@ def _image_size(model: Any, preset: Any) -> tuple[int, int]:
     config = model.config
     usual = round(preset.longest * config.image_size / preset.image_size)
     return config.image_size, 0 if config.longest == usual else config.longest
-
-
-def _origin_of_weights(out: Path) -> str:
-    """What a run noted of the weights that it started from; they are not needed again to go on."""
-    file = out / "data.json"
-    notes = json.loads(file.read_text(encoding="utf-8"))["notes"] if file.exists() else []
-    return next((note for note in notes if note.startswith(WEIGHTS_NOTES)), "Backbone: of the run's last checkpoint")
-
-
-def _check_same(out: Path, resolved: Recipe) -> None:
-    """Refuse to go on with a run under another recipe."""
-    file = out / "recipe.toml"
-    if not file.exists():
-        raise UsageError("There is no run to go on with", where=out, remedy="Leave out --resume to start one.")
-    before, now = recipes.read(file), resolved
-    differing = [
-        f"{entry.name} ({getattr(getattr(before, section.name), entry.name)!r} before)"
-        for section in dataclasses.fields(Recipe)
-        for entry in dataclasses.fields(getattr(now, section.name))
-        if entry.name not in _FREE_ON_RESUME
-        and getattr(getattr(before, section.name), entry.name) != getattr(getattr(now, section.name), entry.name)
-    ]
-    if differing:
-        raise UsageError(
-            "The run was begun with another recipe",
-            where=out,
-            got=", ".join(differing),
-            remedy=f"Resume with --recipe {file}.",
-        )
-
-
-def _check_data(out: Path, session: Session) -> None:
-    """Refuse to go on with a run on other data: its steps would be others, and its AP not comparable."""
-    file = out / "data.json"
-    if not file.exists():  # stopped in its very first moment
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))["splits"]
-    for name, part in (("train", session.train), ("val", session.val)):
-        now = describe(part)
-        if before[name]["fingerprint"] != now["fingerprint"]:
-            raise DataError(
-                f"The run was begun with other data: its {name} images, boxes or labels have changed",
-                where=out,
-                got=f"{now['images']} images, {now['boxes']} boxes",
-                expected=f"{before[name]['images']} images, {before[name]['boxes']} boxes as they were",
-                remedy="Begin a new run, with --init to start from this one's weights.",
-            )
-
-
-def _best_figures(out: Path) -> dict[str, float]:
-    """What a run's best checkpoint says of itself."""
-    file = standing(out / "checkpoints" / "best") / "config.json"
-    if not file.exists():
-        return {}
-    figures = json.loads(file.read_text(encoding="utf-8"))["about"]["metrics"]
-    return {name: math.nan if value is None else value for name, value in figures.items()}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,60 +20,28 @@ from detrkit.data.files import split_name
 from detrkit.data.splits import split as make_split
 from detrkit.data.transforms import Training, TrainingSizes, training_sizes
 from detrkit.errors import DataError, ModelError, UsageError
-from detrkit.losses.criterion import SetCriterion
 from detrkit.models import Variant
 from detrkit.nn.weights import RANDOM, load_backbone_weights
 from detrkit.predict import choose_device
 from detrkit.sources import architecture_of, differences, open_model
-from detrkit.training.distributed import World
+from detrkit.training.detection import DetectionSession
+from detrkit.training.distributed import World, processors
 from detrkit.training.ema import Average
 from detrkit.training.optimizer import make_optimizer
-from detrkit.training.recipe import AugmentationOptions, DataOptions, ModelOptions, OptimizationOptions, Recipe
+from detrkit.training.recipe import (
+    AugmentationOptions,
+    DataOptions,
+    ModelOptions,
+    OptimizationOptions,
+    Recipe,
+    RunOptions,
+)
 from detrkit.training.validation import label_table
 
 DEFAULT_VAL_FRACTION = 0.1
-WEIGHTS_NOTES = ("Start from ", "Backbone ", "Backbone: ")
-"""How the note begins that says where a run's first weights came from."""
 
 
-@dataclass(frozen=True)
-class Session:
-    """All that a training works with, made from a recipe.
-
-    Attributes:
-        recipe: the resolved recipe.
-        world: the processes that train together.
-        device: where this one computes.
-        dtype: arithmetic of the forward pass.
-        variant: the module of the model's variant.
-        model: in training.
-        criterion: its loss.
-        optimizer: with the groups for backbone and rest.
-        average: the moving average, where the recipe has one.
-        dataset: training examples.
-        train: annotations of the training split.
-        val: annotations of the validation split.
-        workers: processes that load images.
-        notes: what the user should know.
-    """
-
-    recipe: Recipe
-    world: World
-    device: torch.device
-    dtype: torch.dtype
-    variant: Variant
-    model: nn.Module
-    criterion: SetCriterion
-    optimizer: torch.optim.AdamW
-    average: Average | None
-    dataset: DetectionDataset
-    train: Annotations
-    val: Annotations
-    workers: int
-    notes: tuple[str, ...]
-
-
-def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = "") -> Session:
+def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = "") -> DetectionSession:
     """Open the data, build the model, load its weights.
 
     Args:
@@ -91,9 +57,7 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     """
     notes: list[str] = []
     train, val = open_splits(data, recipe.data, recipe.run.seed, notes)
-    device = choose_device(
-        f"cuda:{world.local_rank}" if world.size > 1 and torch.cuda.is_available() else recipe.run.device
-    )
+    device = choose_place(recipe.run, world)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)
         variant, model = build_model(
@@ -112,7 +76,6 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     optimizer = make_optimizer(model, recipe.optimization)
     if recipe.model.backbone_weights == RANDOM and not recipe.model.init:
         notes.extend(_random_and_frozen(model))
-    workers = recipe.data.workers if recipe.data.workers >= 0 else min(8, os.cpu_count() or 1)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     notes.append(
         f"Model {recipe.model.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
@@ -125,7 +88,7 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
             f"An image holds {most} boxes but the model has {config.num_queries} queries and cannot find them all: "
             f"raise num_queries"
         )
-    return Session(
+    return DetectionSession(
         recipe=recipe,
         world=world,
         device=device,
@@ -138,9 +101,23 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
         dataset=DetectionDataset(train, transform, recipe.run.seed),
         train=train,
         val=val,
-        workers=workers,
+        workers=count_workers(recipe.data.workers),
         notes=tuple(notes),
     )
+
+
+def choose_place(options: RunOptions, world: World) -> torch.device:
+    """The device of this process: of several, each has the GPU of its number; one alone has what the recipe says.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    return choose_device(f"cuda:{world.local_rank}" if world.size > 1 and torch.cuda.is_available() else options.device)
+
+
+def count_workers(wanted: int) -> int:
+    """How many processes load images: as wanted, or, of -1, as many as there are processors, up to 8."""
+    return wanted if wanted >= 0 else min(8, processors())
 
 
 def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[str]) -> tuple[Annotations, Annotations]:
