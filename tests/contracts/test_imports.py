@@ -17,8 +17,9 @@ TIERS = (
     ("serve", "card"),
     ("training", "predict", "export"),
     ("sources",),
+    ("pretrain",),
     ("checkpoint", "convert", "hub"),
-    ("pretrain", "segmentation", "prompts"),
+    ("segmentation", "prompts"),
     ("models",),
     ("losses", "nn", "data", "evaluation", "postprocess", "visualize"),
     ("boxes",),
@@ -33,7 +34,6 @@ SIDEWAYS = {
     "checkpoint": {"convert"},
     "evaluation": {"data", "visualize"},
     "visualize": {"data"},
-    "pretrain": {"prompts"},
 }
 """What a part may import from its own tier."""
 

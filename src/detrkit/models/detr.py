@@ -177,7 +177,10 @@ class Model(nn.Module):
 
     def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Memory:
         """Backbone, projection to `dim`, position encoding, encoder."""
-        features = tuple(self.backbone(images))
+        return self.encode_features(tuple(self.backbone(images)), padding)
+
+    def encode_features(self, features: tuple[Float[Tensor, "b _ _ _"], ...], padding: Bool[Tensor, "b _ _"]) -> Memory:
+        """What follows the backbone; `padding` in any resolution, that of the image or of its features."""
         x = self.projection(features[-1])
         grid = (x.shape[-2], x.shape[-1])
         outside = F.interpolate(padding[:, None].float(), size=grid)[:, 0].bool()
