@@ -15,18 +15,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOSSES = ("loss", "class", "l1", "giou")
-FIGURES = ("AP50", "AP")
+LOSSES = ("loss", "class", "l1", "giou", "feature", "invariance", "redundancy")
+FIGURES = (
+    ("Average precision", ("AP50", "AP")),
+    ("Patches found on held-out images", ("recall50", "recall75", "consistency")),
+    ("Held-out images", ("retrieval", "feature_rank")),
+)
+"""What is drawn of an evaluation, under which heading: the first of these of which it has something."""
+
 CURVES_IN_COLOUR = 7
 COUNTS_UP_TO = 16
 
 
 def plot_history(lines: Sequence[Mapping[str, Any]], out: Path) -> Path:
-    """Plot the losses and the average precision of a run over its steps.
+    """Plot the losses and the main figures of a run, whether of detection or of a pre-training, over its steps.
 
     Args:
         lines: records of `metrics.jsonl`: {"event": "step", "step", "loss", "class", "l1", "giou", …} and
-            {"event": "evaluated", "step", "epoch", "AP", "AP50", …}; others are passed over.
+            {"event": "evaluated", "step", "epoch", "AP", "AP50", …}, or other figures of `FIGURES`; others are passed
+            over.
         out: the picture to write.
 
     Returns:
@@ -71,7 +78,9 @@ def _plot_progress(axes: Axes, evaluated: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     x = [line.get("epoch", line.get("step")) for line in evaluated]
-    for index, name in enumerate(FIGURES):
+    present = {name for line in evaluated for name, value in line.items() if value is not None}
+    title, names = next((row for row in FIGURES if present.intersection(row[1])), FIGURES[0])
+    for index, name in enumerate(names):
         values = np.array([_float(line.get(name)) for line in evaluated])
         if np.isnan(values).all():
             continue
@@ -80,7 +89,7 @@ def _plot_progress(axes: Axes, evaluated: Sequence[Mapping[str, Any]]) -> None:
         axes.annotate(
             f"{values[best]:.3f}", (x[best], values[best]), (0, 7), textcoords="offset points", ha="center", fontsize=9
         )
-    axes.set(title="Average precision", xlabel="epoch" if "epoch" in evaluated[0] else "step", ylim=(0, 1.05))
+    axes.set(title=title, xlabel="epoch" if "epoch" in evaluated[0] else "step", ylim=(0, 1.05))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
