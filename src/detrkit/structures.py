@@ -106,6 +106,31 @@ class Batch(NamedTuple):
         )
 
 
+class PatchBatch(NamedTuple):
+    """Unlabelled images with patches that were cut from them: a batch of random query patch detection (UP-DETR).
+
+    `images` and `padding` are as in `Batch`; `patches` are `p` pieces of each image, all scaled to `s` × `s` pixels and
+    normalised; `boxes` say where each was cut, cxcywh in [0, 1] of the unpadded image; `names` are the images' files,
+    for messages.
+    """
+
+    images: Float[Tensor, "b 3 h w"]
+    padding: Bool[Tensor, "b h w"]
+    patches: Float[Tensor, "b p 3 s s"]
+    boxes: Float[Tensor, "b p 4"]
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> PatchBatch:
+        """The same batch on another device."""
+        return PatchBatch(
+            self.images.to(device, non_blocking=True),
+            self.padding.to(device, non_blocking=True),
+            self.patches.to(device, non_blocking=True),
+            self.boxes.to(device, non_blocking=True),
+            self.names,
+        )
+
+
 class Queries(NamedTuple):
     """What the decoder is asked.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from detrkit.errors import DataError, UsageError
 from detrkit.structures import Batch, Target
 
 _SHUFFLE_STREAM = 1  # `dataset` augments with stream 2
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded", covariant=True)
+
 _DEATH = ("exited unexpectedly", "killed by signal", "timed out after")
 
 
@@ -146,37 +149,59 @@ class _Packed(NamedTuple):
         return LoadedBatch(Batch(self.images, self.padding, targets), tuple(self.replaced))
 
 
-class _Pack:
+class Packed(Protocol[Loaded]):
+    """A batch in the form in which it travels from a worker, few tensors and otherwise arrays."""
+
+    def unpacked(self) -> Loaded:
+        """The batch as it is used."""
+        ...
+
+
+class _PackTargets:
     """Collates training items; an object, so that it can travel to a worker that was not forked."""
 
     def __init__(self, multiple_of: int):
         self.multiple_of = multiple_of
 
-    def __call__(self, items: list[TrainingItem | _Failure]) -> _Packed | _Failure:
-        good = [item for item in items if not isinstance(item, _Failure)]
-        for item in items:
-            if isinstance(item, _Failure):
-                return item
-        images, padding, _ = Batch.from_images([item.image for item in good], multiple_of=self.multiple_of)
+    def __call__(self, items: list[TrainingItem]) -> _Packed:
+        images, padding, _ = Batch.from_images([item.image for item in items], multiple_of=self.multiple_of)
         return _Packed(
             images,
             padding,
-            [item.target.labels.numpy() for item in good],
-            [item.target.boxes.numpy() for item in good],
-            [item.target.name for item in good],
-            tuple(item.replaced for item in good if item.replaced),
+            [item.target.labels.numpy() for item in items],
+            [item.target.boxes.numpy() for item in items],
+            [item.target.name for item in items],
+            tuple(item.replaced for item in items if item.replaced),
         )
 
 
-class _Guarded(Dataset["TrainingItem | _Failure"]):
-    def __init__(self, dataset: DetectionDataset):
+class _Collated(NamedTuple):
+    """What a worker hands over: the packed batch, None where no example is left, and the examples that failed."""
+
+    packed: Any
+    failures: list[_Failure]
+
+
+class _Collate:
+    """Parts failures from examples and packs the examples."""
+
+    def __init__(self, pack: Callable[[list[Any]], Any]):
+        self.pack = pack
+
+    def __call__(self, items: list[Any]) -> _Collated:
+        good = [item for item in items if not isinstance(item, _Failure)]
+        return _Collated(self.pack(good) if good else None, [item for item in items if isinstance(item, _Failure)])
+
+
+class _Guarded(Dataset[Any]):
+    def __init__(self, dataset: Dataset[Any]):
         self.dataset = dataset
 
-    def __getitem__(self, key: Key) -> TrainingItem | _Failure:
+    def __getitem__(self, key: Key) -> Any:
         try:
             return self.dataset[key]
         except DataError as error:
-            return _Failure.of(error)
+            return _Failure.of(error, key.index)
 
 
 class _Images(Dataset["LoadedImage | _Failure"]):
@@ -219,18 +244,57 @@ def training_batches(
         DataError: too many images in a row cannot be read.
         UsageError: a worker died or gave no answer; or a negative number of workers.
     """
+    return item_batches(
+        dataset,
+        sampler,
+        _PackTargets(multiple_of),
+        workers=workers,
+        pin_memory=pin_memory,
+        timeout=timeout,
+    )
+
+
+def item_batches(
+    dataset: Dataset[Item],
+    sampler: Iterable[list[Key]],
+    pack: Callable[[list[Item]], Packed[Loaded]],
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    timeout: float = 600.0,
+    unreadable: Callable[[int, DataError], None] | None = None,
+) -> Iterator[Loaded]:
+    """Batches of whatever a data set makes, from one set of workers that lives as long as the iterator.
+
+    Args:
+        dataset: makes an example of a `Key`, and raises a `DataError` where it cannot.
+        sampler: which examples make up which batch.
+        pack: makes a batch of its examples, in the worker.
+        workers: number of processes that load; 0: this one does. The batches are the same, bit for bit.
+        pin_memory: put tensors into page-locked memory; only where the batches go to a CUDA device.
+        timeout: seconds to wait for a batch from a worker before it is given up; 0: for ever.
+        unreadable: called with the index and the error of an example that could not be made, which is then left out of
+            its batch; a batch without examples is left out, too. Without it, such an example is an error.
+
+    Raises:
+        DataError: an example cannot be made.
+        UsageError: a worker died or gave no answer; or a negative number of workers.
+    """
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),
         batch_sampler=sampler,
-        collate_fn=_Pack(multiple_of),
+        collate_fn=_Collate(pack),
         pin_memory=pin_memory,
         timeout=timeout if workers > 0 else 0,
         **_worker_settings(workers),
     )
-    for packed in _survived(iter(loader)):
-        if isinstance(packed, _Failure):
-            raise packed.error()
-        yield packed.unpacked()
+    for collated in _survived(iter(loader)):
+        for failure in collated.failures:
+            if unreadable is None:
+                raise failure.error()
+            unreadable(failure.index, failure.error())
+        if collated.packed is not None:
+            yield collated.packed.unpacked()
 
 
 def load_images(

@@ -24,6 +24,11 @@ class Policy(NamedTuple):
 POLICIES: dict[str, Policy] = {
     "missing-image": Policy("dropped", "the annotation file names an image that does not exist"),
     "unreadable-image": Policy("dropped", "the image cannot be decoded"),
+    "unusable-image": Policy("dropped", "a picture is empty, cannot be decoded, or is too small to cut patches from"),
+    "repeated-path": Policy("dropped", "a file or folder is reached twice, and counts once"),
+    "unreadable-folder": Policy("dropped", "a folder cannot be listed"),
+    "compressed-shard": Policy("dropped", "a tar shard is compressed, so single images cannot be read; decompress it"),
+    "damaged-shard": Policy("dropped", "a tar shard is damaged; what comes after the damage is lost"),
     "missing-annotation": Policy("dropped", "a split lists an image that has no annotation file"),
     "missing-split": Policy("noted", "a split is declared, but its folder does not exist"),
     "duplicate-file-name": Policy("noted", "two entries of one split name the same image file"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int64
 
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError, UsageError
@@ -31,12 +32,29 @@ def split(annotations: Annotations, fractions: Mapping[str, float], seed: int) -
         UsageError: no fraction, a negative or non-finite one, or fractions that do not add up to 1.
         DataError: fewer different images than splits.
     """
+    chosen = assign(annotations.file_names, fractions, seed, annotations.source)
+    return {name: annotations.select(np.flatnonzero(chosen == index)) for index, name in enumerate(fractions)}
+
+
+def assign(names: Sequence[str], fractions: Mapping[str, float], seed: int, source: str) -> Int64[np.ndarray, " n"]:
+    """The part that each name falls into by the rule of `split`, as its row in `fractions`.
+
+    Args:
+        names: what is divided; equal names stay together.
+        fractions: the share of each part; they add up to 1.
+        seed: another seed divides otherwise.
+        source: what the names belong to, for messages.
+
+    Raises:
+        UsageError: as of `split`.
+        DataError: as of `split`.
+    """
     shares = np.array(list(fractions.values()), np.float64)
     if not len(shares) or not np.isfinite(shares).all() or (shares < 0).any() or not math.isclose(shares.sum(), 1.0):
         raise UsageError(
             "The fractions of a split must be at least 0 and add up to 1", where="fractions", got=dict(fractions)
         )
-    points = np.fromiter((_point(seed, name) for name in annotations.file_names), np.float64, len(annotations))
+    points = np.fromiter((_point(seed, name) for name in names), np.float64, len(names))
     edges = np.concatenate([[0.0], np.cumsum(shares)])
     edges[np.flatnonzero(shares)[-1] + 1 :] = 1.0  # the sum may have been rounded to just below 1
     chosen = np.searchsorted(edges, points, side="right") - 1
@@ -44,13 +62,13 @@ def split(annotations: Annotations, fractions: Mapping[str, float], seed: int) -
     if len(np.unique(points)) < len(wanted):
         raise DataError(
             f"{len(np.unique(points))} images cannot be divided into {len(wanted)} splits",
-            where=annotations.source,
+            where=source,
             remedy="Add images, or ask for fewer splits.",
         )
     for index in wanted:
         if not (chosen == index).any():
             chosen[points == _nearest(points, chosen, (edges[index] + edges[index + 1]) / 2)] = index
-    return {name: annotations.select(np.flatnonzero(chosen == index)) for index, name in enumerate(fractions)}
+    return chosen
 
 
 def _point(seed: int, name: str) -> float:
