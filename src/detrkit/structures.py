@@ -131,6 +131,26 @@ class PatchBatch(NamedTuple):
         )
 
 
+class FeatureBatch(NamedTuple):
+    """What a backbone that does not train says of unlabelled images and of places in them: a `PatchBatch` that has gone
+    through the backbone already.
+
+    `images` are the backbone's maps, zeros to the right and below; `padding` is True where a cell lies in the padded
+    part; `patches` are the features of places, which `boxes` give as cxcywh in [0, 1] of the unpadded image; `names` are
+    the images' files.
+    """
+
+    images: Float[Tensor, "b f h w"]
+    padding: Bool[Tensor, "b h w"]
+    patches: Float[Tensor, "b p f"]
+    boxes: Float[Tensor, "b p 4"]
+    names: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> FeatureBatch:
+        """The same batch on another device."""
+        return FeatureBatch(*(part.to(device, non_blocking=True) for part in self[:4]), self.names)
+
+
 class Queries(NamedTuple):
     """What the decoder is asked.
 

@@ -8,8 +8,9 @@ when it is done, the detector is kept and the heads are not. The file reads as f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,6 +27,10 @@ from detrkit.prompts import Place, ask, group_of_queries
 
 OFFICIAL = (("patch2query.", "patch_projection."), ("feature_align.", "reconstruction_head."))
 """What the official code calls the two heads, and what they are called here."""
+
+
+DISTINCT = 4.0
+"""How much larger than a token a patch starts, so that its queries tell alike and unlike tokens apart."""
 
 
 class PatchPredictions(NamedTuple):
@@ -55,6 +60,8 @@ class UpDetr(nn.Module):
         shuffle: in training, exchange the queries among the groups at every step (section 3.2).
         reconstruct: also tell the patch's feature (section 3.3).
         place: what of a query the patch is added to; `position` in the paper.
+        start: how the projection of patches starts: `random` as in the official code, or as the projection of `tokens`,
+            so that a patch and the tokens of its place are alike from the first step.
         frozen_backbone: the backbone does not train and keeps nothing for its gradient, which the paper found to
             matter (table 5).
 
@@ -72,6 +79,7 @@ class UpDetr(nn.Module):
         shuffle: bool = False,
         reconstruct: bool = True,
         place: Place = "position",
+        start: Literal["random", "tokens"] = "random",
         frozen_backbone: bool = True,
     ):
         super().__init__()
@@ -91,6 +99,8 @@ class UpDetr(nn.Module):
         channels = backbone.channels[-1]
         self.patch_projection = nn.Linear(channels, config.dim)
         self.reconstruction_head = MLP(config.dim, config.dim, channels) if reconstruct else None
+        if start == "tokens":
+            self._start_as_tokens()
         if frozen_backbone:
             backbone.requires_grad_(False)
 
@@ -128,6 +138,22 @@ class UpDetr(nn.Module):
         convert.load_strictly(task, {**own, **heads})
         return task
 
+    @classmethod
+    def load(cls, folder: str | Path) -> UpDetr:
+        """The task of a run of pre-training, with its options; arguments and errors as of `pretrain.saved.load`."""
+        from detrkit.pretrain import saved  # which knows this class
+
+        return saved.load(folder)
+
+    @torch.no_grad()
+    def _start_as_tokens(self) -> None:
+        projection: Any = getattr(self.detector, "projection", None)
+        wanted = self.patch_projection.weight.shape
+        if projection is None or projection.weight.shape != (*wanted, 1, 1):
+            raise UsageError("This variant does not make tokens by a projection", remedy="start = 'random'")
+        self.patch_projection.weight.copy_(DISTINCT * projection.weight[:, :, 0, 0])
+        self.patch_projection.bias.copy_(DISTINCT * projection.bias)
+
     def describe(self, patches: Float[Tensor, "b p 3 h w"]) -> Float[Tensor, "b p f"]:
         """What the backbone says of each patch, averaged over its cells; all patches of a batch go through at once."""
         backbone: Any = self.detector.backbone
@@ -135,9 +161,11 @@ class UpDetr(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "b 3 h w"],
+        images: Float[Tensor, "b _ h w"],
         padding: Bool[Tensor, "b h w"],
-        patches: Float[Tensor, "b p 3 s s"],
+        patches: Float[Tensor, "b p 3 s s"] | Float[Tensor, "b p f"],
+        *,
+        known: bool = False,
     ) -> PatchPredictions:
         """Look for patches.
 
@@ -145,6 +173,8 @@ class UpDetr(nn.Module):
             images: normalised, zeros where padded.
             padding: True where padded.
             patches: normalised; as many as the task was made for, or fewer.
+            known: images and patches have gone through the backbone already: `images` are its maps, `patches` features
+                such as `describe` gives (`FeatureBatch`).
 
         Raises:
             UsageError: more patches than the task was made for.
@@ -152,6 +182,8 @@ class UpDetr(nn.Module):
         if patches.shape[1] > self.patches:
             raise UsageError("More patches than groups of queries", got=patches.shape[1], expected=f"≤ {self.patches}")
         detector: Any = self.detector
+        if known:
+            return self.find(detector.encode_features((images,), padding), patches)
         return self.find(detector.encode(images, padding), self.describe(patches))
 
     def find(self, memory: Any, features: Float[Tensor, "b p f"]) -> PatchPredictions:
@@ -197,6 +229,7 @@ class PatchCriterion:
         boxes: Float[Tensor, "b p 4"],
         group: Int64[Tensor, " n"],
         num_boxes: float | None = None,
+        names: Sequence[str] = (),
     ) -> Losses:
         """All terms of a batch.
 
@@ -205,15 +238,16 @@ class PatchCriterion:
             boxes: where each patch was cut, cxcywh in [0, 1] of the unpadded image.
             group: which patch each query was shown.
             num_boxes: what sums are divided by; by default the number of patches in the batch.
+            names: the images' files, for messages.
 
         Raises:
-            NonFiniteError: predictions are NaN or infinite.
+            NonFiniteError: predictions are NaN or infinite; names the images.
         """
         images, count = boxes.shape[:2]
         num_boxes = float(images * count) if num_boxes is None else num_boxes
         labels = torch.full((images, count), found.logits.shape[-1] - self._beyond(), device=boxes.device)
-        names = tuple(f"image {index} of the batch" for index in range(images))
-        targets = PaddedTargets(labels, boxes, (count,) * images, names)
+        called = tuple(names) or tuple(f"image {index} of the batch" for index in range(images))
+        targets = PaddedTargets(labels, boxes, (count,) * images, called)
         matches = self._matches(found, targets, group[group < count])
         losses = self.detection.terms(found, targets, matches, num_boxes)
         if found.reconstructed is None:

@@ -1,0 +1,305 @@
+"""What a frozen backbone says of a folder of pictures, computed once and kept in a file.
+
+A backbone that does not train says the same of an image in every epoch, as long as the image is the same. So each
+picture goes through it twice in all, as it is and mirrored, and the task then trains on the maps: a step costs what the
+transformer costs. Patches need no pixels either: what is asked for is the mean of the map over a place (`pool_boxes`),
+taken from the mirrored picture's map while the other is searched, so that no cell can be told by being the very same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from detrkit.boxes import xyxy_to_cxcywh
+from detrkit.checkpoint import write_text_whole
+from detrkit.data.crops import Crops, ImageResizing
+from detrkit.data.dataset import Key, random_stream
+from detrkit.data.images import MAX_PIXELS
+from detrkit.data.loading import EpochBatches, item_batches
+from detrkit.data.pictures import Pictures
+from detrkit.data.transforms import to_tensor
+from detrkit.errors import DataError, Error, UsageError
+from detrkit.nn.pooling import pool_boxes
+from detrkit.structures import FeatureBatch
+
+_PLACE_STREAM = 8  # streams 1 to 7 shuffle, augment, drop out, cut patches and make views
+_EVALUATION_STREAM = 9
+_MAPS, _INDEX = "maps.f16", "maps.json"
+
+
+class _Picture(NamedTuple):
+    """A picture on its way to the backbone: its place among all, its pixels, and its file."""
+
+    place: int
+    image: Tensor
+    name: str
+
+
+class _Pictures(Dataset[_Picture]):
+    """Pictures in the one size that the model sees."""
+
+    def __init__(self, pictures: Pictures, resizing: ImageResizing, crops: Crops):
+        self.pictures, self.resizing, self.crops = pictures, resizing.fixed(), crops
+
+    def __getitem__(self, key: Key) -> _Picture:
+        image = self.pictures.open(key.index, max_pixels=MAX_PIXELS)
+        _, resized = self.resizing(image, np.random.default_rng(0))  # nothing of it is random
+        if not self.crops.is_large_enough(resized.height, resized.width):
+            raise DataError(
+                "The image is too small or too narrow to choose places in",
+                where=self.pictures.name(key.index),
+                got=f"{image.width} × {image.height} pixels",
+            )
+        return _Picture(key.index, to_tensor(resized), self.pictures.name(key.index))
+
+
+class _Passed(NamedTuple):
+    """One picture and nothing else, as `item_batches` wants a batch."""
+
+    picture: _Picture
+
+    def unpacked(self) -> _Picture:
+        return self.picture
+
+
+def _only(items: list[_Picture]) -> _Passed:
+    return _Passed(items[0])
+
+
+class FeatureStore:
+    """The maps of all pictures of a folder, read from a file that every process shares.
+
+    Args:
+        folder: where `extract` wrote.
+
+    Raises:
+        DataError: nothing there, or a damaged file.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            about = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            self.key, self.lost = str(about["key"]), tuple(about["lost"])
+            self.names, self.shapes = tuple(about["names"]), np.array(about["shapes"], np.int64).reshape(-1, 3)
+            self.offsets = np.concatenate([[0], np.cumsum(2 * self.shapes.prod(1))])
+            self._maps = np.memmap(folder / _MAPS, np.float16, "r")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder, error) from error
+        if len(self._maps) != self.offsets[-1]:
+            raise _damaged(folder, f"{len(self._maps)} numbers, not {self.offsets[-1]}")
+        if len(self.names) != len(self.shapes):
+            raise _damaged(folder, f"{len(self.names)} names for {len(self.shapes)} maps")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def maps(self, index: int, mirrored: bool) -> tuple[Float[Tensor, "f h w"], Float[Tensor, "f h w"]]:
+        """The map of a picture, and what the backbone said of the picture mirrored, turned back into the same frame.
+
+        Args:
+            index: of the picture.
+            mirrored: exchange the two: the mirrored picture is the one that is searched.
+        """
+        shape = tuple(self.shapes[index])
+        both = np.array(self._maps[self.offsets[index] : self.offsets[index + 1]], np.float32).reshape(2, *shape)
+        searched, other = torch.from_numpy(both).flip(0) if mirrored else torch.from_numpy(both)
+        return searched, other.flip(-1)
+
+
+def _damaged(folder: Path, error: object) -> DataError:
+    return DataError(
+        "The kept features of the pictures cannot be read", where=folder, got=error, remedy="Delete the folder."
+    )
+
+
+def extract(
+    backbone: nn.Module,
+    pictures: Pictures,
+    resizing: ImageResizing,
+    crops: Crops,
+    folder: Path,
+    *,
+    key: str,
+    workers: int,
+    device: torch.device,
+    on_picture: Callable[[], None] | None = None,
+) -> FeatureStore:
+    """Let every picture through a backbone, as it is and mirrored, and keep its maps; or open what was kept before.
+
+    Args:
+        backbone: its last level is kept, in 16 bits.
+        pictures: what cannot be read or is too small is left out (`FeatureStore.lost`).
+        resizing: the size in which the model sees them.
+        crops: says which pictures are too small.
+        folder: where to; about 40 KB a picture at 192 pixels and stride 16.
+        key: stands for all that the maps depend on; what was kept under another key is computed anew.
+        workers: processes that load pictures.
+        device: where the backbone is.
+        on_picture: called after each picture.
+
+    Raises:
+        DataError: not one picture can be used.
+        Error: the disk is full.
+    """
+    if (folder / _INDEX).exists():
+        kept = FeatureStore(folder)
+        if kept.key == key:
+            return kept
+    names, shapes, lost = [], [], []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Whoever is stopped here leaves no index, so that no maps can be taken for those of another key. Old maps are
+        # removed instead of overwritten: another process may still read them.
+        for name in (_INDEX, _MAPS):
+            (folder / name).unlink(missing_ok=True)
+        with (folder / _MAPS).open("wb") as file:
+            for picture in _loaded(pictures, resizing, crops, workers, lost):
+                maps = _both(backbone, picture.image.to(device))
+                file.write(maps.tobytes())
+                names.append(picture.name)
+                shapes.append(maps.shape[1:])
+                if on_picture is not None:
+                    on_picture()
+        about = {"key": key, "names": names, "shapes": [list(map(int, shape)) for shape in shapes], "lost": lost}
+        write_text_whole(folder / _INDEX, json.dumps(about))
+    except OSError as error:
+        raise Error(
+            "The features of the pictures cannot be kept", where=folder, got=error, remedy="Make room on the disk."
+        ) from error
+    return FeatureStore(folder)
+
+
+@torch.inference_mode()
+def _both(backbone: nn.Module, image: Float[Tensor, "3 h w"]) -> np.ndarray:
+    """The maps of a picture and of its mirror image: (2, f, h, w) in 16 bits."""
+    both = torch.stack([image, image.flip(-1)]).contiguous(memory_format=torch.channels_last)
+    maps: np.ndarray = backbone(both)[-1].contiguous().half().cpu().numpy()
+    return maps
+
+
+def _loaded(
+    pictures: Pictures, resizing: ImageResizing, crops: Crops, workers: int, lost: list[str]
+) -> Iterator[_Picture]:
+    """Every picture that can be used, in order; the others are named in `lost`."""
+
+    def lose(index: int, error: DataError) -> None:
+        lost.append(str(error))
+        if len(lost) == len(pictures):
+            raise DataError(
+                "Not one of the pictures can be used", where=pictures.source, got=str(error), remedy="Check the folder."
+            )
+
+    keys = [[Key(0, index)] for index in range(len(pictures))]
+    return item_batches(_Pictures(pictures, resizing, crops), keys, _only, workers=workers, unreadable=lose)
+
+
+class FeatureItem(NamedTuple):
+    """A map, the features of places in it, and where these are: cxcywh in [0, 1]."""
+
+    features: Tensor
+    patches: Tensor
+    boxes: Tensor
+    name: str
+
+
+class FeatureDataset(Dataset[FeatureItem]):
+    """Maps with places to look for: a pure function of (seed, epoch, index).
+
+    Args:
+        store: the maps.
+        indices: which of its pictures.
+        crops: where the places are.
+        count: places an image.
+        seed: of the run.
+        stride: pixels between the cells of a map.
+        flip: probability with which the mirrored picture is searched.
+        evaluation: nothing is random but the places, which depend on (seed, index) alone.
+
+    Raises:
+        DataError: no pictures.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        indices: Sequence[int],
+        crops: Crops,
+        count: int,
+        seed: int,
+        *,
+        stride: int,
+        flip: float = 0.0,
+        evaluation: bool = False,
+    ):
+        if not len(indices):
+            raise DataError("There are no pictures to choose places in", where=store.folder)
+        self.store, self.indices, self.crops, self.count, self.seed = store, indices, crops, count, seed
+        self.stride, self.flip, self.evaluation = stride, 0.0 if evaluation else flip, evaluation
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: Key) -> FeatureItem:
+        """The example of a key."""
+        stream, epoch = (_EVALUATION_STREAM, 0) if self.evaluation else (_PLACE_STREAM, key.epoch)
+        rng = random_stream(stream, self.seed, epoch, key.index)
+        index = int(self.indices[key.index])
+        features, other = self.store.maps(index, bool(rng.random() < self.flip))
+        height, width = (int(cells) * self.stride for cells in features.shape[1:])
+        places = torch.from_numpy(self.crops(height, width, self.count, rng) / (width, height, width, height))
+        boxes = xyxy_to_cxcywh(places).float()
+        return FeatureItem(features, pool_boxes(other, boxes), boxes, self.store.names[index])
+
+
+class LoadedFeatures(NamedTuple):
+    """A batch; nothing is ever replaced in it, since what cannot be read has no map."""
+
+    batch: FeatureBatch
+    replaced: tuple[str, ...] = ()
+
+    def unpacked(self) -> LoadedFeatures:
+        """Itself: it travels from a worker as it is."""
+        return self
+
+
+def _pack(items: list[FeatureItem]) -> LoadedFeatures:
+    height, width = (max(item.features.shape[axis] for item in items) for axis in (1, 2))
+    features = items[0].features.new_zeros(len(items), items[0].features.shape[0], height, width)
+    padding = torch.ones(len(items), height, width, dtype=torch.bool)
+    for row, item in enumerate(items):
+        features[row, :, : item.features.shape[1], : item.features.shape[2]] = item.features
+        padding[row, : item.features.shape[1], : item.features.shape[2]] = False
+    patches, boxes = (torch.stack([getattr(item, part) for item in items]) for part in ("patches", "boxes"))
+    return LoadedFeatures(FeatureBatch(features, padding, patches, boxes, tuple(item.name for item in items)))
+
+
+def feature_batches(
+    dataset: FeatureDataset, sampler: EpochBatches, *, workers: int, pin_memory: bool = False
+) -> Iterator[LoadedFeatures]:
+    """The batches of a run; arguments and errors as of `detrkit.data.loading.training_batches`."""
+    return item_batches(dataset, sampler, _pack, workers=workers, pin_memory=pin_memory)
+
+
+def evaluation_features(dataset: FeatureDataset, batch_size: int, *, workers: int) -> Iterator[FeatureBatch]:
+    """All pictures once, in order.
+
+    Raises:
+        UsageError: the data set was not made for evaluation, or a batch size below 1.
+    """
+    if not dataset.evaluation or batch_size < 1:
+        raise UsageError("An evaluation needs a data set that was made for it, and batches of at least one picture")
+    keys = [
+        [Key(0, index) for index in range(first, min(first + batch_size, len(dataset)))]
+        for first in range(0, len(dataset), batch_size)
+    ]
+    return (loaded.batch for loaded in item_batches(dataset, keys, _pack, workers=workers))
