@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from detrkit.evaluation.run import Metrics
     from detrkit.predict import Detector, load
     from detrkit.structures import Batch, Category, Detections, Predictions, Queries, Target
+    from detrkit.training.pretraining import PretrainedRun, pretrain
     from detrkit.training.run import Run, evaluate, train
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _HOMES = {
     "MissingExtraError": "errors",
     "ModelError": "errors",
     "Predictions": "structures",
+    "PretrainedRun": "training.pretraining",
     "Queries": "structures",
     "Run": "training.run",
     "Target": "structures",
@@ -37,6 +39,7 @@ _HOMES = {
     "evaluate": "training.run",
     "load": "predict",
     "models": "",
+    "pretrain": "",
     "train": "training.run",
 }
 
@@ -51,6 +54,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "Predictions",
+    "PretrainedRun",
     "Queries",
     "Run",
     "Target",
@@ -59,6 +63,7 @@ __all__ = [
     "evaluate",
     "load",
     "models",
+    "pretrain",
     "train",
 ]
 

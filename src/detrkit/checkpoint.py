@@ -24,6 +24,7 @@ from detrkit import __version__, models
 from detrkit.convert import load_strictly
 from detrkit.convert.report import Fate
 from detrkit.errors import Error, ModelError
+from detrkit.nn.weights import BACKBONE_FILE
 from detrkit.structures import Category
 
 FORMAT = 1
@@ -58,6 +59,7 @@ def save_model(
     categories: tuple[Category, ...],
     about: Mapping[str, Any] | None = None,
     half: bool = False,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write a self-contained model folder, replacing what stood there.
 
@@ -68,8 +70,15 @@ def save_model(
         categories: the category table.
         about: anything JSON can hold, such as the metrics.
         half: store floats in 16 bits; loading gives 32 bits again.
+        beside: further tensors by name for each file that they are written to, without its ending.
     """
-    write_whole(folder, lambda to: _write_model(to, model, preset, categories, about or {}, half))
+
+    def write(to: Path) -> None:
+        _write_model(to, model, preset, categories, about or {}, half)
+        for part, tensors in (beside or {}).items():
+            _write_tensors(tensors, to / f"{part}.safetensors")
+
+    write_whole(folder, write)
 
 
 def save_training(
@@ -79,19 +88,44 @@ def save_training(
     *,
     preset: str,
     categories: tuple[Category, ...],
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a training checkpoint."""
+    """Write a training checkpoint; arguments as of `save_model`."""
 
     def write(to: Path) -> None:
-        _write_model(to, model, preset, categories, {}, half=False)
-        for part, tensors in state.tensors.items():
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                to / f"{part}.safetensors",
-            )
-        (to / "training.json").write_text(
-            json.dumps({"parts": list(state.tensors), "position": state.position}, indent=1)
-        )
+        _write_model(to, model, preset, categories, about or {}, half=False)
+        _write_state(to, state)
+
+    write_whole(folder, write)
+
+
+def save_backbone(
+    folder: Path,
+    backbone: nn.Module,
+    name: str,
+    *,
+    preset: str,
+    about: Mapping[str, Any] | None = None,
+    state: TrainingState | None = None,
+) -> None:
+    """Write a folder that holds a backbone alone, which `load_model` refuses and `load_backbone_weights` takes.
+
+    Args:
+        folder: where to; its parent is made.
+        backbone: from `build_backbone(name)`.
+        name: its name.
+        preset: whose backbone it is, for people.
+        about: anything JSON can hold.
+        state: what a training needs to go on.
+    """
+
+    def write(to: Path) -> None:
+        _write_tensors(backbone.state_dict(), to / BACKBONE_FILE)
+        described = {"backbone": name, "preset": preset, "about": dict(about or {})}
+        content = {"format": FORMAT, "detrkit": __version__, **described}
+        (to / "config.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if state is not None:
+            _write_state(to, state)
 
     write_whole(folder, write)
 
@@ -111,6 +145,14 @@ def load_model(path: str | Path) -> SavedModel:
             got=about.get("format"),
             expected=FORMAT,
             remedy="Use the version of detrkit that wrote it.",
+        )
+    if "variant" not in about and "backbone" in about:
+        raise ModelError(
+            "This is a backbone without a detector",
+            where=folder,
+            got=about["backbone"],
+            remedy=f"Train a detector on it: detrkit train DATA --model {about.get('preset')} --architecture backbone "
+            f"{about['backbone']} --backbone-weights {folder / BACKBONE_FILE} --out RUN",
         )
     try:
         model, categories = _described(about)
@@ -266,6 +308,16 @@ def _described(about: Mapping[str, Any]) -> tuple[nn.Module, tuple[Category, ...
 def _beside(folder: Path) -> tuple[Path, Path]:
     """Where a folder is written, and where the one before it is moved to."""
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+
+
+def _write_state(to: Path, state: TrainingState) -> None:
+    for part, tensors in state.tensors.items():
+        _write_tensors(tensors, to / f"{part}.safetensors")
+    (to / "training.json").write_text(json.dumps({"parts": list(state.tensors), "position": state.position}, indent=1))
 
 
 def _is_part(name: object) -> bool:

@@ -136,8 +136,9 @@ class FeatureBatch(NamedTuple):
     through the backbone already.
 
     `images` are the backbone's maps, zeros to the right and below; `padding` is True where a cell lies in the padded
-    part; `patches` are the features of places, which `boxes` give as cxcywh in [0, 1] of the unpadded image; `names` are
-    the images' files.
+    part; `patches` are the features of places, which `boxes` give as cxcywh in [0, 1] of the unpadded image; `names`
+    are the images' files. `regions` are targets of one class, the places in each image that stand out, where these
+    were looked for.
     """
 
     images: Float[Tensor, "b f h w"]
@@ -145,10 +146,18 @@ class FeatureBatch(NamedTuple):
     patches: Float[Tensor, "b p f"]
     boxes: Float[Tensor, "b p 4"]
     names: tuple[str, ...] = ()
+    regions: tuple[Target, ...] = ()
 
     def to(self, device: torch.device | str) -> FeatureBatch:
         """The same batch on another device."""
-        return FeatureBatch(*(part.to(device, non_blocking=True) for part in self[:4]), self.names)
+        return FeatureBatch(
+            self.images.to(device, non_blocking=True),
+            self.padding.to(device, non_blocking=True),
+            self.patches.to(device, non_blocking=True),
+            self.boxes.to(device, non_blocking=True),
+            self.names,
+            tuple(target.to(device) for target in self.regions),
+        )
 
 
 class Queries(NamedTuple):

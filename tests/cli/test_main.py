@@ -19,6 +19,7 @@ from detrkit.cli import _options, verbs
 from detrkit.cli._terminal import Outcome, Terminal, count, duration, plain, share, table
 from detrkit.errors import DataError, Error, MissingExtraError, ModelError, UsageError
 from detrkit.training import recipe
+from detrkit.training.pretext import of_task
 from detrkit.training.recipe import fields
 
 FOLDER = recipe.FOLDER
@@ -48,9 +49,11 @@ def test_version(detrkit):
 @pytest.mark.parametrize("name", sorted(file.stem for file in recipe.FOLDER.glob("*.toml")))
 def test_packaged_recipes_can_be_named(detrkit, monkeypatch, name):
     monkeypatch.setattr(recipe, "FOLDER", FOLDER)
-    said = detrkit("train", "--recipe", name, "--help")
+    task = recipe.task_of(name)
+    said = detrkit("pretrain" if task else "train", "--recipe", name, "--help")
     assert said.code == 0
-    assert f"(default: {recipe.read(name).optimization.epochs})" in said.out
+    known = recipe.read(name, of_task(task)) if task else recipe.read(name)
+    assert f"(default: {known.optimization.epochs})" in said.out
 
 
 def test_an_unknown_verb_is_refused_with_the_nearest(detrkit):

@@ -43,6 +43,8 @@ class DetectionOptions(CommonOptions):
     """Processes that load images; 0: none but this one."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    pretrained: Switch = False
+    """Take a model that was only pre-trained, too, although it has not learnt to detect anything."""
 
 
 def parse(kind: type[Chosen], verb: str, arguments: Sequence[str], *, quiet: bool = False) -> Chosen:

@@ -95,6 +95,20 @@ class Pace:
         ]
 
 
+class News:
+    """What evaluations have to say, each thing when it arises and not again while it lasts."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def __call__(self, event: Evaluated) -> list[str]:
+        """The notes that the evaluation before did not have; what stands after a colon are figures."""
+        subjects = {note.partition(":")[0]: note for note in event.notes}
+        fresh = [note for subject, note in subjects.items() if subject not in self._known]
+        self._known = set(subjects)
+        return fresh
+
+
 class PlainProgress:
     """Lines without any control codes, for files and build servers.
 
@@ -103,7 +117,7 @@ class PlainProgress:
     """
 
     def __init__(self, terminal: Terminal):
-        self.terminal, self.pace = terminal, Pace(terminal)
+        self.terminal, self.pace, self._news = terminal, Pace(terminal), News()
         self._said = terminal.clock()
 
     def __call__(self, event: Event) -> None:
@@ -127,6 +141,8 @@ class PlainProgress:
             figures = ", ".join(f"{name} {share(event.figures[name])}" for name in event.headline)
             best = ", best so far" if event.is_best else ""
             self.terminal.note(f"epoch {event.epoch:g} evaluated in {duration(event.seconds)}: {figures}{best}")
+            for line in self._news(event):
+                self.terminal.note(line)
 
 
 class LiveProgress:
@@ -142,6 +158,7 @@ class LiveProgress:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.terminal, self.pace, self.evaluate_every = terminal, Pace(terminal), evaluate_every
+        self._news = News()
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -205,6 +222,8 @@ class LiveProgress:
         if event.is_best:
             line.append("  ★ best so far", style="green")
         self.terminal.console.print(line)
+        for note in self._news(event):
+            self.terminal.console.print(note, style="yellow")
         self._bar.update(self._task, description=f"epoch {event.epoch:g}/{self.pace.epochs}")
 
     def _render(self) -> RenderableType:

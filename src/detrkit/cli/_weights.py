@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from detrkit.cli._terminal import count
+from detrkit.cli._options import DetectionOptions
+from detrkit.cli._terminal import count, shell
+from detrkit.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from detrkit.convert import Fate
+    from detrkit.predict import Detector
     from detrkit.structures import Category
 
 
@@ -123,3 +126,23 @@ def _every(found: Found) -> list[str]:
         goes = f" → {', '.join(fate.targets)}" if fate.targets else ""
         lines.append(f"  {fate.fate}: {fate.source} ({shape}){goes}{f': {fate.note}' if fate.note else ''}")
     return lines
+
+
+def load_detector(name: str, options: DetectionOptions) -> Detector:
+    """A detector that has learnt to detect, as of `detrkit.load`.
+
+    Raises:
+        ModelError: as `detrkit.load`; or the model was only pre-trained, and `--pretrained` was not given.
+    """
+    from detrkit.predict import load
+    from detrkit.pretrain.saved import is_pretrained
+
+    detector = load(name, device=options.device)
+    if is_pretrained(detector.about) and not options.pretrained:
+        raise ModelError(
+            "The model was only pre-trained, without labels: it finds what it is shown, and knows no objects",
+            where=name,
+            remedy=f"Train it first: detrkit train DATA --init {shell(name)} --out RUN (or say --pretrained, to see "
+            "what it answers all the same).",
+        )
+    return detector

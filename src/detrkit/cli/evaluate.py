@@ -71,13 +71,13 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
 
 def _detections(options: Options, annotations: Annotations, terminal: Terminal) -> list[Detections]:
+    from detrkit.cli._weights import load_detector
     from detrkit.evaluation import read_results
-    from detrkit.predict import load
     from detrkit.training.validation import detect
 
     if options.model.endswith(".json"):
         return read_results(options.model, annotations)
-    detector = load(options.model, device=options.device)
+    detector = load_detector(options.model, options)
     with terminal.counting(len(annotations), "Detecting") as tick:
         return detect(
             detector,

@@ -107,12 +107,14 @@ def _run_document(path: Path) -> dict[str, Any]:
             document[name] = _read(file)
     if document["kind"] == "run" and not (path / "checkpoints").is_dir() and not (path / "model").is_dir():
         return {**document, "model": None}  # it has not come to its first checkpoint
+    config = _read(model_folder(path) / "config.json")
+    if "backbone" in config and "variant" not in config:
+        return {**document, "model": None, "backbone": {"folder": model_folder(path), **config}}
     saved = load_model(path)
     numbers: dict[str, int] = {}
     for name, parameter in saved.model.named_parameters():
         part = name.partition(".")[0]
         numbers[part] = numbers.get(part, 0) + parameter.numel()
-    config = _read(model_folder(path) / "config.json")
     document["model"] = {
         "folder": model_folder(path),
         "written_by": config.get("detrkit"),
@@ -141,6 +143,9 @@ def _run_text(document: dict[str, Any]) -> str:
     if data := document.get("data"):
         splits = ", ".join(f"{name} {count(part['images'], 'image')}" for name, part in data["splits"].items())
         lines.append(f"Data        {data['path']} ({splits})")
+    if backbone := document.get("backbone"):
+        lines.append(f"Backbone    {backbone['backbone']} of {backbone['preset']}, alone, in {backbone['folder']}")
+        return "\n".join([*lines, *_pretraining(backbone["about"])])
     if (model := document["model"]) is None:
         return "\n".join([*lines, "Model       none yet"])
     parameters = dict(model["parameters"])
@@ -150,12 +155,26 @@ def _run_text(document: dict[str, Any]) -> str:
         f"Parameters  {total:,}: " + ", ".join(f"{name} {number:,}" for name, number in parameters.items()),
         f"Categories  {len(model['categories'])}: {_shortened([name for _, name in model['categories']])}",
     ]
+    lines += _pretraining(model["about"])
     figures = model["about"].get("metrics", {})
     known = [f"{name} {share(figures[name])}" for name in ("AP", "AP50", "AP75") if figures.get(name) is not None]
     if known:
         lines.append(f"Validation  {', '.join(known)}, epoch {model['about'].get('epoch', '?')}")
     rows = [("field", "value"), *((name, str(value)) for name, value in model["config"].items())]
     return "\n".join([*lines, "", table(rows, "ll")])
+
+
+def _pretraining(about: dict[str, Any]) -> list[str]:
+    """What a model that was only pre-trained says of it."""
+    if not isinstance(pretext := about.get("pretext"), dict):
+        return []
+    figures = about.get("metrics", {})
+    names = ("recall50", "recall75", "consistency", "retrieval", "chance", "feature_rank")
+    known = [f"{name} {share(figures[name])}" for name in names if figures.get(name) is not None]
+    lines = [
+        f"Pre-trained by {pretext['task']}, on {count(pretext['images'], 'image')} without labels; no detector yet"
+    ]
+    return lines + ([f"Held out    {', '.join(known)}, epoch {about.get('epoch', '?')}"] if known else [])
 
 
 def _data_document(path: Path) -> dict[str, Any]:

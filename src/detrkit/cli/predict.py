@@ -52,11 +52,11 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         UsageError: an option that makes no sense, or a folder that must not be written into.
     """
     from detrkit.cli._images import find_images
-    from detrkit.predict import load
+    from detrkit.cli._weights import load_detector
 
     _check(options)
     images = find_images(options.images, options.out)
-    detector = load(options.model, device=options.device)
+    detector = load_detector(options.model, options)
     if options.threshold is None:
         options = dataclasses.replace(options, threshold=detector.threshold)
     options.out.mkdir(parents=True, exist_ok=True)

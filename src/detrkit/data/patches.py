@@ -5,7 +5,7 @@ Source: Dai et al., UP-DETR: Unsupervised Pre-training for Object Detection with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -213,6 +213,7 @@ def evaluation_patches(
     *,
     workers: int,
     problems: Problems,
+    indices: Sequence[int] | None = None,
     multiple_of: int = 1,
     pin_memory: bool = False,
     timeout: float = 600.0,
@@ -224,6 +225,8 @@ def evaluation_patches(
         batch_size: images a batch; fewer where some cannot be used, and in the last.
         workers: number of processes that load; 0: this one does. The batches are the same, bit for bit.
         problems: pictures that cannot be used are left out and counted here.
+        indices: only these images; what they look like does not depend on which others there are. None of them need be
+            usable.
         multiple_of: height and width of a batch are padded to a multiple of this, in pixels.
         pin_memory: put tensors into page-locked memory; only where the batches go to a CUDA device.
         timeout: seconds to wait for a batch from a worker before it is given up; 0: for ever.
@@ -236,13 +239,14 @@ def evaluation_patches(
         raise UsageError("Images are evaluated with a data set that was made for evaluation", remedy="evaluation=True")
     if batch_size < 1:
         raise UsageError("This number is too small", where="batch_size", got=batch_size, expected="at least 1")
-    count, lost = len(dataset), 0
+    chosen = range(len(dataset)) if indices is None else indices
+    count, lost = len(chosen), 0
 
     def count_failure(index: int, error: DataError) -> None:
         nonlocal lost
         problems.add("unusable-image", str(error))
         lost += 1
-        if lost == count:
+        if lost == count and indices is None:
             raise DataError(
                 "Not one of the images can be used",
                 where=dataset.pictures.source,
@@ -250,10 +254,7 @@ def evaluation_patches(
                 remedy="Check that the images are there, complete and not tiny.",
             )
 
-    keys = [
-        [Key(0, index) for index in range(first, min(first + batch_size, count))]
-        for first in range(0, count, batch_size)
-    ]
+    keys = [[Key(0, index) for index in chosen[first : first + batch_size]] for first in range(0, count, batch_size)]
     loaded = item_batches(
         dataset,
         keys,

@@ -286,7 +286,8 @@ def evaluation_views(
         batch_size: images a batch; fewer where some cannot be used, and in the last.
         workers: number of processes that load; 0: this one does. The batches are the same, bit for bit.
         problems: pictures that cannot be used are left out and counted here.
-        indices: only these images; what they look like does not depend on which others there are.
+        indices: only these images; what they look like does not depend on which others there are. None of them need be
+            usable.
         pin_memory: put tensors into page-locked memory; only where the batches go to a CUDA device.
         timeout: seconds to wait for a batch from a worker before it is given up; 0: for ever.
 
@@ -308,7 +309,9 @@ def evaluation_views(
         timeout=timeout,
         unreadable=lambda index, error: problems.add("unusable-image", str(error)),
     )
-    return _at_least_one(loaded, dataset.pictures.source, problems)
+    if indices is None:
+        return _at_least_one(loaded, dataset.pictures.source, problems)
+    return (views.batch for views in loaded)
 
 
 def _at_least_one(loaded: Iterator[LoadedViews], source: str, problems: Problems) -> Iterator[ViewBatch]:

@@ -158,6 +158,16 @@ class Losses(NamedTuple):
             self.share,
         )
 
+    def beside(self, other: Losses, prefix: str, weight: float) -> Losses:
+        """These terms, and those of another answer of the same layers under `prefix`, times `weight`."""
+        return Losses(
+            (*self.names, *(f"{prefix}{name}" for name in other.names)),
+            torch.cat([self.values, other.values]),
+            torch.cat([self.weights, weight * other.weights]),
+            self.class_error,
+            self.share,
+        )
+
 
 @dataclass(frozen=True)
 class SetCriterion:

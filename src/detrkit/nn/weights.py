@@ -27,6 +27,9 @@ from detrkit.nn.backbone import TRANSFORMERS_PREFIX, AutoBackbone, Backbone
 RANDOM = "random"
 """The `weights` that ask for a random initialisation."""
 
+BACKBONE_FILE = "backbone.safetensors"
+"""The file of a run folder, or of its `model/`, that holds the weights of a backbone that was trained alone."""
+
 FOLDER_VARIABLE = "DETRKIT_WEIGHTS"
 """The environment variable that names a folder of weight files."""
 
@@ -95,9 +98,10 @@ def load_backbone_weights(
     Args:
         backbone: from `build_backbone(name)`.
         name: its name.
-        weights: a .safetensors, .npz or .pth file; `random` for an initialisation that trains from nothing (the whole
-            backbone is then trained); or empty to look for a file of the backbone's name, or its well-known name, in
-            the folder $DETRKIT_WEIGHTS, in ~/.cache/detrkit/weights and among torch's own downloads.
+        weights: a .safetensors, .npz or .pth file; the run folder of a backbone's pre-training; `random` for an
+            initialisation that trains from nothing (the whole backbone is then trained); or empty to look for a file
+            of the backbone's name, or its well-known name, in the folder $DETRKIT_WEIGHTS, in ~/.cache/detrkit/weights
+            and among torch's own downloads.
         generator: the source of random numbers; torch's default one where None.
 
     Returns:
@@ -113,7 +117,7 @@ def load_backbone_weights(
     if not str(weights) and isinstance(backbone, AutoBackbone):
         found, source = backbone.pretrained(), TRANSFORMERS_PREFIX + backbone.source
     else:
-        path = Path(weights) if str(weights) else find_weight_file(name)
+        path = _of_run(Path(weights)) if str(weights) else find_weight_file(name)
         if not path.is_file():
             raise ModelError("There is no such weight file", where=path, remedy=_how_to_get(name))
         found, source = read_weight_file(path), str(path)
@@ -140,6 +144,12 @@ def find_weight_file(name: str) -> Path:
         got=f"none of {', '.join(files)} in {', '.join(str(folder) for folder in folders)}",
         remedy=_how_to_get(name),
     )
+
+
+def _of_run(path: Path) -> Path:
+    """The backbone of a run folder that holds one, or the path itself."""
+    files = (path / place / BACKBONE_FILE for place in ("", "model", "checkpoints/best", "checkpoints/last"))
+    return next((file for file in files if file.is_file()), path)
 
 
 def weight_folders() -> list[Path]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -26,10 +27,11 @@ from detrkit.data.dataset import Key, random_stream
 from detrkit.data.images import MAX_PIXELS
 from detrkit.data.loading import EpochBatches, item_batches
 from detrkit.data.pictures import Pictures
+from detrkit.data.regions import find_regions
 from detrkit.data.transforms import to_tensor
-from detrkit.errors import DataError, Error, UsageError
+from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.nn.pooling import pool_boxes
-from detrkit.structures import FeatureBatch
+from detrkit.structures import FeatureBatch, Target
 
 _PLACE_STREAM = 8  # streams 1 to 7 shuffle, augment, drop out, cut patches and make views
 _EVALUATION_STREAM = 9
@@ -37,29 +39,35 @@ _MAPS, _INDEX = "maps.f16", "maps.json"
 
 
 class _Picture(NamedTuple):
-    """A picture on its way to the backbone: its place among all, its pixels, and its file."""
+    """A picture on its way to the backbone: its pixels, the regions that stand out (xyxy in [0, 1]), and its file."""
 
-    place: int
     image: Tensor
+    regions: np.ndarray
     name: str
 
 
 class _Pictures(Dataset[_Picture]):
-    """Pictures in the one size that the model sees."""
+    """Pictures in the one size that the model sees, rounded so that the cells of a map divide it."""
 
-    def __init__(self, pictures: Pictures, resizing: ImageResizing, crops: Crops):
+    def __init__(self, pictures: Pictures, resizing: ImageResizing, crops: Crops, stride: int, regions: int):
         self.pictures, self.resizing, self.crops = pictures, resizing.fixed(), crops
+        self.stride, self.regions = stride, regions
 
     def __getitem__(self, key: Key) -> _Picture:
-        image = self.pictures.open(key.index, max_pixels=MAX_PIXELS)
+        image, name = self.pictures.open(key.index, max_pixels=MAX_PIXELS), self.pictures.name(key.index)
         _, resized = self.resizing(image, np.random.default_rng(0))  # nothing of it is random
-        if not self.crops.is_large_enough(resized.height, resized.width):
+        size = (self._whole(resized.width), self._whole(resized.height))
+        if not self.crops.is_large_enough(size[1], size[0]):
             raise DataError(
                 "The image is too small or too narrow to choose places in",
-                where=self.pictures.name(key.index),
+                where=name,
                 got=f"{image.width} × {image.height} pixels",
             )
-        return _Picture(key.index, to_tensor(resized), self.pictures.name(key.index))
+        regions = find_regions(image, self.regions) if self.regions else np.zeros((0, 4))
+        return _Picture(to_tensor(image.resize(size, Image.Resampling.BILINEAR)), regions, name)
+
+    def _whole(self, side: int) -> int:
+        return max(1, round(side / self.stride)) * self.stride
 
 
 class _Passed(NamedTuple):
@@ -91,13 +99,14 @@ class FeatureStore:
             about = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
             self.key, self.lost = str(about["key"]), tuple(about["lost"])
             self.names, self.shapes = tuple(about["names"]), np.array(about["shapes"], np.int64).reshape(-1, 3)
+            self.regions = tuple(np.array(boxes, np.float32).reshape(-1, 4) for boxes in about["regions"])
             self.offsets = np.concatenate([[0], np.cumsum(2 * self.shapes.prod(1))])
             self._maps = np.memmap(folder / _MAPS, np.float16, "r")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(folder, error) from error
         if len(self._maps) != self.offsets[-1]:
             raise _damaged(folder, f"{len(self._maps)} numbers, not {self.offsets[-1]}")
-        if len(self.names) != len(self.shapes):
+        if not len(self.names) == len(self.regions) == len(self.shapes):
             raise _damaged(folder, f"{len(self.names)} names for {len(self.shapes)} maps")
 
     def __len__(self) -> int:
@@ -130,6 +139,8 @@ def extract(
     folder: Path,
     *,
     key: str,
+    stride: int,
+    regions: int = 0,
     workers: int,
     device: torch.device,
     on_picture: Callable[[], None] | None = None,
@@ -139,23 +150,32 @@ def extract(
     Args:
         backbone: its last level is kept, in 16 bits.
         pictures: what cannot be read or is too small is left out (`FeatureStore.lost`).
-        resizing: the size in which the model sees them.
+        resizing: the size in which the model sees them; sides are rounded to whole cells.
         crops: says which pictures are too small.
-        folder: where to; about 40 KB a picture at 192 pixels and stride 16.
+        folder: where to; about 80 KB a picture at 192 pixels and stride 16.
         key: stands for all that the maps depend on; what was kept under another key is computed anew.
+        stride: pixels between the cells of a map.
+        regions: also look for so many regions that stand out in each picture (`find_regions`), at most.
         workers: processes that load pictures.
         device: where the backbone is.
-        on_picture: called after each picture.
+        on_picture: called after each picture that is kept.
 
     Raises:
         DataError: not one picture can be used.
+        ModelError: the backbone gives numbers that 16 bits cannot hold.
         Error: the disk is full.
     """
+    if not len(pictures):
+        raise DataError("There are no pictures to look at", where=pictures.source)
+    backbone.eval()
     if (folder / _INDEX).exists():
         kept = FeatureStore(folder)
         if kept.key == key:
             return kept
-    names, shapes, lost = [], [], []
+    names: list[str] = []
+    shapes: list[list[int]] = []
+    found: list[list[list[float]]] = []
+    lost: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Whoever is stopped here leaves no index, so that no maps can be taken for those of another key. Old maps are
@@ -163,14 +183,16 @@ def extract(
         for name in (_INDEX, _MAPS):
             (folder / name).unlink(missing_ok=True)
         with (folder / _MAPS).open("wb") as file:
-            for picture in _loaded(pictures, resizing, crops, workers, lost):
-                maps = _both(backbone, picture.image.to(device))
+            source = _Pictures(pictures, resizing, crops, stride, regions)
+            for picture in _loaded(source, workers, lost):
+                maps = _both(backbone, picture.image.to(device), picture.name)
                 file.write(maps.tobytes())
                 names.append(picture.name)
-                shapes.append(maps.shape[1:])
+                shapes.append(list(maps.shape[1:]))
+                found.append(picture.regions.round(5).tolist())
                 if on_picture is not None:
                     on_picture()
-        about = {"key": key, "names": names, "shapes": [list(map(int, shape)) for shape in shapes], "lost": lost}
+        about = {"key": key, "names": names, "shapes": shapes, "regions": found, "lost": lost}
         write_text_whole(folder / _INDEX, json.dumps(about))
     except OSError as error:
         raise Error(
@@ -180,17 +202,22 @@ def extract(
 
 
 @torch.inference_mode()
-def _both(backbone: nn.Module, image: Float[Tensor, "3 h w"]) -> np.ndarray:
+def _both(backbone: nn.Module, image: Float[Tensor, "3 h w"], name: str) -> np.ndarray:
     """The maps of a picture and of its mirror image: (2, f, h, w) in 16 bits."""
     both = torch.stack([image, image.flip(-1)]).contiguous(memory_format=torch.channels_last)
     maps: np.ndarray = backbone(both)[-1].contiguous().half().cpu().numpy()
+    if not np.isfinite(maps).all():
+        raise ModelError(
+            "The backbone's features do not fit into 16 bits",
+            where=name,
+            remedy="Check its weights, or let patches go through it at every step (--shown crops).",
+        )
     return maps
 
 
-def _loaded(
-    pictures: Pictures, resizing: ImageResizing, crops: Crops, workers: int, lost: list[str]
-) -> Iterator[_Picture]:
+def _loaded(source: _Pictures, workers: int, lost: list[str]) -> Iterator[_Picture]:
     """Every picture that can be used, in order; the others are named in `lost`."""
+    pictures = source.pictures
 
     def lose(index: int, error: DataError) -> None:
         lost.append(str(error))
@@ -200,15 +227,16 @@ def _loaded(
             )
 
     keys = [[Key(0, index)] for index in range(len(pictures))]
-    return item_batches(_Pictures(pictures, resizing, crops), keys, _only, workers=workers, unreadable=lose)
+    return item_batches(source, keys, _only, workers=workers, unreadable=lose)
 
 
 class FeatureItem(NamedTuple):
-    """A map, the features of places in it, and where these are: cxcywh in [0, 1]."""
+    """A map, the features of places in it, where these are, and where something stands out: cxcywh in [0, 1]."""
 
     features: Tensor
     patches: Tensor
     boxes: Tensor
+    regions: Tensor
     name: str
 
 
@@ -254,11 +282,14 @@ class FeatureDataset(Dataset[FeatureItem]):
         stream, epoch = (_EVALUATION_STREAM, 0) if self.evaluation else (_PLACE_STREAM, key.epoch)
         rng = random_stream(stream, self.seed, epoch, key.index)
         index = int(self.indices[key.index])
-        features, other = self.store.maps(index, bool(rng.random() < self.flip))
+        mirrored = bool(rng.random() < self.flip)
+        features, other = self.store.maps(index, mirrored)
         height, width = (int(cells) * self.stride for cells in features.shape[1:])
         places = torch.from_numpy(self.crops(height, width, self.count, rng) / (width, height, width, height))
-        boxes = xyxy_to_cxcywh(places).float()
-        return FeatureItem(features, pool_boxes(other, boxes), boxes, self.store.names[index])
+        boxes, regions = xyxy_to_cxcywh(places).float(), xyxy_to_cxcywh(torch.from_numpy(self.store.regions[index]))
+        if mirrored:
+            regions = torch.cat([1 - regions[:, :1], regions[:, 1:]], 1)
+        return FeatureItem(features, pool_boxes(other, boxes), boxes, regions, self.store.names[index])
 
 
 class LoadedFeatures(NamedTuple):
@@ -280,7 +311,10 @@ def _pack(items: list[FeatureItem]) -> LoadedFeatures:
         features[row, :, : item.features.shape[1], : item.features.shape[2]] = item.features
         padding[row, : item.features.shape[1], : item.features.shape[2]] = False
     patches, boxes = (torch.stack([getattr(item, part) for item in items]) for part in ("patches", "boxes"))
-    return LoadedFeatures(FeatureBatch(features, padding, patches, boxes, tuple(item.name for item in items)))
+    regions = tuple(
+        Target(torch.zeros(len(item.regions), dtype=torch.int64), item.regions, item.name) for item in items
+    )
+    return LoadedFeatures(FeatureBatch(features, padding, patches, boxes, tuple(item.name for item in items), regions))
 
 
 def feature_batches(

@@ -24,6 +24,7 @@ from detrkit.losses.criterion import Answers, Losses, SetCriterion, SoftmaxClass
 from detrkit.losses.matching import Matches, NonFiniteError, PaddedTargets, box_cost
 from detrkit.nn.heads import MLP
 from detrkit.prompts import Place, ask, group_of_queries
+from detrkit.structures import Predictions
 
 OFFICIAL = (("patch2query.", "patch_projection."), ("feature_align.", "reconstruction_head."))
 """What the official code calls the two heads, and what they are called here."""
@@ -166,7 +167,8 @@ class UpDetr(nn.Module):
         patches: Float[Tensor, "b p 3 s s"] | Float[Tensor, "b p f"],
         *,
         known: bool = False,
-    ) -> PatchPredictions:
+        also_unasked: bool = False,
+    ) -> PatchPredictions | tuple[PatchPredictions, Predictions]:
         """Look for patches.
 
         Args:
@@ -175,6 +177,7 @@ class UpDetr(nn.Module):
             patches: normalised; as many as the task was made for, or fewer.
             known: images and patches have gone through the backbone already: `images` are its maps, `patches` features
                 such as `describe` gives (`FeatureBatch`).
+            also_unasked: also give what the detector finds by its own queries, without any patch.
 
         Raises:
             UsageError: more patches than the task was made for.
@@ -182,9 +185,11 @@ class UpDetr(nn.Module):
         if patches.shape[1] > self.patches:
             raise UsageError("More patches than groups of queries", got=patches.shape[1], expected=f"≤ {self.patches}")
         detector: Any = self.detector
-        if known:
-            return self.find(detector.encode_features((images,), padding), patches)
-        return self.find(detector.encode(images, padding), self.describe(patches))
+        memory = detector.encode_features((images,), padding) if known else detector.encode(images, padding)
+        found = self.find(memory, patches if known else self.describe(patches))
+        if not also_unasked:
+            return found
+        return found, detector.predict(detector.decode(memory, detector.queries(len(images))))
 
     def find(self, memory: Any, features: Float[Tensor, "b p f"]) -> PatchPredictions:
         """Look for patches of which the features are known, in images that are encoded already."""

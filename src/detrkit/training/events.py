@@ -70,6 +70,8 @@ class Evaluated:
         seconds: that it took.
         is_best: no evaluation before was as good, by the figure that the task chooses by; for a detector AP.
         metrics: all tables, where a detector was trained.
+        notes: what the user should know at once.
+        conclusion: what it comes to so far, in plain sentences; empty where the figures speak for themselves.
     """
 
     step: int
@@ -79,6 +81,8 @@ class Evaluated:
     seconds: float
     is_best: bool
     metrics: Metrics | None = None
+    notes: tuple[str, ...] = ()
+    conclusion: str = ""
 
 
 @dataclass(frozen=True)

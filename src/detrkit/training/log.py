@@ -58,7 +58,9 @@ class RunFolder:
                 self._window.clear()
         elif isinstance(event, Evaluated):
             record = {"event": "evaluated", "step": event.step, "epoch": event.epoch, "best": event.is_best}
-            self._append("metrics.jsonl", {**record, **finite(event.figures)})
+            said = {"notes": list(event.notes), "conclusion": event.conclusion}
+            told = {name: value for name, value in said.items() if value}
+            self._append("metrics.jsonl", {**record, **finite(event.figures), **told})
             self._plot()
         elif isinstance(event, Stopped):
             self._status(event.reason, event.step)

@@ -242,6 +242,8 @@ def _evaluate(session: Session[Any], out: Path, position: Position, epoch: int) 
         seconds=time.perf_counter() - started,
         is_best=is_best,
         metrics=found.metrics,
+        notes=found.notes,
+        conclusion=found.conclusion,
     )
     return Position(position.step, found.score if is_best else position.best), event
 

@@ -12,22 +12,31 @@ from detrkit.errors import UsageError
 from detrkit.training.recipe import OptimizationOptions
 
 
-def make_optimizer(model: nn.Module, options: OptimizationOptions) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, options: OptimizationOptions, detector: nn.Module | None = None
+) -> torch.optim.AdamW:
     """AdamW with one group for the backbone and one for all else; each remembers its `base_lr`.
 
     The parts that `freeze` names lose their gradient, and so does the backbone where its rate is 0.
 
+    Args:
+        model: what trains.
+        options: the recipe's.
+        detector: the module inside `model` whose parts are meant; by default `model` itself.
+
     Raises:
         UsageError: `freeze` names a part that the model does not have, or nothing is left to train.
     """
-    freeze(model, options.freeze)
+    detector = model if detector is None else detector
+    freeze(detector, options.freeze)
     if options.backbone_lr == 0:
-        freeze(model, "backbone")
+        freeze(detector, "backbone")
+    of_backbone = {id(one) for name, one in detector.named_parameters() if name.startswith("backbone.")}
     backbone: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            (backbone if name.startswith("backbone.") else rest).append(parameter)
+            (backbone if id(parameter) in of_backbone else rest).append(parameter)
     groups = [
         {"params": group, "lr": rate, "base_lr": rate}
         for group, rate in ((rest, options.lr), (backbone, options.backbone_lr))

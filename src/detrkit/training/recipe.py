@@ -64,8 +64,8 @@ class ModelOptions:
     """What is trained."""
 
     model: str = ""
-    """Preset of the model, such as detr-r50. Empty: preset, architecture and image size of `init`, or, without it,
-    conditional-detr-nano."""
+    """Preset of the model, such as detr-r50. Empty: preset, architecture and image size of `init`, or, without it, the
+    usual one: conditional-detr-nano, and detr-nano in pre-training."""
     architecture: dict[str, str] = field(default_factory=dict)
     """Fields of the preset to change, such as: num_queries 50 dim 128."""
     image_size: int = field(default=0, metadata=within(0))
@@ -160,7 +160,8 @@ class RunOptions:
 class AnyRecipe:
     """The recipe of some task: what a frozen dataclass of sections inherits from, each of which has a default.
 
-    The names of the fields are unique over all sections. `optimization` and `run` are sections of every recipe.
+    The names of the fields are unique over all sections. `model`, `optimization` and `run` are sections of every
+    recipe.
 
     Attributes:
         task: what its files begin with, to be told from those of other tasks; those of a detector say nothing.
@@ -168,6 +169,7 @@ class AnyRecipe:
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     task: ClassVar[str]
+    model: ModelOptions
     optimization: OptimizationOptions
     run: RunOptions
 
@@ -283,6 +285,15 @@ def find(name: str | Path, kind: type[AnyRecipe] = Recipe) -> Path:
     raise UsageError("There is no such recipe", got=repr(str(name)), expected=f"a TOML file or one of {known}")
 
 
+def task_of(name: str | Path, kind: type[AnyRecipe] = Recipe) -> str:
+    """The task that a recipe is for; empty for a detector. Arguments as of `find`.
+
+    Raises:
+        UsageError: there is no such recipe, or it is not TOML.
+    """
+    return str(_content(find(name, kind)).get("task", ""))
+
+
 def packaged_names(kind: type[AnyRecipe] = Recipe) -> list[str]:
     """The names of the recipes of a kind that come with the package."""
     return sorted(file.stem for file in FOLDER.glob("*.toml") if _content(file).get("task", "") == kind.task)
@@ -295,15 +306,19 @@ def of_preset(preset: str, base: Kind) -> Kind: ...
 def of_preset(preset: str, base: AnyRecipe | None = None) -> AnyRecipe:
     """The recipe that comes with the package for a preset; without one, `base` with that preset.
 
-    It is named like the preset; those of other tasks than detection begin with their task, such as
-    `up-detr-detr-nano`.
+    That of a detector is named like the preset. That of another task is named by the task and the preset, or names the
+    preset as its model.
 
     Raises:
         UsageError: the packaged file cannot be read.
     """
     base = base or Recipe()
     packaged = FOLDER / f"{base.task}{'-' if base.task else ''}{preset}.toml"
-    return read(packaged, base) if packaged.is_file() else revise(base, {"model": preset})
+    if packaged.is_file():
+        return read(packaged, base)
+    names = packaged_names(type(base)) if base.task else ()
+    fitting = (name for name in names if _content(FOLDER / f"{name}.toml").get("model", {}).get("model") == preset)
+    return read(name, base) if (name := next(fitting, "")) else revise(base, {"model": preset})
 
 
 def to_toml(recipe: AnyRecipe) -> str:

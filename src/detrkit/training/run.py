@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from detrkit import evaluation, models
 from detrkit.data import formats
@@ -20,7 +20,7 @@ from detrkit.training.conduct import check_folder, conduct
 from detrkit.training.detection import DetectionSession
 from detrkit.training.distributed import World
 from detrkit.training.events import Event
-from detrkit.training.recipe import Recipe
+from detrkit.training.recipe import AnyRecipe, Recipe
 from detrkit.training.setup import prepare
 from detrkit.training.validation import detect
 
@@ -84,17 +84,35 @@ def train(
     return Run(out, best)
 
 
-def resolve(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recipe:
+@overload
+def resolve(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recipe: ...
+@overload
+def resolve(
+    recipe: recipes.Kind | str | Path | None, fields: dict[str, Any], usual: recipes.Kind, default_model: str
+) -> recipes.Kind: ...
+def resolve(
+    recipe: AnyRecipe | str | Path | None,
+    fields: dict[str, Any],
+    usual: AnyRecipe | None = None,
+    default_model: str = recipes.DEFAULT_MODEL,
+) -> AnyRecipe:
     """The recipe of a run: the packaged one of the preset, or the one named, with fields replaced.
 
     A run that starts from other weights and names no model takes preset, architecture and image size from there.
+
+    Args:
+        recipe: a recipe, a TOML file, or the name of one that comes with the package.
+        fields: of the recipe, by name.
+        usual: the task's recipe with all its defaults; by default that of a detector.
+        default_model: the preset where nothing says which.
 
     Raises:
         ModelError: the weights to start from are not there or cannot be read.
         UsageError: an unknown recipe or field, or a bad value.
     """
-    base = recipe if isinstance(recipe, Recipe) else None if recipe is None else recipes.read(recipe)
-    given = recipes.revise(base or Recipe(), fields).model
+    usual = usual or Recipe()
+    base = recipe if isinstance(recipe, AnyRecipe) else None if recipe is None else recipes.read(recipe, usual)
+    given = recipes.revise(base or usual, fields).model
     if not given.model and given.init:
         saved = open_model(given.init)
         preset, architecture = architecture_of(saved)
@@ -103,9 +121,9 @@ def resolve(recipe: Recipe | str | Path | None, fields: dict[str, Any]) -> Recip
             shortest, longest = _image_size(saved.model, models.configure(preset)[1])
             fields |= {"image_size": shortest, "longest": given.longest or longest}
     elif not given.model:
-        fields = {**fields, "model": recipes.DEFAULT_MODEL}
+        fields = {**fields, "model": default_model}
     if base is None:
-        base = recipes.of_preset(fields["model"])
+        base = recipes.of_preset(fields["model"], usual)
     return recipes.revise(base, fields)
 
 

@@ -62,6 +62,8 @@ class Validation:
         headline: the names that are worth showing while the training runs.
         about: what else is kept with the best checkpoint; anything JSON can hold.
         metrics: all tables, of a task that detects.
+        notes: what the user should know at once, such as that something has collapsed.
+        conclusion: what it comes to so far, in plain sentences.
     """
 
     figures: dict[str, float]
@@ -70,6 +72,8 @@ class Validation:
     higher_is_better: bool = True
     about: dict[str, Any] = field(default_factory=dict)
     metrics: Metrics | None = None
+    notes: tuple[str, ...] = ()
+    conclusion: str = ""
 
     @property
     def score(self) -> float:

@@ -1,0 +1,307 @@
+"""The pre-training of a detector by random query patch detection: what the loop asks of its task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from detrkit.checkpoint import TrainingState, model_folder
+from detrkit.data.crops import (
+    Crops,
+    ImageResizing,
+    PatchAugmentation,
+    StratifiedCrops,
+    UniformCrops,
+    pretraining_sizes,
+)
+from detrkit.data.loading import EpochBatches
+from detrkit.data.patches import LoadedPatches, PatchDataset, evaluation_patches, patch_batches
+from detrkit.data.problems import Problems
+from detrkit.errors import ModelError, UsageError
+from detrkit.losses.criterion import Losses
+from detrkit.nn.weights import RANDOM
+from detrkit.pretrain import saved
+from detrkit.pretrain.figures import PatchFigures, alarms, conclusion
+from detrkit.pretrain.page import patch_sheets, write_patch_page
+from detrkit.pretrain.up_detr import PatchCriterion, PatchPredictions, UpDetr, criterion
+from detrkit.sources import locate
+from detrkit.structures import PatchBatch
+from detrkit.training.distributed import World
+from detrkit.training.ema import Average
+from detrkit.training.optimizer import make_optimizer
+from detrkit.training.pretext import PatchOptions, PatchRecipe
+from detrkit.training.session import Session, Validation
+from detrkit.training.setup import build_model, choose_dtype, choose_place, count_workers
+from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
+
+HEADLINE = ("recall50", "recall75", "consistency")
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PatchSession(Session[PatchBatch]):
+    """Random query patch detection on unlabelled images.
+
+    Attributes:
+        recipe: the resolved recipe.
+        model: the task, which holds the detector.
+        criterion: its loss.
+        train: images with patches to train on.
+        val: the held-out ones.
+    """
+
+    recipe: PatchRecipe
+    model: UpDetr
+    criterion: PatchCriterion
+    train: PatchDataset
+    val: PatchDataset
+
+    @property
+    def count(self) -> int:
+        """Images of the training set."""
+        return len(self.train)
+
+    def batches(self, sampler: EpochBatches) -> Iterator[LoadedPatches]:
+        """Images, and patches of them that are recoloured and blurred by chance."""
+        return patch_batches(self.train, sampler, workers=self.workers, pin_memory=self.device.type == "cuda")
+
+    def losses(self, model: nn.Module, batch: PatchBatch) -> Losses:
+        """Predictions against the places of the patches; sums are divided by their mean number over all processes.
+
+        There is but one class, so how often it is mistaken says nothing: `class_error` is NaN.
+        """
+        batch = batch.to(self.device)
+        count = torch.tensor(float(batch.boxes.shape[:2].numel()), device=self.device)
+        num_boxes = max(float(self.world.mean(count)), 1.0)
+        with self.arithmetic():
+            found = model(self.laid_out(batch.images), batch.padding, batch.patches)
+        losses = self.criterion(found, batch.boxes, self.model.group, num_boxes, names=batch.names)
+        return losses._replace(class_error=torch.full_like(losses.class_error, torch.nan))
+
+    def names(self, batch: PatchBatch) -> Sequence[str]:
+        """The images' files."""
+        return batch.names
+
+    def evaluate(self, out: Path, epoch: int) -> Validation:
+        """Figures on the held-out images, of which recall at IoU 0.5 chooses; a page of samples for each epoch."""
+        task = cast(UpDetr, self.evaluated_model).eval()
+        figures, problems = PatchFigures(self._num_classes), Problems()
+        for batch, found in self._answers(task, self.world.share_of(range(len(self.val))), problems):
+            figures.add(found, batch, task.group)
+        parts = self.world.gather((figures, problems))
+        validation = self._validation(parts, out) if self.world.is_main else None
+        shared: Validation = self.world.share(validation)
+        if self.world.is_main and self.run.samples:
+            self._draw(task, out / "samples" / f"epoch-{epoch:04d}", f"{out.name}, epoch {epoch}", shared)
+        return shared
+
+    def save_best(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """Write a model folder of the detector that `detrkit.load` takes, with the task's heads beside it."""
+        task = cast(UpDetr, self.evaluated_model)
+        saved.save(folder, task, preset=self.recipe.model.model, about={**about, **self._about()})
+
+    def save_training(self, folder: Path, state: TrainingState) -> None:
+        """Write the same of the weights in training, with the state."""
+        saved.save(folder, self.model, preset=self.recipe.model.model, about=self._about(), state=state)
+
+    def fill(self, folder: Path) -> None:
+        """Give the task the weights of such a folder."""
+        saved.fill(self.model, folder)
+
+    def describe(self) -> dict[str, Any]:
+        """The images of both parts."""
+        return {"splits": {"train": describe(self.train.pictures), "val": describe(self.val.pictures)}}
+
+    @property
+    def _num_classes(self) -> int:
+        config: Any = self.model.detector.config
+        return int(config.num_classes)
+
+    def _about(self) -> dict[str, Any]:
+        """What a model says of its pre-training; not where the images lay."""
+        pictures = self.train.pictures
+        return {saved.PRETEXT: {"images": len(pictures), "fingerprint": pictures.fingerprint()}}
+
+    def _answers(
+        self, task: UpDetr, indices: Sequence[int], problems: Problems
+    ) -> Iterator[tuple[PatchBatch, PatchPredictions]]:
+        """The held-out images of the indices in batches, and what is found in them; counts those that are unusable."""
+        batches = evaluation_patches(
+            self.val,
+            min(self.optimization.batch_size, 16),
+            workers=self.workers,
+            problems=problems,
+            indices=indices,
+            pin_memory=self.device.type == "cuda",
+        )
+        for batch in batches:
+            batch = batch.to(self.device)
+            with torch.no_grad():
+                found = task(self.laid_out(batch.images), batch.padding, batch.patches)
+            yield batch, found
+
+    def _validation(self, parts: Sequence[tuple[PatchFigures, Problems]], out: Path) -> Validation:
+        figures, problems = PatchFigures.merged([part for part, _ in parts]), Problems()
+        for _, found in parts:
+            problems.merge(found)
+        result, earlier = figures.result(), figures_so_far(out)
+        sentence = conclusion(
+            earlier[0] if earlier else result,
+            result,
+            figures.images,
+            figures.patches,
+            before=earlier[-1] if earlier else None,
+        )
+        return Validation(
+            figures=result,
+            chosen_by="recall50",
+            headline=HEADLINE,
+            notes=(*alarms(result), *missing(problems, len(self.val))),
+            conclusion=sentence,
+        )
+
+    def _draw(self, task: UpDetr, folder: Path, title: str, found: Validation) -> None:
+        """A page of some fixed images, spread over the held-out ones."""
+        count = min(self.run.samples, len(self.val))
+        chosen = np.unique(np.linspace(0, len(self.val) - 1, count).round().astype(int)).tolist()
+        sheets = [
+            sheet
+            for batch, answers in self._answers(task, chosen, Problems())
+            for sheet in patch_sheets(answers, batch, task.group, self._num_classes)
+        ]
+        write_patch_page(folder, title, sheets, found.figures, found.conclusion)
+
+
+def prepare_patches(recipe: PatchRecipe, images: Sources, world: World, *, came_from: str = "") -> PatchSession:
+    """Open the images, build the detector and the task around it, load their weights.
+
+    Args:
+        recipe: the resolved recipe.
+        images: folders, images and tar shards.
+        world: the processes that train together.
+        came_from: what the run noted of its first weights, where a checkpoint follows: then they are not loaded again.
+
+    Raises:
+        DataError: no images there.
+        ModelError: weights that are missing or do not fit.
+        UsageError: an unknown preset, field or device; more patches than queries; or a backbone that would see nothing.
+    """
+    notes: list[str] = []
+    train, val = open_images(images, recipe.images, recipe.run.seed, notes)
+    device, dtype = choose_place(recipe.run, world), recipe.optimization.precision
+    task = _build(recipe, notes, came_from).to(device)
+    if recipe.optimization.channels_last:
+        task = task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(task, recipe.optimization, task.detector)
+    _refuse_blindness(task, recipe)
+    asked, resizing = recipe.pretext, _resizing(recipe.pretext, task.detector)
+    notes.append(_summary(task, recipe, resizing, device))
+    augmentation = PatchAugmentation(
+        size=asked.patch_size, jitter=asked.jitter, grayscale=asked.grayscale, blur=asked.blur
+    )
+    crops, seed = _crops(asked), recipe.run.seed
+    return PatchSession(
+        recipe=recipe,
+        world=world,
+        device=device,
+        dtype=choose_dtype(dtype, device),
+        model=task,
+        optimizer=optimizer,
+        average=Average(task, recipe.optimization.ema) if recipe.optimization.ema else None,
+        workers=count_workers(recipe.images.workers),
+        notes=tuple(notes),
+        criterion=criterion(
+            task.detector,
+            asked.patches,
+            match=asked.match,
+            tie_no_object=asked.tie_no_object,
+            reconstruction_weight=asked.reconstruction_weight,
+        ),
+        train=PatchDataset(train, crops, augmentation, resizing, asked.patches, seed),
+        val=PatchDataset(val, crops, augmentation, resizing, asked.patches, seed, evaluation=True),
+    )
+
+
+def _build(recipe: PatchRecipe, notes: list[str], came_from: str) -> UpDetr:
+    """The task around a detector of one class, in which the weights are that the recipe asks for."""
+    asked = recipe.pretext
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.run.seed)
+        _, detector = build_model(recipe.model, 1, notes, ["patch"], came_from=came_from)
+        task = UpDetr(
+            detector,
+            patches=asked.patches,
+            mask_out=asked.mask_out,
+            mask_out_of=asked.mask_out_of,
+            shuffle=asked.shuffle,
+            reconstruct=asked.reconstruction_weight > 0,
+            place=asked.place,
+            start=asked.start,
+            frozen_backbone=not asked.train_backbone,
+        )
+    if recipe.model.init and not came_from:
+        notes.extend(_start_heads(task, recipe.model.init))
+    return task
+
+
+def _start_heads(task: UpDetr, init: str) -> list[str]:
+    """Take the heads over, too, where the run starts from another pre-training."""
+    place = locate(init)
+    folder = model_folder(place.path) if place.is_ours else place.path
+    if not (folder / f"{saved.PRETEXT}.safetensors").is_file():
+        return []
+    try:
+        saved.fill_heads(task, folder)
+    except ModelError:
+        return ["The heads of the pretext task are other ones than there, and begin anew"]
+    return ["The heads of the pretext task are kept, too"]
+
+
+def _refuse_blindness(task: UpDetr, recipe: PatchRecipe) -> None:
+    """A backbone that starts at random and does not train says nothing of images, and nothing would show it."""
+    backbone: Any = task.detector.backbone
+    if recipe.model.backbone_weights != RANDOM or recipe.model.init or _trained(backbone):
+        return
+    raise UsageError(
+        "The backbone starts at random and does not train, so that it sees nothing",
+        where="backbone_weights",
+        got=RANDOM,
+        expected="weights of a backbone that was trained on images",
+        remedy="Give it weights (--backbone-weights FILE), make them from the images themselves (detrkit pretrain "
+        "IMAGES --task backbone), or let it train along (--train-backbone).",
+    )
+
+
+def _trained(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _crops(asked: PatchOptions) -> Crops:
+    if asked.crops == "uniform":
+        return UniformCrops()
+    return StratifiedCrops(asked.smallest, asked.largest, asked.most_elongated)
+
+
+def _resizing(asked: PatchOptions, detector: nn.Module) -> ImageResizing:
+    config: Any = detector.config
+    shortest, longest = (asked.shortest, None) if asked.shortest else (config.image_size, config.longest)
+    return ImageResizing(**pretraining_sizes(shortest, longest, asked.multi_scale)._asdict(), flip=asked.flip)
+
+
+def _summary(task: UpDetr, recipe: PatchRecipe, resizing: ImageResizing, device: torch.device) -> str:
+    backbone: Any = task.detector.backbone
+    frozen = "" if _trained(backbone) else " (backbone frozen)"
+    total = sum(parameter.numel() for parameter in task.parameters())
+    least, most = min(resizing.sizes), max(resizing.sizes)
+    return (
+        f"Model {recipe.model.model}: {total / 1e6:.1f} M parameters, {_trained(task) / 1e6:.1f} M of them "
+        f"trained{frozen}, {task.patches} patches of {recipe.pretext.patch_size} pixels an image, images "
+        f"{least if least == most else f'{least} to {most}'} (at most {resizing.longest}) pixels, on {device} in "
+        f"{str(choose_dtype(recipe.optimization.precision, device)).removeprefix('torch.')}"
+    )
