@@ -13,7 +13,7 @@ from detrkit.cli._terminal import PLAIN_SECONDS, Terminal, duration, share
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from detrkit.training.events import Evaluated, Event, Started, Step
+    from detrkit.training.events import Evaluated, Event, Preparing, Started, Step
 
 RECENT = 50
 """Steps over which live figures are averaged."""
@@ -122,9 +122,13 @@ class PlainProgress:
 
     def __call__(self, event: Event) -> None:
         """Show what happened."""
-        from detrkit.training.events import Evaluated, Started, Step
+        from detrkit.training.events import Evaluated, Preparing, Started, Step
 
-        if isinstance(event, Started):
+        if isinstance(event, Preparing):
+            if event.done == event.total or self.terminal.clock() - self._said >= PLAIN_SECONDS:
+                self._said = self.terminal.clock()
+                self.terminal.note(preparation(event))
+        elif isinstance(event, Started):
             self.pace.start(event)
             for line in opening(event):
                 self.terminal.note(line)
@@ -179,9 +183,11 @@ class LiveProgress:
 
     def __call__(self, event: Event) -> None:
         """Show what happened."""
-        from detrkit.training.events import Evaluated, Started, Step
+        from detrkit.training.events import Evaluated, Preparing, Started, Step
 
-        if isinstance(event, Started):
+        if isinstance(event, Preparing):
+            self._bar.update(self._task, total=event.total, completed=event.done, description=preparation(event))
+        elif isinstance(event, Started):
             self.pace.start(event)
             for line in opening(event):
                 self.terminal.console.print(line)
@@ -237,6 +243,11 @@ def _columns(cells: list[str], headline: tuple[str, ...]) -> str:
     """A line of the table of evaluations: the epoch, the figures of the headline, the time."""
     widths = (8, *(max(8, len(name) + 2) for name in headline), 11)
     return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def preparation(event: Preparing) -> str:
+    """How far it is with what is done once."""
+    return f"Every image goes through the backbone once: {event.done:,} of {event.total:,}"
 
 
 def opening(event: Started) -> list[str]:

@@ -324,16 +324,18 @@ def feature_batches(
     return item_batches(dataset, sampler, _pack, workers=workers, pin_memory=pin_memory)
 
 
-def evaluation_features(dataset: FeatureDataset, batch_size: int, *, workers: int) -> Iterator[FeatureBatch]:
-    """All pictures once, in order.
+def evaluation_features(
+    dataset: FeatureDataset, batch_size: int, *, workers: int, indices: Sequence[int] | None = None
+) -> Iterator[FeatureBatch]:
+    """All pictures once, in order; or those of the indices.
 
     Raises:
         UsageError: the data set was not made for evaluation, or a batch size below 1.
     """
     if not dataset.evaluation or batch_size < 1:
         raise UsageError("An evaluation needs a data set that was made for it, and batches of at least one picture")
+    chosen = range(len(dataset)) if indices is None else indices
     keys = [
-        [Key(0, index) for index in range(first, min(first + batch_size, len(dataset)))]
-        for first in range(0, len(dataset), batch_size)
+        [Key(0, index) for index in chosen[first : first + batch_size]] for first in range(0, len(chosen), batch_size)
     ]
     return (loaded.batch for loaded in item_batches(dataset, keys, _pack, workers=workers))

@@ -20,7 +20,7 @@ from detrkit.boxes import cxcywh_to_xyxy, elementwise_iou, pairwise_giou
 from detrkit.errors import UsageError
 from detrkit.losses.matching import NonFiniteError
 from detrkit.pretrain.up_detr import PatchPredictions
-from detrkit.structures import PatchBatch
+from detrkit.structures import FeatureBatch, PatchBatch
 
 SMALL, LARGE = 0.2, 0.4
 """Patches are small below and large from these; in between they are medium. Root of their share of the image's area."""
@@ -67,7 +67,9 @@ def patch_scores(logits: Float[Tensor, "*n c"], num_classes: int) -> Float[Tenso
 
 
 @torch.no_grad()
-def answers(found: PatchPredictions, batch: PatchBatch, group: Int64[Tensor, " n"], num_classes: int) -> Found:
+def answers(
+    found: PatchPredictions, batch: PatchBatch | FeatureBatch, group: Int64[Tensor, " n"], num_classes: int
+) -> Found:
     """What the last layer finds for each patch.
 
     Args:
@@ -118,7 +120,7 @@ class PatchFigures:
         return sum(map(len, self._patches))
 
     @torch.no_grad()
-    def add(self, found: PatchPredictions, batch: PatchBatch, group: Int64[Tensor, " n"]) -> None:
+    def add(self, found: PatchPredictions, batch: PatchBatch | FeatureBatch, group: Int64[Tensor, " n"]) -> None:
         """Add a batch.
 
         Args:
@@ -193,7 +195,9 @@ class PatchFigures:
         return max(0.0, 1 - products / (count * (count - 1)))
 
 
-def _asked(found: PatchPredictions, batch: PatchBatch, group: Int64[Tensor, " n"]) -> Int64[Tensor, " q"]:
+def _asked(
+    found: PatchPredictions, batch: PatchBatch | FeatureBatch, group: Int64[Tensor, " n"]
+) -> Int64[Tensor, " q"]:
     asked = group[group < batch.boxes.shape[1]]
     if len(asked) != found.boxes.shape[2]:
         raise UsageError(
@@ -204,14 +208,16 @@ def _asked(found: PatchPredictions, batch: PatchBatch, group: Int64[Tensor, " n"
     return asked
 
 
-def _check_finite(found: PatchPredictions, batch: PatchBatch) -> None:
+def _check_finite(found: PatchPredictions, batch: PatchBatch | FeatureBatch) -> None:
     finite = torch.isfinite(found.boxes[-1]).all(-1).all(-1) & torch.isfinite(found.logits[-1]).all(-1).all(-1)
     finite = finite & torch.isfinite(found.patch_features).all(-1).all(-1)
     if not bool(finite.all()):
         raise NonFiniteError([name for name, good in zip(batch.names, finite.tolist(), strict=True) if not good])
 
 
-def _best_is_own(found: PatchPredictions, batch: PatchBatch, asked: Int64[Tensor, " q"]) -> Float[Tensor, "b p"]:
+def _best_is_own(
+    found: PatchPredictions, batch: PatchBatch | FeatureBatch, asked: Int64[Tensor, " q"]
+) -> Float[Tensor, "b p"]:
     """Whether of all queries one of the patch's own group fits its place best; NaN where there is only one group.
 
     What fits is said by generalised IoU alone: it also orders boxes that do not touch the place, and the class part of

@@ -288,11 +288,16 @@ def criterion(
         reconstruction_weight: weight of the reconstruction.
     """
     config: Any = detector.config
-    own = models.variant(type(detector).__module__.rpartition(".")[2]).criterion(config)
+    own = detection_criterion(detector)
     if tie_no_object and isinstance(own.classification, SoftmaxClassification):
         tied = dataclasses.replace(own.classification, no_object_weight=patches / config.num_queries)
         own = dataclasses.replace(own, classification=tied)
     return PatchCriterion(own, match, reconstruction_weight)
+
+
+def detection_criterion(detector: nn.Module) -> SetCriterion:
+    """The loss that a detector is trained with for its own sake."""
+    return models.variant(type(detector).__module__.rpartition(".")[2]).criterion(detector.config)
 
 
 @torch.no_grad()

@@ -9,6 +9,14 @@ from detrkit.evaluation.run import Metrics
 
 
 @dataclass(frozen=True)
+class Preparing:
+    """Something is done once, before the first step: `done` of `total` images."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Started:
     """The training begins or goes on.
 
@@ -101,4 +109,4 @@ class Stopped:
     reason: str
 
 
-Event = Started | Step | Evaluated | Saved | Stopped
+Event = Preparing | Started | Step | Evaluated | Saved | Stopped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
@@ -22,18 +22,22 @@ from detrkit.data.crops import (
 )
 from detrkit.data.loading import EpochBatches
 from detrkit.data.patches import LoadedPatches, PatchDataset, evaluation_patches, patch_batches
+from detrkit.data.pictures import Pictures
 from detrkit.data.problems import Problems
 from detrkit.errors import ModelError, UsageError
-from detrkit.losses.criterion import Losses
+from detrkit.losses.criterion import Losses, SetCriterion
 from detrkit.nn.weights import RANDOM
 from detrkit.pretrain import saved
+from detrkit.pretrain.features import FeatureDataset, LoadedFeatures, evaluation_features, feature_batches
 from detrkit.pretrain.figures import PatchFigures, alarms, conclusion
 from detrkit.pretrain.page import patch_sheets, write_patch_page
-from detrkit.pretrain.up_detr import PatchCriterion, PatchPredictions, UpDetr, criterion
+from detrkit.pretrain.regions import RegionFigures
+from detrkit.pretrain.up_detr import PatchCriterion, PatchPredictions, UpDetr, criterion, detection_criterion
 from detrkit.sources import locate
-from detrkit.structures import PatchBatch
+from detrkit.structures import FeatureBatch, PatchBatch, Predictions, Target
 from detrkit.training.distributed import World
 from detrkit.training.ema import Average
+from detrkit.training.kept import keep, refuse_contradictions, with_pixels
 from detrkit.training.optimizer import make_optimizer
 from detrkit.training.pretext import PatchOptions, PatchRecipe
 from detrkit.training.session import Session, Validation
@@ -41,50 +45,77 @@ from detrkit.training.setup import build_model, choose_dtype, choose_place, coun
 from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
 
 HEADLINE = ("recall50", "recall75", "consistency")
+REGIONS = "region_recall50"
 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PatchSession(Session[PatchBatch]):
+class PatchSession(Session[PatchBatch | FeatureBatch]):
     """Random query patch detection on unlabelled images.
 
     Attributes:
         recipe: the resolved recipe.
         model: the task, which holds the detector.
         criterion: its loss.
-        train: images with patches to train on.
+        unasked: the loss of what the detector finds without a patch, where it is asked for regions, too.
+        train: images with patches to train on, or their features.
         val: the held-out ones.
+        pictures: the images of both parts.
     """
 
     recipe: PatchRecipe
     model: UpDetr
     criterion: PatchCriterion
-    train: PatchDataset
-    val: PatchDataset
+    unasked: SetCriterion | None
+    train: PatchDataset | FeatureDataset
+    val: PatchDataset | FeatureDataset
+    pictures: Mapping[str, Pictures]
 
     @property
     def count(self) -> int:
         """Images of the training set."""
         return len(self.train)
 
-    def batches(self, sampler: EpochBatches) -> Iterator[LoadedPatches]:
-        """Images, and patches of them that are recoloured and blurred by chance."""
-        return patch_batches(self.train, sampler, workers=self.workers, pin_memory=self.device.type == "cuda")
+    def batches(self, sampler: EpochBatches) -> Iterator[LoadedPatches | LoadedFeatures]:
+        """Images, and patches of them that are recoloured and blurred by chance; or the features of both."""
+        pin = self.device.type == "cuda"
+        if isinstance(self.train, FeatureDataset):
+            return feature_batches(self.train, sampler, workers=self.workers, pin_memory=pin)
+        return patch_batches(self.train, sampler, workers=self.workers, pin_memory=pin)
 
-    def losses(self, model: nn.Module, batch: PatchBatch) -> Losses:
+    def losses(self, model: nn.Module, batch: PatchBatch | FeatureBatch) -> Losses:
         """Predictions against the places of the patches; sums are divided by their mean number over all processes.
 
         There is but one class, so how often it is mistaken says nothing: `class_error` is NaN.
         """
         batch = batch.to(self.device)
-        count = torch.tensor(float(batch.boxes.shape[:2].numel()), device=self.device)
-        num_boxes = max(float(self.world.mean(count)), 1.0)
         with self.arithmetic():
-            found = model(self.laid_out(batch.images), batch.padding, batch.patches)
-        losses = self.criterion(found, batch.boxes, self.model.group, num_boxes, names=batch.names)
+            found, unasked = self._answer(model, batch)
+        count = self._shared(batch.boxes.shape[:2].numel())
+        losses = self.criterion(found, batch.boxes, self.model.group, count, names=batch.names)
+        if self.unasked is not None and unasked is not None and isinstance(batch, FeatureBatch):
+            regions = self._targets(batch)
+            others = self.unasked(unasked, regions, self._shared(sum(len(target.labels) for target in regions)))
+            losses = losses.beside(others, "region_", self.recipe.pretext.regions_weight)
         return losses._replace(class_error=torch.full_like(losses.class_error, torch.nan))
 
-    def names(self, batch: PatchBatch) -> Sequence[str]:
+    def _answer(
+        self, model: nn.Module, batch: PatchBatch | FeatureBatch
+    ) -> tuple[PatchPredictions, Predictions | None]:
+        """What is said of the patches and, where that is asked, of the image without any."""
+        known, also_unasked = isinstance(batch, FeatureBatch), self.unasked is not None
+        found = model(self.laid_out(batch.images), batch.padding, batch.patches, known=known, also_unasked=also_unasked)
+        return found if also_unasked else (found, None)
+
+    def _targets(self, batch: FeatureBatch) -> list[Target]:
+        """The regions of a batch, of the detector's last class."""
+        return [region._replace(labels=region.labels + self._num_classes - 1) for region in batch.regions]
+
+    def _shared(self, count: float) -> float:
+        """The mean of a count over all processes, at least 1."""
+        return max(float(self.world.mean(torch.tensor(float(count), device=self.device))), 1.0)
+
+    def names(self, batch: PatchBatch | FeatureBatch) -> Sequence[str]:
         """The images' files."""
         return batch.names
 
@@ -92,9 +123,12 @@ class PatchSession(Session[PatchBatch]):
         """Figures on the held-out images, of which recall at IoU 0.5 chooses; a page of samples for each epoch."""
         task = cast(UpDetr, self.evaluated_model).eval()
         figures, problems = PatchFigures(self._num_classes), Problems()
-        for batch, found in self._answers(task, self.world.share_of(range(len(self.val))), problems):
+        regions = RegionFigures(self._num_classes)
+        for batch, found, unasked in self._answers(task, self.world.share_of(range(len(self.val))), problems):
             figures.add(found, batch, task.group)
-        parts = self.world.gather((figures, problems))
+            if unasked is not None and isinstance(batch, FeatureBatch):
+                regions.add(unasked, batch.regions)
+        parts = self.world.gather((figures, problems, regions))
         validation = self._validation(parts, out) if self.world.is_main else None
         shared: Validation = self.world.share(validation)
         if self.world.is_main and self.run.samples:
@@ -116,7 +150,7 @@ class PatchSession(Session[PatchBatch]):
 
     def describe(self) -> dict[str, Any]:
         """The images of both parts."""
-        return {"splits": {"train": describe(self.train.pictures), "val": describe(self.val.pictures)}}
+        return {"splits": {name: describe(part) for name, part in self.pictures.items()}}
 
     @property
     def _num_classes(self) -> int:
@@ -125,30 +159,33 @@ class PatchSession(Session[PatchBatch]):
 
     def _about(self) -> dict[str, Any]:
         """What a model says of its pre-training; not where the images lay."""
-        pictures = self.train.pictures
+        pictures = self.pictures["train"]
         return {saved.PRETEXT: {"images": len(pictures), "fingerprint": pictures.fingerprint()}}
 
     def _answers(
         self, task: UpDetr, indices: Sequence[int], problems: Problems
-    ) -> Iterator[tuple[PatchBatch, PatchPredictions]]:
+    ) -> Iterator[tuple[PatchBatch | FeatureBatch, PatchPredictions, Predictions | None]]:
         """The held-out images of the indices in batches, and what is found in them; counts those that are unusable."""
-        batches = evaluation_patches(
-            self.val,
-            min(self.optimization.batch_size, 16),
-            workers=self.workers,
-            problems=problems,
-            indices=indices,
-            pin_memory=self.device.type == "cuda",
-        )
+        size, batches = min(self.optimization.batch_size, 16), cast(Iterator[PatchBatch | FeatureBatch], iter(()))
+        if isinstance(self.val, FeatureDataset):
+            batches = evaluation_features(self.val, size, workers=self.workers, indices=indices)
+        else:
+            batches = evaluation_patches(
+                self.val,
+                size,
+                workers=self.workers,
+                problems=problems,
+                indices=indices,
+                pin_memory=self.device.type == "cuda",
+            )
         for batch in batches:
             batch = batch.to(self.device)
             with torch.no_grad():
-                found = task(self.laid_out(batch.images), batch.padding, batch.patches)
-            yield batch, found
+                yield batch, *self._answer(task, batch)
 
-    def _validation(self, parts: Sequence[tuple[PatchFigures, Problems]], out: Path) -> Validation:
-        figures, problems = PatchFigures.merged([part for part, _ in parts]), Problems()
-        for _, found in parts:
+    def _validation(self, parts: Sequence[tuple[PatchFigures, Problems, RegionFigures]], out: Path) -> Validation:
+        figures, problems = PatchFigures.merged([part for part, _, _ in parts]), Problems()
+        for _, found, _ in parts:
             problems.merge(found)
         result, earlier = figures.result(), figures_so_far(out)
         sentence = conclusion(
@@ -158,10 +195,11 @@ class PatchSession(Session[PatchBatch]):
             figures.patches,
             before=earlier[-1] if earlier else None,
         )
+        regions = RegionFigures.merged([part for _, _, part in parts]).result() if self.unasked is not None else {}
         return Validation(
-            figures=result,
+            figures={**result, **regions},
             chosen_by="recall50",
-            headline=HEADLINE,
+            headline=(*HEADLINE, *([REGIONS] if regions else [])),
             notes=(*alarms(result), *missing(problems, len(self.val))),
             conclusion=sentence,
         )
@@ -170,22 +208,33 @@ class PatchSession(Session[PatchBatch]):
         """A page of some fixed images, spread over the held-out ones."""
         count = min(self.run.samples, len(self.val))
         chosen = np.unique(np.linspace(0, len(self.val) - 1, count).round().astype(int)).tolist()
-        sheets = [
-            sheet
-            for batch, answers in self._answers(task, chosen, Problems())
-            for sheet in patch_sheets(answers, batch, task.group, self._num_classes)
-        ]
+        sheets = []
+        for batch, answers, _ in self._answers(task, chosen, Problems()):
+            pixels = batch
+            if isinstance(batch, FeatureBatch):
+                pixels = with_pixels(batch, self.pictures["val"], self.recipe.pretext.patch_size)
+            sheets += patch_sheets(answers, cast(PatchBatch, pixels), task.group, self._num_classes)
         write_patch_page(folder, title, sheets, found.figures, found.conclusion)
 
 
-def prepare_patches(recipe: PatchRecipe, images: Sources, world: World, *, came_from: str = "") -> PatchSession:
+def prepare_patches(
+    recipe: PatchRecipe,
+    images: Sources,
+    world: World,
+    out: Path,
+    *,
+    came_from: str = "",
+    on_picture: Callable[[int, int], None] | None = None,
+) -> PatchSession:
     """Open the images, build the detector and the task around it, load their weights.
 
     Args:
         recipe: the resolved recipe.
         images: folders, images and tar shards.
         world: the processes that train together.
+        out: the run folder, where features are kept.
         came_from: what the run noted of its first weights, where a checkpoint follows: then they are not loaded again.
+        on_picture: called with the number of images whose features are kept, and of all.
 
     Raises:
         DataError: no images there.
@@ -193,6 +242,7 @@ def prepare_patches(recipe: PatchRecipe, images: Sources, world: World, *, came_
         UsageError: an unknown preset, field or device; more patches than queries; or a backbone that would see nothing.
     """
     notes: list[str] = []
+    refuse_contradictions(recipe.pretext)
     train, val = open_images(images, recipe.images, recipe.run.seed, notes)
     device, dtype = choose_place(recipe.run, world), recipe.optimization.precision
     task = _build(recipe, notes, came_from).to(device)
@@ -202,10 +252,31 @@ def prepare_patches(recipe: PatchRecipe, images: Sources, world: World, *, came_
     _refuse_blindness(task, recipe)
     asked, resizing = recipe.pretext, _resizing(recipe.pretext, task.detector)
     notes.append(_summary(task, recipe, resizing, device))
-    augmentation = PatchAugmentation(
-        size=asked.patch_size, jitter=asked.jitter, grayscale=asked.grayscale, blur=asked.blur
+    seed, workers = recipe.run.seed, count_workers(recipe.images.workers)
+    parts: dict[str, PatchDataset] | dict[str, FeatureDataset]
+    if asked.shown == "features":
+        parts = keep(
+            task.detector,
+            {"train": train, "val": val},
+            resizing,
+            _crops(asked),
+            asked,
+            seed,
+            out=out,
+            workers=workers,
+            world=world,
+            on_picture=on_picture,
+        )
+        notes.extend(_left_out(parts["train"].store.lost + parts["val"].store.lost))
+    else:
+        parts = _cut(train, val, asked, resizing, seed)
+    own = criterion(
+        task.detector,
+        asked.patches,
+        match=asked.match,
+        tie_no_object=asked.tie_no_object,
+        reconstruction_weight=asked.reconstruction_weight,
     )
-    crops, seed = _crops(asked), recipe.run.seed
     return PatchSession(
         recipe=recipe,
         world=world,
@@ -214,18 +285,30 @@ def prepare_patches(recipe: PatchRecipe, images: Sources, world: World, *, came_
         model=task,
         optimizer=optimizer,
         average=Average(task, recipe.optimization.ema) if recipe.optimization.ema else None,
-        workers=count_workers(recipe.images.workers),
+        workers=workers,
         notes=tuple(notes),
-        criterion=criterion(
-            task.detector,
-            asked.patches,
-            match=asked.match,
-            tie_no_object=asked.tie_no_object,
-            reconstruction_weight=asked.reconstruction_weight,
-        ),
-        train=PatchDataset(train, crops, augmentation, resizing, asked.patches, seed),
-        val=PatchDataset(val, crops, augmentation, resizing, asked.patches, seed, evaluation=True),
+        criterion=own,
+        unasked=detection_criterion(task.detector) if asked.regions_weight else None,
+        train=parts["train"],
+        val=parts["val"],
+        pictures={"train": train, "val": val},
     )
+
+
+def _cut(
+    train: Pictures, val: Pictures, asked: PatchOptions, resizing: ImageResizing, seed: int
+) -> dict[str, PatchDataset]:
+    """Images whose patches are cut anew each time."""
+    augmentation = PatchAugmentation(
+        size=asked.patch_size, jitter=asked.jitter, grayscale=asked.grayscale, blur=asked.blur
+    )
+    shared = (_crops(asked), augmentation, resizing, asked.patches, seed)
+    return {"train": PatchDataset(train, *shared), "val": PatchDataset(val, *shared, evaluation=True)}
+
+
+def _left_out(lost: Sequence[str]) -> list[str]:
+    """What to say of images that have no features."""
+    return [f"Images that could not be used and are left out: {len(lost):,}, such as {lost[0]}"] if lost else []
 
 
 def _build(recipe: PatchRecipe, notes: list[str], came_from: str) -> UpDetr:

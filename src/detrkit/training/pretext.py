@@ -34,6 +34,10 @@ class ImageOptions:
 class PatchOptions:
     """What is asked for: random query patch detection (UP-DETR, CVPR 2021)."""
 
+    shown: Literal["crops", "features"] = "crops"
+    """What the detector is shown of a patch: a crop that goes through the backbone, as in the paper; or the mean of
+    what the backbone says of the place in the mirrored image. For the latter every image goes through the backbone but
+    once, and a step costs a fraction; it takes a frozen backbone and images of one size."""
     patches: int = field(default=10, metadata=within(1))
     """Patches that are cut out of each image; the queries form as many groups, and each group looks for one patch."""
     patch_size: int = field(default=128, metadata=within(1))
@@ -69,6 +73,11 @@ class PatchOptions:
     """Weigh no-object by the share of queries that find something, as in the paper, instead of as the preset does."""
     reconstruction_weight: float = field(default=1.0, metadata=within(0))
     """Weight of telling the patch's feature; 0: there is no such head."""
+    regions_weight: float = field(default=0.0, metadata=within(0))
+    """Weight of a second question, after DETReg: where in the image does something stand out? It is asked without any
+    patch, so that the queries learn what they will do in the end. 0: it is not asked. Takes `shown` = features."""
+    regions: int = field(default=20, metadata=within(1))
+    """The most regions that stand out in an image."""
     train_backbone: bool = False
     """Train the backbone, too, at `backbone_lr`; the paper found that detectors lose by it (table 5)."""
     shortest: int = field(default=480, metadata=within(0))

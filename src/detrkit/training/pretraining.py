@@ -10,7 +10,7 @@ from typing import Any
 from detrkit.training import pretext
 from detrkit.training.conduct import check_folder, conduct
 from detrkit.training.distributed import World
-from detrkit.training.events import Event
+from detrkit.training.events import Event, Preparing
 from detrkit.training.patches import prepare_patches
 from detrkit.training.pretext import PatchRecipe, PretextRecipe
 from detrkit.training.run import resolve
@@ -83,7 +83,9 @@ def pretrain(
 
     def open_session(here: World, came_from: str) -> Session[Any]:
         if isinstance(resolved, PatchRecipe):
-            sessions.append(prepare_patches(resolved, images, here, came_from=came_from))
+            tell = on_event if here.is_main and on_event is not None else None
+            progress = None if tell is None else lambda done, total: tell(Preparing(done, total))
+            sessions.append(prepare_patches(resolved, images, here, out, came_from=came_from, on_picture=progress))
         else:
             sessions.append(prepare_backbone(resolved, images, here, came_from=came_from))
         return sessions[0]
