@@ -21,6 +21,7 @@ from detrkit import hub
 from detrkit.checkpoint import SavedModel, load_model, model_folder, write_whole
 from detrkit.convert import is_huggingface
 from detrkit.errors import ModelError, UsageError
+from detrkit.pretrain.saved import is_pretrained
 from detrkit.sources import architecture_of
 from detrkit.structures import Category
 from detrkit.training import recipe as recipes
@@ -101,7 +102,7 @@ def read(source: Path) -> Story:
     """What a run folder or a model folder tells.
 
     Raises:
-        ModelError: there is no model of ours, or a file of the run is damaged.
+        ModelError: there is no model of ours, it was only pre-trained, or a file of the run is damaged.
         UsageError: the run's recipe cannot be read.
     """
     if is_huggingface(source):
@@ -113,6 +114,13 @@ def read(source: Path) -> Story:
             f"or train it further with: detrkit train DATA --init {shlex.quote(str(source))} --out RUN",
         )
     model, folder = load_model(source), model_folder(source)
+    if is_pretrained(model.about):
+        raise ModelError(
+            "The model was only pre-trained, without labels, and only detectors are uploaded",
+            where=source,
+            expected="a run of detrkit train",
+            remedy=f"Train it first: detrkit train DATA --init {shlex.quote(str(source))} --out RUN",
+        )
     if not (source / "recipe.toml").is_file():
         return Story(model, folder, None, {}, {}, {}, {})
     files = {name: _json(source / f"{name}.json") for name in ("data", "environment", "status")}

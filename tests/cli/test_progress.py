@@ -14,7 +14,7 @@ from rich.console import Console
 from detrkit.cli._progress import LiveProgress, Pace, PlainProgress, training_progress
 from detrkit.cli._terminal import Terminal
 from detrkit.evaluation.run import Metrics
-from detrkit.training.events import Evaluated, Saved, Started, Step, Stopped
+from detrkit.training.events import Evaluated, Preparing, Saved, Started, Step, Stopped
 
 
 def step(number, loss=2.0, replaced=()):
@@ -143,6 +143,30 @@ def test_which_view(monkeypatch, tty, variables, live):
     terminal.err = SimpleNamespace(isatty=lambda: tty, write=lambda text: None, flush=lambda: None)
     with training_progress(terminal, 1) as show:
         assert isinstance(show, LiveProgress if live else PlainProgress)
+
+
+def test_what_is_done_once_is_told_now_and_then(capsys, clock):
+    show = PlainProgress(Terminal(clock=clock))
+    for done in range(1, 1501):
+        clock.now = done / 16
+        show(Preparing(done, 1500))
+    show(STARTED)
+    said = "Every image goes through the backbone once"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{said}: {done} of 1,500" for done in ("320", "640", "960", "1,280", "1,500")] + lines[5:]
+    assert lines[5:] == ["a note", "Training for 100 steps, 10 an epoch"]
+
+
+def test_the_live_view_counts_what_is_done_once(clock):
+    terminal = live_terminal(clock)
+    with LiveProgress(terminal, evaluate_every=1) as show:
+        show(Preparing(3, 1200))
+        (before,) = show._bar.tasks
+        assert (before.description, before.completed, before.total) == (
+            "Every image goes through the backbone once: 3 of 1,200", 3, 1200,
+        )  # fmt: skip
+        show(STARTED)
+        assert (before.description, before.completed, before.total) == ("starting", 0, 100)
 
 
 def test_another_task_shows_its_own_figures(capsys, clock):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 from detrkit import card
 from detrkit.checkpoint import load_model
 from detrkit.errors import ModelError
@@ -61,3 +64,17 @@ def test_a_hugging_face_folder_is_to_be_converted_first(detrkit, tmp_path):
     assert (said.code, said.out) == (ModelError.exit_code, "")
     for part in ("This is a Hugging Face folder", f"detrkit convert {tmp_path / 'theirs'} MODEL", "--init"):
         assert part in said.err
+
+
+def test_what_was_only_pretrained_is_to_be_trained_first(detrkit, trained, tmp_path):
+    run = tmp_path / "a run"
+    shutil.copytree(trained, run)
+    config = json.loads((run / "model" / "config.json").read_text())
+    config["about"]["pretext"] = {"task": "up-detr", "images": 9}
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    for source in (run, run / "model"):
+        said = detrkit("push", source, "me/parts", "--dry-run", tmp_path / "out")
+        assert (said.code, said.out) == (ModelError.exit_code, "")
+        assert f"{source}: The model was only pre-trained" in said.err
+        assert f"detrkit train DATA --init '{source}' --out RUN" in said.err
+    assert not (tmp_path / "out").exists()

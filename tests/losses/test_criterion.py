@@ -166,3 +166,30 @@ def test_targets_are_filled_up_with_zeros(generator: torch.Generator) -> None:
 def test_total_is_the_weighted_sum() -> None:
     losses = Losses(("a", "b"), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1.0, 10.0]), torch.zeros(()))
     assert losses.total.item() == 73
+
+
+def some_losses(names: tuple[str, ...], *, share: float = 1.0, seed: int = 0) -> Losses:
+    generator = torch.Generator().manual_seed(seed)
+    values, weights = (torch.rand(*shape, generator=generator) for shape in ((len(names), 3), (len(names),)))
+    return Losses(names, values.requires_grad_(), weights, torch.tensor(0.25), share)
+
+
+def test_a_joined_term_adds_its_weighted_sum_and_has_the_share_of_the_others():
+    losses, values = some_losses(("class", "l1"), share=0.5), torch.tensor([1.0, 2.0, 4.0])
+    joined = losses.joined("feature", values, 3.0)
+    assert joined.names == ("class", "l1", "feature")
+    assert float(joined.total) == pytest.approx(float(losses.total) + 0.5 * 3.0 * 7.0)
+    assert torch.equal(joined.values[-1], values)
+    assert (joined.class_error, joined.share) == (losses.class_error, 0.5)
+
+
+def test_losses_beside_others_add_their_weighted_total():
+    first, second = some_losses(("class", "l1", "feature")), some_losses(("class", "l1"), seed=1)
+    both = first.beside(second, "region_", 2.5)
+    assert both.names == ("class", "l1", "feature", "region_class", "region_l1")
+    assert float(both.total) == pytest.approx(float(first.total) + 2.5 * float(second.total))
+    assert torch.equal(both.values[3:], second.values)
+    assert both.class_error == first.class_error
+    assert float(first.beside(second, "region_", 0.0).total) == pytest.approx(float(first.total))
+    (gradient,) = torch.autograd.grad(both.total, second.values)
+    torch.testing.assert_close(gradient, 2.5 * second.weights[:, None].expand(2, 3))

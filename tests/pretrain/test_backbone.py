@@ -153,6 +153,25 @@ def test_retrieval_counts_images_whose_views_are_nearest():
     assert figures_of(first, first)["chance"] == 0.25
 
 
+def test_mean_rank_is_the_share_of_others_that_are_nearer():
+    angles = torch.tensor([0.0, 0.3, 0.7, 1.2, 2.0])
+    first = torch.stack([angles.cos(), angles.sin()], 1)
+    first = torch.cat([first, -first])  # mean 0, and both features vary alike after all
+    assert figures_of(first, first)["mean_rank"] == 0
+    assert figures_of(first, -first)["mean_rank"] == 1, "what is opposite is the farthest of all"
+    second = first.roll(1, 0)
+    both = torch.cat([first, second]).double()
+    gallery, asked = ((both - both.mean(0)) / both.std(0)).chunk(2)
+    ranks = []
+    for own, view in enumerate(asked):
+        near = [float(view @ other / other.norm()) for other in gallery]
+        ranks.append(sum(one > near[own] for one in near) / (len(near) - 1))
+    assert figures_of(first, second)["mean_rank"] == pytest.approx(np.mean(ranks))
+    assert 0.1 < np.mean(ranks) < 0.9
+    unrelated = figures_of(random(400, 16), random(400, 16, seed=1))
+    assert unrelated["mean_rank"] == pytest.approx(0.5, abs=0.05)
+
+
 def test_retrieval_does_not_hang_on_the_scale_of_a_feature():
     code = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
     noise = 1000 * random(8, 1).sign()  # large, and other in each view
@@ -163,9 +182,11 @@ def test_retrieval_does_not_hang_on_the_scale_of_a_feature():
 def test_features_that_say_nothing_are_right_by_chance():
     for constant in (torch.full((8, 5), 3.3), torch.zeros(8, 5)):
         figures = figures_of(constant, constant)
-        assert figures == pytest.approx({"retrieval": 1 / 8, "chance": 1 / 8, "feature_rank": 0, "feature_spread": 0})
+        nothing = {"retrieval": 1 / 8, "chance": 1 / 8, "mean_rank": 0.5, "feature_rank": 0, "feature_spread": 0}
+        assert figures == pytest.approx(nothing)
     pair = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
     assert figures_of(pair, pair)["retrieval"] == 0.5
+    assert figures_of(pair, pair)["mean_rank"] == pytest.approx(1 / 6), "one of three others is as near"
 
 
 def test_retrieval_among_many_images_is_that_of_the_whole_table():
@@ -175,7 +196,9 @@ def test_retrieval_among_many_images_is_that_of_the_whole_table():
     gallery, asked = ((both - both.mean(0)) / both.std(0)).chunk(2)
     cosine = (asked @ gallery.T) / asked.norm(dim=1)[:, None] / gallery.norm(dim=1)
     expected = (cosine.argmax(1) == torch.arange(1500)).double().mean()
-    assert figures_of(first, second)["retrieval"] == pytest.approx(float(expected), abs=2e-3)
+    figures, nearer = figures_of(first, second), (cosine > cosine.diagonal()[:, None]).double().sum(1).mean()
+    assert figures["retrieval"] == pytest.approx(float(expected), abs=2e-3)
+    assert figures["mean_rank"] == pytest.approx(float(nearer) / 1499, abs=1e-4)
     assert 0.1 < expected < 0.9
 
 
@@ -232,8 +255,43 @@ def test_alarms_are_raised_for_a_collapse_and_for_nothing_else():
     assert any("of the directions" in alarm for alarm in alarms(figures_of(line, line)))
     [unrelated] = alarms(figures_of(healthy, random(64, 32, seed=1)))
     assert "Views are not recognised" in unrelated
-    assert "chance is 2 %" in unrelated
+    assert "chance is 2 %; another image is nearer in " in unrelated
     assert alarms({}) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "retrieval", "mean_rank", "recognised"),
+    [
+        (10, 0.3, 0.1, True),  # three of ten at once, the others nearly
+        (10, 0.3, 0.24, False),  # that can be chance: a standard error is 0.09
+        (10, 0.3, 0.45, False),
+        (4, 0.25, 0.05, True),
+        (4, 0.25, 0.15, False),
+        (2, 0.5, 0.5, False),
+        (200, 0.01, 0.12, True),
+        (200, 0.01, 0.3, False),  # no chance, but too little
+        (200, 0.3, 0.5, True),
+        (200, 0.01, math.nan, False),
+    ],
+)
+def test_few_images_are_judged_by_their_ranks_too(images, retrieval, mean_rank, recognised):
+    figures = {"retrieval": retrieval, "chance": 1 / images, "mean_rank": mean_rank, "feature_spread": 0.1}
+    assert (not alarms(figures)) == recognised
+    said = conclusion(figures, figures, images)
+    assert ("It has not learnt" not in said) == recognised
+    assert ("is nearer in" in said) == (not math.isnan(mean_rank))
+
+
+def test_ranks_tell_whether_it_has_become_better():
+    start = {"retrieval": 0.2, "chance": 0.05, "mean_rank": 0.3, "feature_rank": 0.3, "feature_spread": 0.1}
+    better, worse = {**start, "mean_rank": 0.05}, {**start, "mean_rank": 0.7}
+    said = conclusion(start, better, 20, before=start)
+    assert "it was 20 % at the first evaluation; another image is nearer in 5 % of all cases (chance: 50 %)." in said
+    assert "no clear gain" not in said
+    assert "still rising" in said
+    assert "has become worse" in conclusion(start, worse, 20)
+    assert "no clear gain" in conclusion(start, {**start, "mean_rank": 0.28}, 20)
+    assert "no clear gain" in conclusion(start, {**worse, "retrieval": 0.9}, 20), "one better, the other worse"
 
 
 def test_conclusion_says_what_was_reached():

@@ -67,7 +67,7 @@ def backbone() -> Backbone:
 def keep(
     backbone: nn.Module, pictures: Pictures, folder: Path, key: str = "a", crops: Crops | None = None, **options: Any
 ) -> FeatureStore:
-    settings = {"workers": 0, "device": torch.device("cpu"), **options}
+    settings = {"stride": STRIDE, "workers": 0, "device": torch.device("cpu"), **options}
     return extract(backbone, pictures, RESIZING, crops or StratifiedCrops(), folder, key=key, **settings)
 
 
@@ -77,7 +77,16 @@ def store(backbone: Backbone, pictures: Path, tmp_path: Path) -> FeatureStore:
 
 
 def same(first: Any, second: Any) -> bool:
-    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(first, second, strict=True))
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+def whole(side: int) -> int:
+    """A side of so many pixels, rounded to whole cells."""
+    return round(side / STRIDE) * STRIDE
 
 
 class TestExtraction:
@@ -85,8 +94,10 @@ class TestExtraction:
         assert len(store) == len(SIZES)
         assert store.names == tuple(str(pictures / f"{index}.png") for index in range(len(SIZES)))
         assert store.lost == ()
+        assert [tuple(shape[1:]) for shape in store.shapes] == [(4, 5), (6, 4), (4, 4), (4, 6), (5, 4)]
+        assert not any(map(len, store.regions)), "they were not asked for"
         for index, (width, height) in enumerate(SIZES):
-            size = resized_size(height, width, 64, 96)[::-1]
+            size = tuple(whole(side) for side in resized_size(height, width, 64, 96)[::-1])
             pixels = to_tensor(open_image(pictures / f"{index}.png").resize(size, Image.Resampling.BILINEAR))[None]
             with torch.no_grad():
                 plain, mirrored = backbone(pixels)[-1][0], backbone(pixels.flip(-1))[-1][0]
@@ -150,20 +161,51 @@ class TestExtraction:
         assert len(calls) == len(SIZES)
         assert torch.equal(after.maps(0, mirrored=False)[0], first)
 
+    def test_pictures_that_lie_elsewhere_now_are_looked_at_anew(
+        self, backbone: Backbone, pictures: Path, tmp_path: Path
+    ):
+        before = keep(backbone, open_pictures(pictures), tmp_path / "kept")
+        moved = pictures.rename(tmp_path / "moved")
+        after = keep(backbone, open_pictures(moved), tmp_path / "kept")
+        assert [Path(name).parent for name in (before.names[0], after.names[0])] == [pictures, moved]
+        assert torch.equal(before.maps(2, mirrored=False)[1], after.maps(2, mirrored=False)[1])
+
+    def test_regions_are_found_in_each_picture(self, backbone: Backbone, pictures: Path, tmp_path: Path):
+        ground = Image.new("RGB", (80, 64), (120, 120, 120))
+        ground.paste((250, 40, 40), (8, 16, 28, 40))
+        ground.save(pictures / "2.png")
+        store = keep(backbone, open_pictures(pictures), tmp_path / "kept", regions=3)
+        (box,) = store.regions[2]
+        assert box == pytest.approx([0.1, 0.25, 0.35, 0.625], abs=0.03)
+        assert all(len(regions) <= 3 for regions in store.regions)
+        assert all(
+            np.array_equal(*pair) for pair in zip(store.regions, FeatureStore(store.folder).regions, strict=True)
+        )
+        plain, mirrored = (examples(store, flip=flip)[Key(0, 2)].regions for flip in (0.0, 1.0))
+        assert plain[0].tolist() == pytest.approx([0.225, 0.4375, 0.25, 0.375], abs=0.04)
+        assert mirrored[0, 0] == pytest.approx(1 - plain[0, 0])
+        assert torch.equal(mirrored[:, 1:], plain[:, 1:])
+        (batch,) = evaluation_features(examples(store, evaluation=True), len(SIZES), workers=0)
+        assert torch.equal(batch.regions[2].boxes, plain)
+        assert batch.regions[2].labels.tolist() == [0]
+        assert tuple(target.name for target in batch.regions) == batch.names
+
     def test_pictures_that_cannot_be_used_are_left_out_and_named(
         self, backbone: Backbone, pictures: Path, tmp_path: Path
     ):
+        seen: list[int] = []
         (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:60])
         Image.new("RGB", (400, 12)).save(pictures / "3.png")
-        store = keep(backbone, open_pictures(pictures), tmp_path / "kept")
+        store = keep(backbone, open_pictures(pictures), tmp_path / "kept", on_picture=lambda: seen.append(1))
         assert [Path(name).name for name in store.names] == ["0.png", "2.png", "4.png"]
+        assert len(seen) == len(SIZES), "those that are left out are done, too"
         assert len(store.lost) == 2
         unreadable, narrow = store.lost
         assert unreadable.startswith(str(pictures / "1.png"))
         assert narrow.startswith(str(pictures / "3.png"))
         assert "400 × 12 pixels" in narrow
         assert FeatureStore(tmp_path / "kept").lost == store.lost
-        assert store.maps(2, mirrored=False)[0].shape[1:] == (6, 4), "the map of picture 4, which is now the third"
+        assert store.maps(2, mirrored=False)[0].shape[1:] == (5, 4), "the map of picture 4, which is now the third"
 
     def test_a_folder_of_nothing_but_unusable_pictures_is_an_error(
         self, backbone: Backbone, pictures: Path, tmp_path: Path
@@ -209,6 +251,8 @@ DAMAGE = {
     "no names": _rewrite(names=None),
     "a name less": _rewrite(names=["0.png"]),
     "shapes that are none": _rewrite(shapes=[["a", "b", "c"]]),
+    "no regions": _rewrite(regions=None),
+    "regions of one picture only": _rewrite(regions=[[]]),
 }
 
 
@@ -342,6 +386,21 @@ def task_of(variant: ModuleType = detr, **options: Any) -> UpDetr:
 
 @pytest.mark.parametrize("variant", [detr, conditional_detr])
 class TestTask:
+    def test_the_second_question_does_not_disturb_the_first(self, variant: ModuleType):
+        task = task_of(variant).eval()
+        images, padding, patches = (
+            torch.randn(2, 3, 64, 80),
+            torch.zeros(2, 64, 80, dtype=torch.bool),
+            torch.randn(2, 3, 3, 32, 32),
+        )
+        padding[1, :, 64:] = True
+        with torch.no_grad():
+            alone, own = task(images, padding, patches), task.detector(images, padding)
+            asked, unasked = task(images, padding, patches, also_unasked=True)
+        assert same(asked, alone)
+        assert same(unasked, own)
+        assert (unasked.boxes - asked.boxes).abs().max() > 1e-3, "else patches would not be seen"
+
     def test_known_features_give_the_answers_of_pixels(self, variant: ModuleType):
         task = task_of(variant).eval()
         images, patches = torch.randn(2, 3, 64, 80), torch.randn(2, 3, 3, 32, 32)

@@ -33,6 +33,8 @@ from detrkit.training.views import prepare_backbone
 
 pytestmark = pytest.mark.usefixtures("plotless")
 
+NOWHERE = Path("nowhere")  # a run folder, in which sessions of crops keep nothing
+
 
 def little(**fields: Any) -> dict[str, Any]:
     """Recipe fields of a pre-training that takes a second; the backbone trains."""
@@ -204,14 +206,14 @@ def test_a_frozen_backbone_stays_and_gets_no_rate(images: Path, weights: Path, t
     names = [name.removeprefix("backbone.") for name in kept if name.startswith("backbone.")]
     assert names
     assert all(torch.equal(kept[f"backbone.{name}"], began[name]) for name in names)
-    session = prepare_patches(revise(PatchRecipe(), fields), images, World())
+    session = prepare_patches(revise(PatchRecipe(), fields), images, World(), NOWHERE)
     assert [group["lr"] for group in session.optimizer.param_groups] == [1e-3]
     fields = {**fields, "train_backbone": True, "backbone_lr": 1e-4}
-    session = prepare_patches(revise(PatchRecipe(), fields), images, World())
+    session = prepare_patches(revise(PatchRecipe(), fields), images, World(), NOWHERE)
     assert [group["lr"] for group in session.optimizer.param_groups] == [1e-3, 1e-4]
     count = sum(parameter.requires_grad for parameter in session.model.detector.backbone.parameters())
     assert 0 < count == len(session.optimizer.param_groups[1]["params"])
-    frozen = prepare_patches(revise(PatchRecipe(), {**fields, "freeze": "decoder"}), images, World()).model
+    frozen = prepare_patches(revise(PatchRecipe(), {**fields, "freeze": "decoder"}), images, World(), NOWHERE).model
     assert not any(p.requires_grad for name, p in frozen.named_parameters() if name.startswith("detector.decoder"))
 
 
@@ -261,7 +263,7 @@ def test_images_that_cannot_be_read_are_told_and_counted(images: Path, tmp_path:
     for file in images.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     fields = little(val_fraction=0.5)
-    session = prepare_patches(revise(PatchRecipe(), fields), folder, World())
+    session = prepare_patches(revise(PatchRecipe(), fields), folder, World(), NOWHERE)
     pictures = session.train.pictures, session.val.pictures
     broken = [Path(part.name(index)) for part, index in zip(pictures, (1, 0), strict=True)]
     for file in broken:
@@ -277,8 +279,8 @@ def test_images_that_cannot_be_read_are_told_and_counted(images: Path, tmp_path:
 
 def test_limits_take_images_from_everywhere(images: Path) -> None:
     recipe = revise(PatchRecipe(), little(val_fraction=0.5, limit=3, val_limit=2))
-    session = prepare_patches(recipe, images, World())
-    everything = prepare_patches(revise(recipe, {"limit": 0, "val_limit": 0}), images, World())
+    session = prepare_patches(recipe, images, World(), NOWHERE)
+    everything = prepare_patches(revise(recipe, {"limit": 0, "val_limit": 0}), images, World(), NOWHERE)
     for part, whole, count in ((session.train, everything.train, 3), (session.val, everything.val, 2)):
         names = [Path(whole.pictures.name(index)).name for index in range(len(whole))]
         chosen = [Path(part.pictures.name(index)).name for index in range(len(part))]
@@ -287,11 +289,11 @@ def test_limits_take_images_from_everywhere(images: Path) -> None:
 
 
 def test_images_have_the_size_that_the_recipe_says(images: Path) -> None:
-    paper = prepare_patches(revise(PatchRecipe(), little(shortest=480, multi_scale=True)), images, World())
+    paper = prepare_patches(revise(PatchRecipe(), little(shortest=480, multi_scale=True)), images, World(), NOWHERE)
     assert (min(paper.train.resizing.sizes), max(paper.train.resizing.sizes)) == (320, 480)
     assert paper.train.resizing.longest == 600
     assert paper.model.detector.config.image_size == 64  # what it is kept for
-    own = prepare_patches(revise(PatchRecipe(), little(flip=0.5, crops="stratified")), images, World())
+    own = prepare_patches(revise(PatchRecipe(), little(flip=0.5, crops="stratified")), images, World(), NOWHERE)
     assert (own.train.resizing.sizes, own.train.resizing.longest) == ((64,), 96)
     assert own.train.resizing.flip == 0.5
     assert type(own.train.crops).__name__ == "StratifiedCrops"
@@ -394,13 +396,16 @@ with open(f"{out}.{os.environ['RANK']}.json", "w") as file:
 """
 
 
-@pytest.mark.parametrize("task", ["up-detr", "backbone"])
+@pytest.mark.parametrize(("task", "shown"), [("up-detr", "crops"), ("up-detr", "features"), ("backbone", "")])
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_two_processes_pretrain_together(task: str, images: Path, tmp_path: Path) -> None:
+def test_two_processes_pretrain_together(task: str, shown: str, images: Path, weights: Path, tmp_path: Path) -> None:
     """Finding patches, they train as one does on the same global batch; views are compared in each for itself."""
     still = {"lr": 1e-4, "backbone_lr": 1e-4, "architecture": {"dropout": "0.0"}}
     fields = little(**still, mask_out=0.0) if task == "up-detr" else little_backbone(**still)
+    if shown == "features":  # focal: a softmax weighs the regions of each process by their own number
+        asked = {"model": "conditional-detr-nano", "backbone_weights": str(weights), "train_backbone": False}
+        fields = {**fields, **asked, "shown": shown, "regions_weight": 1.0, "flip": 0.5}
     recipe, program, out = tmp_path / "recipe.toml", tmp_path / "program.py", tmp_path / "two"
     recipe.write_text(to_toml(revise(of_task(task), {**fields, "batch_size": 2})))
     program.write_text(PROGRAM)
@@ -421,6 +426,7 @@ def test_two_processes_pretrain_together(task: str, images: Path, tmp_path: Path
     ours, theirs = lines_of(out, "evaluated"), lines_of(one.folder, "evaluated")
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     if task == "up-detr":
+        assert ("region_iou" in theirs[-1]) == (shown == "features")
         for name, value in theirs[-1].items():
             if isinstance(value, float):
                 assert ours[-1][name] == pytest.approx(value, abs=2e-3)
@@ -439,7 +445,8 @@ def test_the_package_is_the_function_in_either_order() -> None:
         "import detrkit.pretrain.figures\n"
         "from detrkit import pretrain\n"
         "assert callable(pretrain) and pretrain is detrkit.pretrain\n"
-        "try: pretrain('nowhere', out='nowhere either', backbone_weights='random', train_backbone=True)\n"
+        "try: pretrain('nowhere', out='nowhere either', backbone_weights='random', train_backbone=True, shown='crops',"
+        " regions_weight=0.0)\n"
         "except detrkit.DataError as error: assert 'nowhere' in str(error)\n"
         "else: raise AssertionError('it was not called')\n"
     )

@@ -36,6 +36,7 @@ _STEPS = """\
 From images to a detector:
   detrkit demo                                      see it work, nothing to download
   detrkit inspect DATA                              what is in a data set, and what is wrong with it
+  detrkit pretrain IMAGES --out runs/pretrained     where labels are few: learn from images without any first
   detrkit train DATA --out runs/mine                train; DATA in COCO, Pascal VOC or YOLO format
   detrkit evaluate runs/mine DATA --report report   figures, and a page to look at
   detrkit predict runs/mine IMAGES --out found      boxes on new images

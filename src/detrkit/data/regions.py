@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from scipy import ndimage
 
-SHORTEST = 128  # pixels, of the image in which is looked; finer detail is no region
+SHORTEST, LONGEST = 128, 1024  # pixels, of the image in which is looked; finer detail is no region
 COLOURS = (2, 3, 6)  # into so many main colours the image is divided, each time anew
 LEAST, MOST = 0.004, 0.4  # share of the image that a region's box takes
 NARROWEST = 5  # pixels at `SHORTEST`
@@ -38,7 +38,7 @@ def find_regions(image: Image.Image, limit: int = 20) -> Float[np.ndarray, "r 4"
     Returns:
         xyxy in [0, 1] of the image; possibly none.
     """
-    scale = SHORTEST / min(image.size)
+    scale = min(SHORTEST / min(image.size), LONGEST / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     colours = ndimage.gaussian_filter(_to_lab(np.asarray(image.resize(size, Image.Resampling.BILINEAR))), (1, 1, 0))
     found = sorted((one for count in COLOURS for one in _connected(colours, count)), key=lambda one: (-one[0], *one[1]))

@@ -32,6 +32,9 @@ COLLAPSED_SPREAD = 0.002
 COLLAPSED_RANK = 0.03
 """A `feature_rank` below this is an alarm: images differ along few directions only."""
 
+RECOGNISED_RANK = 0.25
+"""Where the `mean_rank` is below this, images are recognised after all, however seldom they are the very nearest."""
+
 _CHUNK = 1024  # rows of the table of similarities that are held at once
 _ROUNDING = 1e-13  # what of the features' squares comes from single precision alone
 _DEAD = 1e-3  # a feature that varies by less than this part of the usual is not stretched further
@@ -185,36 +188,43 @@ class ViewFigures:
 
         `retrieval`: share of images whose second view is nearest to their own first view among those of all
         images (cosine of standardised features; of equally near ones each counts in part). `chance`: what that
-        would be if features said nothing. `feature_rank`: how many directions the features of the first views
-        use, from 0, a single one, to 1, as many as there can be, all alike; the entropy of the singular values
-        counts them (Roy and Vetterli, EUSIPCO 2007; Garrido et al., RankMe, ICML 2023). `feature_spread`: mean distance
-        1 − cosine between the first views of different images, not standardised. The last two show a collapse.
+        would be if features said nothing. `mean_rank`: the share of other images whose first view is nearer to a second
+        view than its own is (equally near ones count half), on average: 0 where all are found, 0.5 by chance. It says
+        more than retrieval where images are few or much alike. `feature_rank`: how many directions the features of the
+        first views use, from 0, a single one, to 1, as many as there can be, all alike; the entropy of the singular
+        values counts them (Roy and Vetterli, EUSIPCO 2007; Garrido et al., RankMe, ICML 2023). `feature_spread`: mean
+        distance 1 − cosine between the first views of different images, not standardised. The last two show a collapse.
         """
         if self.images < 2:
-            return dict.fromkeys(("retrieval", "chance", "feature_rank", "feature_spread"), math.nan)
+            return dict.fromkeys(("retrieval", "chance", "mean_rank", "feature_rank", "feature_spread"), math.nan)
         first, second = torch.cat(self._first), torch.cat(self._second)
+        retrieval, mean_rank = _retrieval(first, second)
         return {
-            "retrieval": _retrieval(first, second),
+            "retrieval": retrieval,
             "chance": 1 / self.images,
+            "mean_rank": mean_rank,
             "feature_rank": _rank(first),
             "feature_spread": _spread(first),
         }
 
 
-def _retrieval(first: Float[Tensor, "n f"], second: Float[Tensor, "n f"]) -> float:
-    """Standardised, because the layer that follows a backbone can stretch each feature as it likes."""
+def _retrieval(first: Float[Tensor, "n f"], second: Float[Tensor, "n f"]) -> tuple[float, float]:
+    """Retrieval and mean rank. Features are standardised, because the layer that follows a backbone can stretch each
+    as it likes.
+    """
     both = torch.cat([first, second]).double()
     deviation = both.std(0)
     floor = _DEAD * deviation.square().mean().sqrt()
     scale = torch.where(deviation > 0, 1 / deviation.clamp(min=floor), 0.0)
     gallery, asked = F.normalize(((both - both.mean(0)) * scale).float(), dim=-1).chunk(2)
-    found = 0.0
+    found = nearer = 0.0
     for start in range(0, len(asked), _CHUNK):
         similarity = asked[start : start + _CHUNK] @ gallery.T
         own = similarity.diagonal(start)[:, None]
         ties = (similarity == own).sum(1)
         found += float(((similarity <= own).all(1) / ties).sum())
-    return found / len(asked)
+        nearer += float((similarity > own).sum() + (ties - 1).sum() / 2)
+    return found / len(asked), nearer / (len(asked) * (len(asked) - 1))
 
 
 def _rank(features: Float[Tensor, "n f"]) -> float:
@@ -262,8 +272,9 @@ def alarms(figures: Mapping[str, float]) -> list[str]:
     if _is_at_chance(figures):
         raised.append(
             f"Views are not recognised: for {_percent(figures['retrieval'])} of the images the two views are nearest "
-            f"to each other, where chance is {_percent(figures['chance'])}. This is usual in the first steps. If it "
-            "lasts, train longer, or take views that show more of the image and change its colours less."
+            f"to each other, where chance is {_percent(figures['chance'])}{_ranked(figures)}. This is usual in the "
+            "first steps. If it lasts, train longer, or take views that show more of the image and change its colours "
+            "less."
         )
     return raised
 
@@ -281,33 +292,59 @@ def conclusion(
         first: figures of the run's first evaluation.
         last: figures of its last; the same object where there was only one.
         images: number of held-out images.
-        before: figures of the evaluation before the last, from which one sees whether retrieval was still rising.
+        before: figures of the evaluation before the last, from which one sees whether it was still rising.
     """
     seen = f"On {images:,} held-out image{'' if images == 1 else 's'}"
     now, start = last.get("retrieval", math.nan), first.get("retrieval", math.nan)
     if math.isnan(now):
         return f"{seen} nothing could be evaluated, so whether the backbone has learnt is not known."
     was = "" if first is last or math.isnan(start) else f"; it was {_percent(start)} at the first evaluation"
-    finds = f"{seen} the backbone recognises {_percent(now)} in another view (chance: {_percent(last['chance'])}){was}."
+    finds = (
+        f"{seen} the backbone recognises {_percent(now)} in another view (chance: {_percent(last['chance'])}){was}"
+        f"{_ranked(last)}."
+    )
     if collapsed := [alarm for alarm in alarms(last) if "collapsed" in alarm]:
         return f"It has failed. {finds} {collapsed[0]} Do not use these weights."
     if _is_at_chance(last):
         return f"It has not learnt to recognise images. {finds} A detector cannot be expected to gain from this start."
     sentences = [finds]
-    doubt = math.sqrt(now * (1 - now) / max(images, 1))
-    if was and now < start - doubt:
+    gain = _gain(first, last, images)
+    if was and gain < 0:
         sentences.append("It has become worse in training: lower the learning rate, or keep the weights of the start.")
-    elif was and now <= start + doubt:
+    elif was and gain == 0:
         sentences.append("That is no clear gain over the first evaluation.")
-    if before is not None and now > before.get("retrieval", math.nan) + doubt:
+    if before is not None and _gain(before, last, images) > 0:
         sentences.append("It was still rising: longer training may help.")
     sentences.append("Whether a detector gains from this start, only its own training can tell.")
     return " ".join(sentences)
 
 
+def _gain(before: Mapping[str, float], after: Mapping[str, float], images: int) -> int:
+    """Above 0 where retrieval or mean rank have become better by more than their standard error, below 0 where worse.
+
+    Where one is better and the other worse, or one is unknown and the other as it was, it is 0.
+    """
+    gain = 0
+    for name, better in (("retrieval", 1), ("mean_rank", -1)):
+        was, now = before.get(name, math.nan), after.get(name, math.nan)
+        doubt = math.sqrt(now * (1 - now) / max(images, 1))  # of a mean rank it is less
+        gain += better * ((now > was + doubt) - (now < was - doubt))
+    return gain
+
+
+def _ranked(figures: Mapping[str, float]) -> str:
+    rank = figures.get("mean_rank", math.nan)
+    return "" if math.isnan(rank) else f"; another image is nearer in {_percent(rank)} of all cases (chance: 50 %)"
+
+
 def _is_at_chance(figures: Mapping[str, float]) -> bool:
-    """Up to three images are found by chance; where there are few images, half of them must be."""
-    return figures.get("retrieval", math.nan) <= min(3 * figures.get("chance", math.nan), 0.5)
+    """Up to three images are found by chance; where there are few images, half of them must be. But a mean rank that
+    chance does not give, three standard errors from a half, shows that images are told apart.
+    """
+    chance, rank = figures.get("chance", math.nan), figures.get("mean_rank", math.nan)
+    by_chance = 0.5 - 3 * math.sqrt(chance / 12)  # ranks are uniform then: a variance of 1/12 for each image
+    found = figures.get("retrieval", math.nan) <= min(3 * chance, 0.5)
+    return found and not rank < min(RECOGNISED_RANK, by_chance)
 
 
 def _percent(share: float) -> str:

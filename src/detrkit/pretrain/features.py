@@ -153,12 +153,13 @@ def extract(
         resizing: the size in which the model sees them; sides are rounded to whole cells.
         crops: says which pictures are too small.
         folder: where to; about 80 KB a picture at 192 pixels and stride 16.
-        key: stands for all that the maps depend on; what was kept under another key is computed anew.
+        key: stands for all that the maps depend on; what was kept under another key, or of pictures that lie elsewhere
+            now, is computed anew.
         stride: pixels between the cells of a map.
         regions: also look for so many regions that stand out in each picture (`find_regions`), at most.
         workers: processes that load pictures.
         device: where the backbone is.
-        on_picture: called after each picture that is kept.
+        on_picture: called after each picture, also one that is left out.
 
     Raises:
         DataError: not one picture can be used.
@@ -168,9 +169,10 @@ def extract(
     if not len(pictures):
         raise DataError("There are no pictures to look at", where=pictures.source)
     backbone.eval()
+    tell = on_picture or (lambda: None)
     if (folder / _INDEX).exists():
         kept = FeatureStore(folder)
-        if kept.key == key:
+        if kept.key == key and {pictures.name(index) for index in range(len(pictures))}.issuperset(kept.names):
             return kept
     names: list[str] = []
     shapes: list[list[int]] = []
@@ -184,14 +186,13 @@ def extract(
             (folder / name).unlink(missing_ok=True)
         with (folder / _MAPS).open("wb") as file:
             source = _Pictures(pictures, resizing, crops, stride, regions)
-            for picture in _loaded(source, workers, lost):
+            for picture in _loaded(source, workers, lost, tell):
                 maps = _both(backbone, picture.image.to(device), picture.name)
                 file.write(maps.tobytes())
                 names.append(picture.name)
                 shapes.append(list(maps.shape[1:]))
                 found.append(picture.regions.round(5).tolist())
-                if on_picture is not None:
-                    on_picture()
+                tell()
         about = {"key": key, "names": names, "shapes": shapes, "regions": found, "lost": lost}
         write_text_whole(folder / _INDEX, json.dumps(about))
     except OSError as error:
@@ -215,12 +216,13 @@ def _both(backbone: nn.Module, image: Float[Tensor, "3 h w"], name: str) -> np.n
     return maps
 
 
-def _loaded(source: _Pictures, workers: int, lost: list[str]) -> Iterator[_Picture]:
-    """Every picture that can be used, in order; the others are named in `lost`."""
+def _loaded(source: _Pictures, workers: int, lost: list[str], tell: Callable[[], None]) -> Iterator[_Picture]:
+    """Every picture that can be used, in order; the others are named in `lost`, and `tell` is called for each."""
     pictures = source.pictures
 
     def lose(index: int, error: DataError) -> None:
         lost.append(str(error))
+        tell()
         if len(lost) == len(pictures):
             raise DataError(
                 "Not one of the pictures can be used", where=pictures.source, got=str(error), remedy="Check the folder."

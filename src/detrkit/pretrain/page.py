@@ -42,6 +42,8 @@ MEANINGS = {
     "chance": "what consistency would be if queries did not look at what they are shown",
     "feature_cosine": "likeness of the feature that is told with the patch's own",
     "feature_cosine_other": "likeness of the feature that is told with those of the image's other patches",
+    "region_recall50": "share of regions that stand out which one of the best scored boxes overlaps by half, unasked",
+    "region_iou": "mean overlap of these regions with the nearest of those boxes",
     "box_spread": "how much the places found in an image vary; 1 is as much as the true ones, 0 is one place for all",
     "feature_spread": "mean distance of the features of different patches; 0 is one feature for all",
 }
@@ -57,10 +59,14 @@ class Sheet(NamedTuple):
     caption: str = ""
 
 
+DRAWN = 8
+"""The most patches of an image that a picture shows; more would hide each other."""
+
+
 def patch_sheets(
     found: PatchPredictions, batch: PatchBatch, group: Int64[Tensor, " n"], num_classes: int
 ) -> list[Sheet]:
-    """A picture for each image of a batch.
+    """A picture for each image of a batch, with the first few of its patches; captions count all of them.
 
     Args:
         found: predictions for the batch.
@@ -77,14 +83,14 @@ def patch_sheets(
         inside = ~batch.padding[row]
         height, width = int(inside.any(1).sum()), int(inside.any(0).sum())
         scale = torch.tensor([width, height, width, height])
-        iou, patches = answered.iou[row].cpu(), _pixels(batch.patches[row])
+        iou, patches = answered.iou[row].cpu(), _pixels(batch.patches[row, :DRAWN])
         picture = patch_sheet(
             _pixels(batch.images[row : row + 1, :, :height, :width])[0],
             list(patches),
-            (cxcywh_to_xyxy(batch.boxes[row]).cpu() * scale).numpy(),
-            (cxcywh_to_xyxy(answered.boxes[row]).cpu() * scale).numpy(),
-            answered.scores[row].cpu().numpy(),
-            iou.numpy(),
+            (cxcywh_to_xyxy(batch.boxes[row, :DRAWN]).cpu() * scale).numpy(),
+            (cxcywh_to_xyxy(answered.boxes[row, :DRAWN]).cpu() * scale).numpy(),
+            answered.scores[row, :DRAWN].cpu().numpy(),
+            iou[:DRAWN].numpy(),
         )
         caption = f"{int((iou >= 0.5).sum())} of {len(iou)} found, mean IoU {float(iou.mean()):.2f}"
         sheets.append(Sheet(name, picture, caption))

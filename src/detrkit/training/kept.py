@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from detrkit.checkpoint import fill, standing
 from detrkit.data.crops import Crops, ImageResizing
 from detrkit.data.patches import normalised
 from detrkit.data.pictures import Pictures
@@ -24,6 +25,8 @@ from detrkit.training.pretext import PatchOptions
 FOLDER = "features"
 """Where in a run folder the features are kept. They can be deleted when the run is finished."""
 
+_SHOWN = 640  # pixels of the longer side of an image on a page of samples
+
 
 def refuse_contradictions(asked: PatchOptions) -> None:
     """Refuse options that kept features cannot follow, or that need them.
@@ -35,7 +38,7 @@ def refuse_contradictions(asked: PatchOptions) -> None:
         raise UsageError(
             "Features are kept of a backbone that does not train and of images of one size",
             got=f"train_backbone {asked.train_backbone}, multi_scale {asked.multi_scale}",
-            remedy="Show crops (--shown crops), or take these back (--no-train-backbone --no-multi-scale).",
+            remedy=f"Show crops ({flags_of_crops(asked)}), or take these back (--no-train-backbone --no-multi-scale).",
         )
     if asked.shown == "crops" and asked.regions_weight:
         raise UsageError(
@@ -44,6 +47,12 @@ def refuse_contradictions(asked: PatchOptions) -> None:
             got=asked.regions_weight,
             remedy="Keep features (--shown features), or leave regions out (--regions-weight 0).",
         )
+
+
+def flags_of_crops(asked: PatchOptions, *others: str) -> str:
+    """The other flags, and those with which crops are shown where features would be."""
+    crops = ["--shown crops", *(["--regions-weight 0"] if asked.regions_weight else [])]
+    return " ".join([*others, *(crops if asked.shown == "features" else [])])
 
 
 def keep(
@@ -55,6 +64,7 @@ def keep(
     seed: int,
     *,
     out: Path,
+    goes_on: bool,
     workers: int,
     world: World,
     on_picture: Callable[[int, int], None] | None = None,
@@ -69,19 +79,22 @@ def keep(
         asked: the pretext task's options.
         seed: of the run.
         out: the run folder.
+        goes_on: the run goes on from its last checkpoint; the backbone's weights are taken from there.
         workers: processes that load images.
         world: the processes that train together; the main one computes.
         on_picture: called with the number of images done and of all.
 
     Raises:
         DataError: not one image of a part can be used.
-        ModelError: features that cannot be kept in 16 bits.
+        ModelError: features that cannot be kept in 16 bits, or a checkpoint that is damaged.
         Error: the disk is full.
     """
+    if goes_on:  # else maps would be computed anew, by a backbone that knows nothing yet
+        fill(detector, standing(out / "checkpoints" / "last"))
     backbone: Any = detector.backbone
     stride, device = backbone.strides[-1], next(backbone.parameters()).device
     regions = asked.regions if asked.regions_weight else 0
-    total, done = sum(map(len, parts.values())), 0
+    total, before, done = sum(map(len, parts.values())), 0, 0
 
     def count() -> None:
         nonlocal done
@@ -105,6 +118,8 @@ def keep(
                 device=device,
                 on_picture=count,
             )
+            before += len(pictures)
+            done = before  # also where nothing was to be done
     world.share(None)  # the others wait for the main process
     kept = {name: FeatureStore(out / FOLDER / name) for name in parts}
     return {
@@ -149,6 +164,7 @@ def with_pixels(batch: FeatureBatch, pictures: Pictures, size: int) -> PatchBatc
             [np.asarray(image.resize((size, size), box=(x0, y0, x1, y1))) for x0, y0, x1, y1 in corners.tolist()]
         )
         patches.append(normalised(cut))
+        image.thumbnail((_SHOWN, _SHOWN))
         images.append(to_tensor(image))
     pixels, padding, _ = Batch.from_images(images)
     return PatchBatch(pixels, padding, torch.stack(patches), batch.boxes.cpu(), batch.names)

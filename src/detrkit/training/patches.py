@@ -37,7 +37,7 @@ from detrkit.sources import locate
 from detrkit.structures import FeatureBatch, PatchBatch, Predictions, Target
 from detrkit.training.distributed import World
 from detrkit.training.ema import Average
-from detrkit.training.kept import keep, refuse_contradictions, with_pixels
+from detrkit.training.kept import flags_of_crops, keep, refuse_contradictions, with_pixels
 from detrkit.training.optimizer import make_optimizer
 from detrkit.training.pretext import PatchOptions, PatchRecipe
 from detrkit.training.session import Session, Validation
@@ -111,7 +111,7 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
         """The regions of a batch, of the detector's last class."""
         return [region._replace(labels=region.labels + self._num_classes - 1) for region in batch.regions]
 
-    def _shared(self, count: float) -> float:
+    def _shared(self, count: int) -> float:
         """The mean of a count over all processes, at least 1."""
         return max(float(self.world.mean(torch.tensor(float(count), device=self.device))), 1.0)
 
@@ -263,6 +263,7 @@ def prepare_patches(
             asked,
             seed,
             out=out,
+            goes_on=bool(came_from),
             workers=workers,
             world=world,
             on_picture=on_picture,
@@ -357,7 +358,8 @@ def _refuse_blindness(task: UpDetr, recipe: PatchRecipe) -> None:
         got=RANDOM,
         expected="weights of a backbone that was trained on images",
         remedy="Give it weights (--backbone-weights FILE), make them from the images themselves (detrkit pretrain "
-        "IMAGES --task backbone), or let it train along (--train-backbone).",
+        "IMAGES --task backbone), or let it train along "
+        f"({flags_of_crops(recipe.pretext, '--train-backbone')}).",
     )
 
 

@@ -26,7 +26,7 @@ from detrkit.training.session import Session, Validation
 from detrkit.training.setup import build_model, choose_dtype, choose_place, count_workers
 from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
 
-HEADLINE = ("retrieval", "chance", "feature_rank")
+HEADLINE = ("retrieval", "chance", "mean_rank", "feature_rank")
 
 _WHOLE = "task"  # the file of a checkpoint that holds backbone and projector
 

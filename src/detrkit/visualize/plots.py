@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LOSSES = ("loss", "class", "l1", "giou", "feature", "invariance", "redundancy")
 FIGURES = (
     ("Average precision", ("AP50", "AP")),
-    ("Patches found on held-out images", ("recall50", "recall75", "consistency")),
+    ("Patches found on held-out images", ("recall50", "recall75", "consistency", "region_recall50")),
     ("Held-out images", ("retrieval", "feature_rank")),
 )
 """What is drawn of an evaluation, under which heading: the first of these of which it has something."""
