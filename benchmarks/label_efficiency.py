@@ -104,8 +104,12 @@ def follow(
 ) -> None:
     """Train once and write the curve and the test figures, unless they are there."""
     file = out / f"{arm}-{size or 'all'}-seed{seed}.json"
+    asked = {"steps": steps, **{name: str(value) for name, value in changes.items() if name != "init"}}
     if file.exists():
+        if (kept := json.loads(file.read_text())).get("asked", asked) != asked:
+            raise SystemExit(f"{file} was run with other settings ({kept['asked']}); choose another --out")
         return
+    shutil.rmtree(out / file.stem, ignore_errors=True)  # a run that was stopped begins anew, for the sake of its curve
     curve: list[dict[str, float]] = []
 
     def note(event: Event) -> None:
@@ -125,7 +129,16 @@ def follow(
     minutes = (time.process_time() - clock) / 60
     test = detrkit.evaluate(run.folder, data, split="val")
     kept = {name: test[name] for name in ("AP", "AP50", "AP75")}
-    said = {"arm": arm, "size": size, "images": count, "seed": seed, "curve": curve, "test": kept, "minutes": minutes}
+    said = {
+        "arm": arm,
+        "size": size,
+        "images": count,
+        "seed": seed,
+        "curve": curve,
+        "test": kept,
+        "minutes": minutes,
+        "asked": asked,
+    }
     file.write_text(json.dumps({**said, "machine": machine(("detrkit", "torch"))}, indent=1))
     print(f"{file.stem}: {kept}", flush=True)
 

@@ -171,7 +171,7 @@ def test_total_is_the_weighted_sum() -> None:
 def some_losses(names: tuple[str, ...], *, share: float = 1.0, seed: int = 0) -> Losses:
     generator = torch.Generator().manual_seed(seed)
     values, weights = (torch.rand(*shape, generator=generator) for shape in ((len(names), 3), (len(names),)))
-    return Losses(names, values.requires_grad_(), weights, torch.tensor(0.25), share)
+    return Losses(names, values, weights, torch.tensor(0.25), share)
 
 
 def test_a_joined_term_adds_its_weighted_sum_and_has_the_share_of_the_others():
@@ -191,5 +191,6 @@ def test_losses_beside_others_add_their_weighted_total():
     assert torch.equal(both.values[3:], second.values)
     assert both.class_error == first.class_error
     assert float(first.beside(second, "region_", 0.0).total) == pytest.approx(float(first.total))
-    (gradient,) = torch.autograd.grad(both.total, second.values)
+    learning = second._replace(values=second.values.clone().requires_grad_())
+    (gradient,) = torch.autograd.grad(first.beside(learning, "region_", 2.5).total, learning.values)
     torch.testing.assert_close(gradient, 2.5 * second.weights[:, None].expand(2, 3))

@@ -172,7 +172,8 @@ def _pretraining(about: dict[str, Any]) -> list[str]:
     names = ("recall50", "recall75", "consistency", "retrieval", "chance", "feature_rank")
     known = [f"{name} {share(figures[name])}" for name in names if figures.get(name) is not None]
     lines = [
-        f"Pre-trained by {pretext['task']}, on {count(pretext['images'], 'image')} without labels; no detector yet"
+        f"Pre-trained by {pretext.get('task', '?')}, on {count(pretext.get('images', 0), 'image')} without labels; "
+        "no detector yet"
     ]
     return lines + ([f"Held out    {', '.join(known)}, epoch {about.get('epoch', '?')}"] if known else [])
 

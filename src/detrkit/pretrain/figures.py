@@ -136,10 +136,10 @@ class PatchFigures:
         chance = torch.full_like(size, 1 / size.shape[1] if size.shape[1] > 1 else torch.nan)
         is_own = _best_is_own(found, batch, _asked(found, batch, group))
         columns = (size, answered.iou, is_own, chance, *_cosines(found, answered.query))
-        self._patches.append(torch.stack(columns, -1).flatten(0, 1).double().cpu().numpy())
+        self._patches.append(torch.stack(columns, -1).flatten(0, 1).cpu().double().numpy())
         variances = [boxes.var(1, correction=0).sum(-1) for boxes in (answered.boxes, batch.boxes)]
-        self._variances.append(torch.stack(variances, -1).double().cpu().numpy())
-        self._features = self._features + _unit(found.patch_features).double().sum((0, 1)).cpu().numpy()
+        self._variances.append(torch.stack(variances, -1).cpu().double().numpy())
+        self._features = self._features + _unit(found.patch_features).cpu().double().sum((0, 1)).numpy()
 
     @staticmethod
     def merged(parts: Sequence[PatchFigures]) -> PatchFigures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def conduct(
         goes_on = resume and standing(out / "checkpoints" / "last").exists()
         session = prepare(here, _origin_of_weights(out) if goes_on else "")
         if resume:
-            _check_data(out, session)
+            check_data(out, session.describe()["splits"])
         folder = RunFolder(out, session, data)
         listeners: list[Callable[[Event], None]] = []
         if here.is_main:
@@ -130,15 +130,23 @@ def _origin_of_weights(out: Path) -> str:
     return next(found, "Backbone: of the run's last checkpoint")
 
 
-def _check_data(out: Path, session: Session[Any]) -> None:
-    """Refuse to go on with a run on other data: its steps would be others, and its figures not comparable."""
+def check_data(out: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to go on with a run on other data: its steps would be others, and its figures not comparable.
+
+    Args:
+        out: the run folder; where it is no run yet, anything goes.
+        splits: what `Session.describe` says of each split.
+
+    Raises:
+        DataError: a fingerprint is another than the run noted.
+    """
     before = _data_of(out).get("splits", {})
-    for name, now in session.describe()["splits"].items():
+    for name, now in splits.items():
         then = before.get(name, now)
         if then["fingerprint"] != now["fingerprint"]:
             counts = [key for key, value in now.items() if isinstance(value, int) and key in then]
             raise DataError(
-                f"The run was begun with other data: its {name} images or their annotations have changed",
+                f"The run was begun with other data: its {name} images, or what is known of them, have changed",
                 where=out,
                 got=", ".join(f"{now[key]} {key}" for key in counts),
                 expected=f"{', '.join(f'{then[key]} {key}' for key in counts)} as they were",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -87,7 +88,9 @@ def world() -> Iterator[World]:
     here = World(int(os.environ["RANK"]), size, local_rank)
     if torch.cuda.is_available():
         torch.cuda.set_device(here.local_rank)
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # The others wait while the main process lets every image through a frozen backbone, once.
+    patience = timedelta(hours=4)
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
     try:
         yield here
         distributed.barrier()  # the main process may still be writing; whoever fails does not wait for the others

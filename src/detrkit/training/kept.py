@@ -167,4 +167,4 @@ def with_pixels(batch: FeatureBatch, pictures: Pictures, size: int) -> PatchBatc
         image.thumbnail((_SHOWN, _SHOWN))
         images.append(to_tensor(image))
     pixels, padding, _ = Batch.from_images(images)
-    return PatchBatch(pixels, padding, torch.stack(patches), batch.boxes.cpu(), batch.names)
+    return PatchBatch(pixels, padding, torch.stack(patches), batch.boxes, batch.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from detrkit.checkpoint import TrainingState, model_folder
+from detrkit.checkpoint import TrainingState, model_folder, write_text_whole
 from detrkit.data.crops import (
     Crops,
     ImageResizing,
@@ -24,7 +25,7 @@ from detrkit.data.loading import EpochBatches
 from detrkit.data.patches import LoadedPatches, PatchDataset, evaluation_patches, patch_batches
 from detrkit.data.pictures import Pictures
 from detrkit.data.problems import Problems
-from detrkit.errors import ModelError, UsageError
+from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.losses.criterion import Losses, SetCriterion
 from detrkit.nn.weights import RANDOM
 from detrkit.pretrain import saved
@@ -35,6 +36,7 @@ from detrkit.pretrain.regions import RegionFigures
 from detrkit.pretrain.up_detr import PatchCriterion, PatchPredictions, UpDetr, criterion, detection_criterion
 from detrkit.sources import locate
 from detrkit.structures import FeatureBatch, PatchBatch, Predictions, Target
+from detrkit.training.conduct import check_data
 from detrkit.training.distributed import World
 from detrkit.training.ema import Average
 from detrkit.training.kept import flags_of_crops, keep, refuse_contradictions, with_pixels
@@ -42,7 +44,7 @@ from detrkit.training.optimizer import make_optimizer
 from detrkit.training.pretext import PatchOptions, PatchRecipe
 from detrkit.training.session import Session, Validation
 from detrkit.training.setup import build_model, choose_dtype, choose_place, count_workers
-from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
+from detrkit.training.unlabelled import Sources, describe, figures_so_far, left_out, missing, open_images
 
 HEADLINE = ("recall50", "recall75", "consistency")
 REGIONS = "region_recall50"
@@ -209,11 +211,14 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
         count = min(self.run.samples, len(self.val))
         chosen = np.unique(np.linspace(0, len(self.val) - 1, count).round().astype(int)).tolist()
         sheets = []
-        for batch, answers, _ in self._answers(task, chosen, Problems()):
-            pixels = batch
-            if isinstance(batch, FeatureBatch):
-                pixels = with_pixels(batch, self.pictures["val"], self.recipe.pretext.patch_size)
-            sheets += patch_sheets(answers, cast(PatchBatch, pixels), task.group, self._num_classes)
+        for index in chosen:
+            for batch, answers, _ in self._answers(task, [index], Problems()):
+                # The features are there, but the file that they were made of may have gone: then there is no picture.
+                with contextlib.suppress(DataError):
+                    pixels = batch
+                    if isinstance(batch, FeatureBatch):
+                        pixels = with_pixels(batch, self.pictures["val"], self.recipe.pretext.patch_size)
+                    sheets += patch_sheets(answers, cast(PatchBatch, pixels), task.group, self._num_classes)
         write_patch_page(folder, title, sheets, found.figures, found.conclusion)
 
 
@@ -243,7 +248,8 @@ def prepare_patches(
     """
     notes: list[str] = []
     refuse_contradictions(recipe.pretext)
-    train, val = open_images(images, recipe.images, recipe.run.seed, notes)
+    train, val = open_images(images, recipe.images, recipe.run.seed, notes, out)
+    check_data(out, {"train": describe(train), "val": describe(val)})  # before features of others replace the kept ones
     device, dtype = choose_place(recipe.run, world), recipe.optimization.precision
     task = _build(recipe, notes, came_from).to(device)
     if recipe.optimization.channels_last:
@@ -268,7 +274,7 @@ def prepare_patches(
             world=world,
             on_picture=on_picture,
         )
-        notes.extend(_left_out(parts["train"].store.lost + parts["val"].store.lost))
+        notes.extend(_left_out(parts["train"].store.lost + parts["val"].store.lost, out, world))
     else:
         parts = _cut(train, val, asked, resizing, seed)
     own = criterion(
@@ -307,8 +313,10 @@ def _cut(
     return {"train": PatchDataset(train, *shared), "val": PatchDataset(val, *shared, evaluation=True)}
 
 
-def _left_out(lost: Sequence[str]) -> list[str]:
-    """What to say of images that have no features."""
+def _left_out(lost: Sequence[str], out: Path, world: World) -> list[str]:
+    """What to say of images that have no features; all of them are named in a file."""
+    if world.is_main:
+        write_text_whole(left_out(out), "".join(f"{one}\n" for one in lost))
     return [f"Images that could not be used and are left out: {len(lost):,}, such as {lost[0]}"] if lost else []
 
 

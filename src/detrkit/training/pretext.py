@@ -41,7 +41,7 @@ class PatchOptions:
     patches: int = field(default=10, metadata=within(1))
     """Patches that are cut out of each image; the queries form as many groups, and each group looks for one patch."""
     patch_size: int = field(default=128, metadata=within(1))
-    """Side that patches are scaled to, in pixels."""
+    """Side that crops are scaled to, in pixels; of features, only for the pictures of the report."""
     crops: Literal["uniform", "stratified"] = "uniform"
     """Where patches are cut: by the official rule, whose boxes are mostly large and long; or of all sizes alike."""
     smallest: float = field(default=0.08, metadata=within(0, 1))
@@ -51,11 +51,11 @@ class PatchOptions:
     most_elongated: float = field(default=3.0, metadata=within(1))
     """Longest side over shortest of a stratified crop."""
     jitter: float = field(default=0.8, metadata=within(0, 1))
-    """Probability with which a patch is shown in other colours."""
+    """Probability with which a crop is shown in other colours; features have none."""
     grayscale: float = field(default=0.2, metadata=within(0, 1))
-    """Probability with which a patch is shown without colours."""
+    """Probability with which a crop is shown without colours; features have none."""
     blur: float = field(default=0.5, metadata=within(0, 1))
-    """Probability with which a patch is blurred."""
+    """Probability with which a crop is blurred; features are not."""
     mask_out: float = field(default=0.1, metadata=within(0, 1))
     """Probability with which a query is not shown its patch."""
     mask_out_of: Literal["queries", "patches"] = "queries"

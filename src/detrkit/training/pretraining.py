@@ -15,7 +15,7 @@ from detrkit.training.patches import prepare_patches
 from detrkit.training.pretext import PatchRecipe, PretextRecipe
 from detrkit.training.run import resolve
 from detrkit.training.session import Session
-from detrkit.training.unlabelled import Sources, evaluations, replaced
+from detrkit.training.unlabelled import Sources, evaluations, left_out, replaced
 from detrkit.training.views import prepare_backbone
 
 
@@ -87,7 +87,7 @@ def pretrain(
             progress = None if tell is None else lambda done, total: tell(Preparing(done, total))
             sessions.append(prepare_patches(resolved, images, here, out, came_from=came_from, on_picture=progress))
         else:
-            sessions.append(prepare_backbone(resolved, images, here, came_from=came_from))
+            sessions.append(prepare_backbone(resolved, images, here, out, came_from=came_from))
         return sessions[0]
 
     figures = conduct(resolved, open_session, out, _named(images), resume=resume, on_event=on_event)
@@ -104,13 +104,16 @@ def _finished(out: Path, figures: dict[str, float], count: int) -> PretrainedRun
     last = told[-1] if told else {}
     chosen = next((line for line in reversed(told) if line["best"]), last)
     page = out / "samples" / f"epoch-{round(chosen.get('epoch', 0)):04d}" / "report.html"
-    lost = replaced(out)
-    problems = (f"{lost:,} of {count:,} training images could not be used; replaced.jsonl names them",) if lost else ()
+    problems = []
+    if lost := replaced(out):
+        problems.append(f"{lost:,} of {count:,} training images could not be used; replaced.jsonl names them")
+    if (file := left_out(out)).is_file() and (named := len(file.read_text(encoding="utf-8").splitlines())):
+        problems.append(f"{named:,} images could not be used; {file.name} names them")
     return PretrainedRun(
         out,
         figures,
         str(last.get("conclusion", "")),
         tuple(last.get("notes", ())),
-        problems,
+        tuple(problems),
         page if page.is_file() else None,
     )

@@ -127,8 +127,8 @@ class Session(ABC, Generic[SomeBatch]):
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 
-    def laid_out(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Images in the memory layout that the recipe asks for."""
+    def laid_out(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Images, or maps of them, in the memory layout that the recipe asks for."""
         return images.contiguous(memory_format=torch.channels_last) if self.optimization.channels_last else images
 
     @property

@@ -18,8 +18,12 @@ Sources = str | Path | Sequence[str | Path]
 """Folders, images and tar shards: one or several."""
 
 
-def open_images(images: Sources, options: ImageOptions, seed: int, notes: list[str]) -> tuple[Pictures, Pictures]:
+def open_images(
+    images: Sources, options: ImageOptions, seed: int, notes: list[str], out: Path
+) -> tuple[Pictures, Pictures]:
     """The images to train on and those that are held out; says in `notes` how many they are.
+
+    What the run itself draws into `out` is none of them.
 
     Raises:
         DataError: no images there, or a single one.
@@ -32,7 +36,7 @@ def open_images(images: Sources, options: ImageOptions, seed: int, notes: list[s
             got=options.val_fraction,
             expected="above 0 and below 1",
         )
-    found = open_pictures(images)
+    found = _without(open_pictures(images), out)
     if len(found) < 2:
         raise DataError("One image cannot be divided", where=found.source, remedy="Give a folder of images.")
     train, val = found.split(options.val_fraction, seed)
@@ -44,6 +48,18 @@ def open_images(images: Sources, options: ImageOptions, seed: int, notes: list[s
     notes.append(f"Held out: {held_out:,} of {len(found):,} images, chosen by seed {seed}{evaluated}")
     notes.extend(found.problems.lines())
     return train, val
+
+
+def _without(pictures: Pictures, folder: Path) -> Pictures:
+    """The images that do not lie in a folder."""
+    own = folder.absolute()
+    kept = [index for index in range(len(pictures)) if own not in Path(pictures.name(index)).absolute().parents]
+    return pictures if len(kept) == len(pictures) else pictures.select(kept)
+
+
+def left_out(out: Path) -> Path:
+    """The file that names the images of a run that could not be used, a line each."""
+    return out / "left-out.txt"
 
 
 def _spread(pictures: Pictures, limit: int) -> Pictures:

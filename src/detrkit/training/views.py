@@ -145,13 +145,16 @@ class BackboneSession(Session[ViewBatch]):
         )
 
 
-def prepare_backbone(recipe: BackboneRecipe, images: Sources, world: World, *, came_from: str = "") -> BackboneSession:
+def prepare_backbone(
+    recipe: BackboneRecipe, images: Sources, world: World, out: Path, *, came_from: str = ""
+) -> BackboneSession:
     """Open the images, build the backbone of a preset and the task around it, load its weights.
 
     Args:
         recipe: the resolved recipe.
         images: folders, images and tar shards.
         world: the processes that train together.
+        out: the run folder.
         came_from: what the run noted of its first weights, where a checkpoint follows: then they are not loaded again.
 
     Raises:
@@ -162,7 +165,7 @@ def prepare_backbone(recipe: BackboneRecipe, images: Sources, world: World, *, c
     if recipe.optimization.batch_size < 2:
         raise UsageError("Views are compared between images", where="batch_size", got=1, expected="at least 2")
     notes: list[str] = []
-    train, val = open_images(images, recipe.images, recipe.run.seed, notes)
+    train, val = open_images(images, recipe.images, recipe.run.seed, notes, out)
     if len(val) < 2:
         raise DataError(
             "Views are compared between images",
