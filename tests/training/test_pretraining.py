@@ -337,9 +337,9 @@ def test_a_backbone_goes_on_exactly(images: Path, tmp_path: Path) -> None:
 
 def test_a_single_image_has_nothing_to_be_compared_with(images: Path) -> None:
     with pytest.raises(UsageError, match="compared between images"):
-        prepare_backbone(revise(BackboneRecipe(), little_backbone(batch_size=1)), images, World())
+        prepare_backbone(revise(BackboneRecipe(), little_backbone(batch_size=1)), images, World(), NOWHERE)
     with pytest.raises(DataError, match=r"at least 2 held-out images.*Raise val_fraction"):
-        prepare_backbone(revise(BackboneRecipe(), little_backbone(val_fraction=0.01)), images, World())
+        prepare_backbone(revise(BackboneRecipe(), little_backbone(val_fraction=0.01)), images, World(), NOWHERE)
 
 
 def test_the_weights_of_every_backbone_are_taken_again(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from detrkit.checkpoint import fill, standing
+from detrkit.checkpoint import fill, standing, write_text_whole
 from detrkit.data.crops import Crops, ImageResizing
 from detrkit.data.patches import normalised
 from detrkit.data.pictures import Pictures
@@ -21,6 +21,7 @@ from detrkit.pretrain.features import FeatureDataset, FeatureStore, extract
 from detrkit.structures import Batch, FeatureBatch, PatchBatch
 from detrkit.training.distributed import World
 from detrkit.training.pretext import PatchOptions
+from detrkit.training.unlabelled import left_out
 
 FOLDER = "features"
 """Where in a run folder the features are kept. They can be deleted when the run is finished."""
@@ -92,8 +93,7 @@ def keep(
     if goes_on:  # else maps would be computed anew, by a backbone that knows nothing yet
         fill(detector, standing(out / "checkpoints" / "last"))
     backbone: Any = detector.backbone
-    stride, device = backbone.strides[-1], next(backbone.parameters()).device
-    regions = asked.regions if asked.regions_weight else 0
+    stride, regions = backbone.strides[-1], asked.regions if asked.regions_weight else 0
     total, before, done = sum(map(len, parts.values())), 0, 0
 
     def count() -> None:
@@ -115,7 +115,7 @@ def keep(
                 stride=stride,
                 regions=regions,
                 workers=workers,
-                device=device,
+                device=next(backbone.parameters()).device,
                 on_picture=count,
             )
             before += len(pictures)
@@ -135,6 +135,13 @@ def keep(
         )
         for name, store in kept.items()
     }
+
+
+def note_left_out(lost: Sequence[str], out: Path, world: World) -> list[str]:
+    """What to say of images that have no features; all of them are named in a file."""
+    if world.is_main:
+        write_text_whole(left_out(out), "".join(f"{one}\n" for one in lost))
+    return [f"Images that could not be used and are left out: {len(lost):,}, such as {lost[0]}"] if lost else []
 
 
 def _digest(backbone: nn.Module) -> str:

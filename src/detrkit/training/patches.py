@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from detrkit.checkpoint import TrainingState, model_folder, write_text_whole
+from detrkit.checkpoint import TrainingState, model_folder
 from detrkit.data.crops import (
     Crops,
     ImageResizing,
@@ -39,12 +39,12 @@ from detrkit.structures import FeatureBatch, PatchBatch, Predictions, Target
 from detrkit.training.conduct import check_data
 from detrkit.training.distributed import World
 from detrkit.training.ema import Average
-from detrkit.training.kept import flags_of_crops, keep, refuse_contradictions, with_pixels
+from detrkit.training.kept import flags_of_crops, keep, note_left_out, refuse_contradictions, with_pixels
 from detrkit.training.optimizer import make_optimizer
 from detrkit.training.pretext import PatchOptions, PatchRecipe
 from detrkit.training.session import Session, Validation
 from detrkit.training.setup import build_model, choose_dtype, choose_place, count_workers
-from detrkit.training.unlabelled import Sources, describe, figures_so_far, left_out, missing, open_images
+from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
 
 HEADLINE = ("recall50", "recall75", "consistency")
 REGIONS = "region_recall50"
@@ -274,16 +274,9 @@ def prepare_patches(
             world=world,
             on_picture=on_picture,
         )
-        notes.extend(_left_out(parts["train"].store.lost + parts["val"].store.lost, out, world))
+        notes.extend(note_left_out(parts["train"].store.lost + parts["val"].store.lost, out, world))
     else:
         parts = _cut(train, val, asked, resizing, seed)
-    own = criterion(
-        task.detector,
-        asked.patches,
-        match=asked.match,
-        tie_no_object=asked.tie_no_object,
-        reconstruction_weight=asked.reconstruction_weight,
-    )
     return PatchSession(
         recipe=recipe,
         world=world,
@@ -294,7 +287,7 @@ def prepare_patches(
         average=Average(task, recipe.optimization.ema) if recipe.optimization.ema else None,
         workers=workers,
         notes=tuple(notes),
-        criterion=own,
+        criterion=_criterion(task, asked),
         unasked=detection_criterion(task.detector) if asked.regions_weight else None,
         train=parts["train"],
         val=parts["val"],
@@ -313,11 +306,14 @@ def _cut(
     return {"train": PatchDataset(train, *shared), "val": PatchDataset(val, *shared, evaluation=True)}
 
 
-def _left_out(lost: Sequence[str], out: Path, world: World) -> list[str]:
-    """What to say of images that have no features; all of them are named in a file."""
-    if world.is_main:
-        write_text_whole(left_out(out), "".join(f"{one}\n" for one in lost))
-    return [f"Images that could not be used and are left out: {len(lost):,}, such as {lost[0]}"] if lost else []
+def _criterion(task: UpDetr, asked: PatchOptions) -> PatchCriterion:
+    return criterion(
+        task.detector,
+        asked.patches,
+        match=asked.match,
+        tie_no_object=asked.tie_no_object,
+        reconstruction_weight=asked.reconstruction_weight,
+    )
 
 
 def _build(recipe: PatchRecipe, notes: list[str], came_from: str) -> UpDetr:

@@ -131,7 +131,7 @@ def plot_curves(
     axes.set(xlabel=x, ylabel=y)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    _legend(axes, loc="lower right")
+    _legend(axes, loc="best")
     return _save(figure, out)
 
 
