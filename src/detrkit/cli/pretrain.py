@@ -112,8 +112,8 @@ def _base(deciding: _Deciding, *, helping: bool) -> PretextRecipe:
     if init and not deciding.model and not (named and named.model.model) and not helping:
         from detrkit.training.run import resolve
 
-        return resolve(named, {"init": init}, usual, pretext.DEFAULT_MODEL)
-    return named or recipes.of_preset(deciding.model or pretext.DEFAULT_MODEL, usual)
+        return resolve(named, {"init": init}, usual, pretext.DEFAULT_MODELS[usual.task])
+    return named or recipes.of_preset(deciding.model or pretext.DEFAULT_MODELS[usual.task], usual)
 
 
 def _ending(options: Options, done: PretrainedRun) -> str:

@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 from detrkit.errors import UsageError
 from detrkit.training.recipe import AnyRecipe, ModelOptions, OptimizationOptions, RunOptions, task_of, within
 
-DEFAULT_MODEL = "detr-nano"
-"""The preset that is pre-trained where neither a model nor weights to start from are named."""
+DEFAULT_MODELS = {"up-detr": "conditional-detr-nano", "backbone": "detr-nano"}
+"""The preset that each task pre-trains where neither a model nor weights to start from are named."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def pretrain(
     if resume and recipe is None and (out / "recipe.toml").exists():
         recipe = out / "recipe.toml"
     usual = pretext.of_task(task, recipe) if recipe is None or isinstance(recipe, str | Path) else type(recipe)()
-    resolved: PretextRecipe = resolve(recipe, fields, usual, pretext.DEFAULT_MODEL)
+    resolved: PretextRecipe = resolve(recipe, fields, usual, pretext.DEFAULT_MODELS[usual.task])
     sessions: list[Session[Any]] = []
 
     def open_session(here: World, came_from: str) -> Session[Any]:
