@@ -70,12 +70,12 @@ def recipe_of(monkeypatch, detrkit):
 
 
 def test_flags_are_those_of_the_task(recipe_of):
-    assert recipe_of() == revise(PatchRecipe(), {"model": pretext.DEFAULT_MODEL})
+    assert recipe_of() == revise(PatchRecipe(), {"model": pretext.DEFAULT_MODELS["up-detr"]})
     assert recipe_of("--patches", "7", "--model", "detr-r50") == revise(
         PatchRecipe(), {"model": "detr-r50", "patches": 7}
     )
     of_views = recipe_of("--task", "backbone", "--view-size", "64", "--lr", "1e-2")
-    assert of_views == revise(BackboneRecipe(), {"model": pretext.DEFAULT_MODEL, "view_size": 64, "lr": 1e-2})
+    assert of_views == revise(BackboneRecipe(), {"model": pretext.DEFAULT_MODELS["backbone"], "view_size": 64, "lr": 1e-2})
     with pytest.raises(UsageError, match="view-size"):
         options_of("--view-size", "64")
     with pytest.raises(UsageError, match="no such task; got 'puzzle'"):

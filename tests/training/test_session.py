@@ -253,7 +253,7 @@ def test_a_gradient_that_is_not_finite_names_the_images(tmp_path: Path, monkeypa
 def test_other_data_are_refused(tmp_path: Path) -> None:
     train(tmp_path / "run")
     other = session_of(revise(ToyRecipe(), {"seed": 5}))
-    with pytest.raises(DataError, match=r"other data: its train images .*got 6 images; expected 6 images as"):
+    with pytest.raises(DataError, match=r"other data: its train images.*got 6 images; expected 6 images as"):
         conduct(ToyRecipe(), lambda world, came_from: other, tmp_path / "run", "toys", resume=True)
 
 
