@@ -75,7 +75,9 @@ def test_flags_are_those_of_the_task(recipe_of):
         PatchRecipe(), {"model": "detr-r50", "patches": 7}
     )
     of_views = recipe_of("--task", "backbone", "--view-size", "64", "--lr", "1e-2")
-    assert of_views == revise(BackboneRecipe(), {"model": pretext.DEFAULT_MODELS["backbone"], "view_size": 64, "lr": 1e-2})
+    assert of_views == revise(
+        BackboneRecipe(), {"model": pretext.DEFAULT_MODELS["backbone"], "view_size": 64, "lr": 1e-2}
+    )
     with pytest.raises(UsageError, match="view-size"):
         options_of("--view-size", "64")
     with pytest.raises(UsageError, match="no such task; got 'puzzle'"):
