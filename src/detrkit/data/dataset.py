@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,45 @@ class TrainingItem(NamedTuple):
 def random_stream(*numbers: int) -> np.random.Generator:
     """An independent random generator for each tuple of non-negative numbers of one length."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
+
+
+def first_usable(
+    opened: Callable[[int], Image.Image],
+    index: int,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    where: str | Path,
+    verb: str,
+    remedy: str,
+) -> tuple[int, Image.Image, list[str]]:
+    """An image or, where it cannot be used, another that is drawn in its place.
+
+    Args:
+        opened: gives an image by its number, or raises a `DataError`.
+        index: the number that is wanted.
+        count: number of images.
+        rng: draws the others.
+        where: the images' folder, for the message.
+        verb: what cannot be done with them, for the message.
+        remedy: for the message.
+
+    Returns:
+        The number and the image, and what was wrong with those before it.
+
+    Raises:
+        DataError: `MOST_FAILURES` + 1 images in a row cannot be used.
+    """
+    failures: list[str] = []
+    while True:
+        try:
+            return index, opened(index), failures
+        except DataError as error:
+            failures.append(str(error))
+            if len(failures) > MOST_FAILURES:
+                what = f"{len(failures)} images in a row cannot be {verb}"
+                raise DataError(what, where=where, got=failures[-1], remedy=remedy) from error
+            index = int(rng.integers(count))
 
 
 def boxes_in_file(
@@ -119,7 +159,15 @@ class DetectionDataset(Dataset[TrainingItem]):
             DataError: the image and ten drawn in its place are all unreadable.
         """
         rng = random_stream(_IMAGE_STREAM, self.seed, key.epoch, key.index)
-        index, image, failures = self._readable(key.index, rng)
+        index, image, failures = first_usable(
+            lambda number: open_image(self.annotations.path(number), max_pixels=self.max_pixels),
+            key.index,
+            len(self),
+            rng,
+            where=self.annotations.root,
+            verb="read",
+            remedy="Check that the images are there and complete.",
+        )
         sample = self._sample(index, image)
         if isinstance(self.transform, Evaluation):
             sample = self.transform.resized(sample)
@@ -131,22 +179,6 @@ class DetectionDataset(Dataset[TrainingItem]):
             torch.from_numpy(sample.labels), xyxy_to_cxcywh(boxes).float(), str(self.annotations.path(index))
         )
         return TrainingItem(to_tensor(sample.image), target, " | ".join(failures))
-
-    def _readable(self, index: int, rng: np.random.Generator) -> tuple[int, Image.Image, list[str]]:
-        failures: list[str] = []
-        while True:
-            try:
-                return index, open_image(self.annotations.path(index), max_pixels=self.max_pixels), failures
-            except DataError as error:
-                failures.append(str(error))
-                if len(failures) > MOST_FAILURES:
-                    raise DataError(
-                        f"{len(failures)} images in a row cannot be read",
-                        where=self.annotations.root,
-                        got=failures[-1],
-                        remedy="Check that the images are there and complete.",
-                    ) from error
-                index = int(rng.integers(len(self)))
 
     def _sample(self, index: int, image: Image.Image) -> Sample:
         rows = self.annotations.rows(index)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.data.crops import PatchAugmentation
-from detrkit.data.dataset import MOST_FAILURES, Key, random_stream
+from detrkit.data.dataset import Key, first_usable, random_stream
 from detrkit.data.images import MAX_PIXELS
 from detrkit.data.loading import EpochBatches, item_batches
 from detrkit.data.patches import normalised
@@ -206,28 +206,20 @@ class ViewDataset(Dataset[ViewItem]):
             rng = random_stream(_EVALUATION_STREAM, self.seed, 0, key.index)
             return self._item(key.index, self._open(key.index), rng, "")
         rng = random_stream(_VIEW_STREAM, self.seed, key.epoch, key.index)
-        index, image, failures = self._usable(key.index, rng)
+        index, image, failures = first_usable(
+            self._open,
+            key.index,
+            len(self),
+            rng,
+            where=self.pictures.source,
+            verb="used",
+            remedy="Check that the images are there, complete and not tiny.",
+        )
         return self._item(index, image, rng, " | ".join(failures))
 
     def _item(self, index: int, image: Image.Image, rng: np.random.Generator, replaced: str) -> ViewItem:
         first, second = normalised(self.augmentation(image, rng))
         return ViewItem(first, second, self.pictures.name(index), replaced)
-
-    def _usable(self, index: int, rng: np.random.Generator) -> tuple[int, Image.Image, list[str]]:
-        failures: list[str] = []
-        while True:
-            try:
-                return index, self._open(index), failures
-            except DataError as error:
-                failures.append(str(error))
-                if len(failures) > MOST_FAILURES:
-                    raise DataError(
-                        f"{len(failures)} images in a row cannot be used",
-                        where=self.pictures.source,
-                        got=failures[-1],
-                        remedy="Check that the images are there, complete and not tiny.",
-                    ) from error
-                index = int(rng.integers(len(self)))
 
     def _open(self, index: int) -> Image.Image:
         image = self.pictures.open(index, max_pixels=self.max_pixels)
