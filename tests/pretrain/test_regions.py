@@ -89,3 +89,10 @@ def test_images_are_spread_over_processes_at_will(softmax: bool):
     assert merged.result() == pytest.approx(whole)
     assert 0 < whole["region_iou"] < 1
     assert sum(len(part.overlaps) for part in parts) == 12, "merging leaves the parts as they were"
+
+
+def test_the_sentence_says_the_share_and_nothing_without_regions() -> None:
+    figures = RegionFigures(CLASSES)
+    assert figures.sentence() == ""
+    figures.overlaps = [0.9, 0.5, 0.4, 0.1]
+    assert figures.sentence() == " Without any patch it finds 50% of the regions that stand out."

@@ -52,3 +52,9 @@ class RegionFigures:
             return {"region_recall50": float("nan"), "region_iou": float("nan")}
         overlaps = np.array(self.overlaps)
         return {"region_recall50": float((overlaps >= 0.5).mean()), "region_iou": float(overlaps.mean())}
+
+    def sentence(self) -> str:
+        """What this comes to, to be said after what was found of patches; empty where there are no regions."""
+        if not self.overlaps:
+            return ""
+        return f" Without any patch it finds {self.result()['region_recall50']:.0%} of the regions that stand out."

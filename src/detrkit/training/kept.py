@@ -139,7 +139,7 @@ def keep(
 
 def note_left_out(lost: Sequence[str], out: Path, world: World) -> list[str]:
     """What to say of images that have no features; all of them are named in a file."""
-    if world.is_main:
+    if world.is_main and (lost or left_out(out).exists()):
         write_text_whole(left_out(out), "".join(f"{one}\n" for one in lost))
     return [f"Images that could not be used and are left out: {len(lost):,}, such as {lost[0]}"] if lost else []
 

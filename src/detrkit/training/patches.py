@@ -197,13 +197,14 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
             figures.patches,
             before=earlier[-1] if earlier else None,
         )
-        regions = RegionFigures.merged([part for _, _, part in parts]).result() if self.unasked is not None else {}
+        unasked = RegionFigures.merged([part for _, _, part in parts])
+        regions = unasked.result() if self.unasked is not None else {}
         return Validation(
             figures={**result, **regions},
             chosen_by="recall50",
             headline=(*HEADLINE, *([REGIONS] if regions else [])),
             notes=(*alarms(result), *missing(problems, len(self.val))),
-            conclusion=sentence,
+            conclusion=sentence + unasked.sentence(),
         )
 
     def _draw(self, task: UpDetr, folder: Path, title: str, found: Validation) -> None:
@@ -388,9 +389,10 @@ def _summary(task: UpDetr, recipe: PatchRecipe, resizing: ImageResizing, device:
     frozen = "" if _trained(backbone) else " (backbone frozen)"
     total = sum(parameter.numel() for parameter in task.parameters())
     least, most = min(resizing.sizes), max(resizing.sizes)
+    shown = f"patches of {recipe.pretext.patch_size} pixels" if recipe.pretext.shown == "crops" else "places"
     return (
         f"Model {recipe.model.model}: {total / 1e6:.1f} M parameters, {_trained(task) / 1e6:.1f} M of them "
-        f"trained{frozen}, {task.patches} patches of {recipe.pretext.patch_size} pixels an image, images "
+        f"trained{frozen}, {task.patches} {shown} an image, images "
         f"{least if least == most else f'{least} to {most}'} (at most {resizing.longest}) pixels, on {device} in "
         f"{str(choose_dtype(recipe.optimization.precision, device)).removeprefix('torch.')}"
     )
