@@ -1,4 +1,5 @@
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from detrkit.errors import DataError, MissingExtraError, UsageError
 from detrkit.structures import Category, Detections
 from detrkit.visualize.labels import Label, place_labels, shorten
 from detrkit.visualize.pictures import PALETTE, font_of, ink_on
+from detrkit.visualize.plots import plot_reliability
 
 CATEGORIES = (Category(1, "cat"), Category(2, "a category of many words indeed"))
 GREY = (128, 128, 128)
@@ -211,6 +213,46 @@ def test_curves_and_confusions_are_plotted(tmp_path, classes):
     ):
         with Image.open(path) as picture:
             assert picture.width > 400
+
+
+class Bins(NamedTuple):
+    edges: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    counts: np.ndarray
+    ece: float
+
+
+def bins_of(accuracy, counts):
+    edges = np.linspace(0, 1, len(accuracy) + 1)
+    counts, accuracy = np.array(counts), np.array(accuracy)
+    empty = np.where(counts > 0, 1.0, np.nan)
+    return Bins(edges, (edges[1:] + edges[:-1]) / 2 * empty, accuracy * empty, counts, 0.1 if counts.any() else np.nan)
+
+
+def test_reliability_is_plotted_in_one_colour_for_each_curve(tmp_path):
+    before, after = bins_of([0.0, 0.1, 0.2, 0.6], [900, 40, 9, 80]), bins_of([0.1, 0.4, 0.0, 0.9], [900, 40, 0, 3])
+    seen = {}
+    for name, curves in {"one": {"before": before}, "two": {"before": before, "after": after}}.items():
+        out = plot_reliability(curves, tmp_path / "new" / f"{name}.png")
+        with Image.open(out) as picture:
+            assert picture.width > 500
+            seen[name] = [int(painted(picture.convert("RGB"), colour).sum()) for colour in PALETTE[:2]]
+    assert seen["one"][0] > 500
+    assert seen["one"][1] == 0
+    assert min(seen["two"]) > 500
+
+
+def test_reliability_without_detections_is_plotted(tmp_path):
+    out = plot_reliability({"nothing": bins_of([0.0, 0.0], [0, 0])}, tmp_path / "reliability.png")
+    assert out.exists()
+
+
+def test_reliability_of_nothing_or_of_ill_fitting_columns_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="nothing to plot"):
+        plot_reliability({}, tmp_path / "reliability.png")
+    with pytest.raises(UsageError, match=r"before.*do not fit together"):
+        plot_reliability({"before": bins_of([0.5], [3])._replace(counts=np.ones(2))}, tmp_path / "reliability.png")
 
 
 def test_plots_of_ill_fitting_shapes_are_refused(tmp_path):

@@ -21,8 +21,12 @@ from torch import nn
 from detrkit import models
 from detrkit.data.loading import LoadedImage, load_images
 from detrkit.errors import DataError, UsageError
+from detrkit.evaluation.calibration import Calibration
 from detrkit.models import Variant
-from detrkit.sources import open_model
+from detrkit.one_shot.finder import NONE
+from detrkit.one_shot.model import OneShot
+from detrkit.one_shot.saved import attach, calibration_of, is_one_shot
+from detrkit.sources import locate, open_model
 from detrkit.structures import Batch, Category, Detections
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -46,6 +50,7 @@ class Detector:
         preset: the preset that it was built from.
         device: where it computes.
         about: what was stored with it, such as its metrics.
+        one_shot: what was trained to find by example around the model; None of a model that was not.
     """
 
     model: nn.Module
@@ -54,6 +59,7 @@ class Detector:
     preset: str = ""
     device: torch.device = _CPU
     about: dict[str, Any] | None = None
+    one_shot: OneShot | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -69,6 +75,11 @@ class Detector:
         """
         known = (self.about or {}).get("threshold")
         return float(known) if isinstance(known, int | float) and 0 <= known <= 1 else UNKNOWN_THRESHOLD
+
+    @property
+    def calibration(self) -> Calibration:
+        """What makes probabilities of the scores of what is found by example; none if that was never measured."""
+        return calibration_of(self.about) or NONE
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a sequence of text, and is one picture
@@ -126,6 +137,59 @@ class Detector:
         found = list(
             self.stream(pictures, threshold=threshold, ensemble=ensemble, batch_size=batch_size, workers=workers)
         )
+        return found[0] if single else found
+
+    @overload
+    def find(
+        self,
+        example: Picture | Sequence[Picture],
+        box: Sequence[float] | Sequence[Sequence[float]],
+        images: Picture,
+        *,
+        name: str = ...,
+        **search: Any,
+    ) -> Detections: ...
+    @overload
+    def find(
+        self,
+        example: Picture | Sequence[Picture],
+        box: Sequence[float] | Sequence[Sequence[float]],
+        images: Sequence[Picture],
+        *,
+        name: str = ...,
+        **search: Any,
+    ) -> list[Detections]: ...
+    def find(
+        self,
+        example: Picture | Sequence[Picture],
+        box: Sequence[float] | Sequence[Sequence[float]],
+        images: Picture | Sequence[Picture],
+        *,
+        name: str = "object",
+        **search: Any,
+    ) -> Detections | list[Detections]:
+        """Find all that is like an example, which takes no label: `detrkit.find` does the same for several things.
+
+        Args:
+            example: a picture that shows one, or a list of such.
+            box: where it is there: left, top, right and bottom in pixels of the upright image; for a list of pictures a
+                list of boxes.
+            images: one picture to search, or a list of them.
+            name: what it is called.
+            **search: fields of `detrkit.find.Search`, such as `threshold=0.3` or `candidates="windows"`.
+
+        Returns:
+            One answer for one picture, a list for a list, best scores first.
+
+        Raises:
+            DataError: an image cannot be read; it names the file.
+            UsageError: a box that is none, or lies outside its image, or an option that makes no sense.
+        """
+        from detrkit.find import examples_of, find, search_of
+
+        single = isinstance(images, str | Path | Image.Image | np.ndarray)
+        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item,assignment]
+        found = list(find(self, [examples_of(name, example, box)], pictures, search_of(search)))
         return found[0] if single else found
 
     def stream(
@@ -193,8 +257,10 @@ def load(name: str | Path, *, device: str = "auto") -> Detector:
     """
     chosen = choose_device(device)
     saved = open_model(name)
-    model = saved.model.to(chosen).eval()
-    return Detector(model, models.variant(saved.variant), saved.categories, saved.preset, chosen, saved.about)
+    one_shot = attach(saved.model, saved.about, locate(name).path) if is_one_shot(saved.about) else None
+    (one_shot or saved.model).to(chosen).eval()
+    variant = models.variant(saved.variant)
+    return Detector(saved.model, variant, saved.categories, saved.preset, chosen, saved.about, one_shot)
 
 
 def choose_device(name: str) -> torch.device:

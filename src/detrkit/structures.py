@@ -160,6 +160,35 @@ class FeatureBatch(NamedTuple):
         )
 
 
+class EpisodeBatch(NamedTuple):
+    """Images, and what is looked for in them: a batch of one-shot detection.
+
+    `images` and `padding` are as in `Batch`. Episode `e` looks in image `asked[e]` for what image `source[e]` shows in
+    the box `exemplars[e]` (cxcywh in [0, 1] of the unpadded image); `targets[e]` are all its instances there, of one
+    class; `names` are the images' files, for messages.
+    """
+
+    images: Float[Tensor, "b 3 h w"]
+    padding: Bool[Tensor, "b h w"]
+    asked: Int64[Tensor, " e"]
+    source: Int64[Tensor, " e"]
+    exemplars: Float[Tensor, "e 4"]
+    targets: tuple[Target, ...]
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> EpisodeBatch:
+        """The same batch on another device."""
+        return EpisodeBatch(
+            self.images.to(device, non_blocking=True),
+            self.padding.to(device, non_blocking=True),
+            self.asked.to(device, non_blocking=True),
+            self.source.to(device, non_blocking=True),
+            self.exemplars.to(device, non_blocking=True),
+            tuple(target.to(device) for target in self.targets),
+            self.names,
+        )
+
+
 class Queries(NamedTuple):
     """What the decoder is asked.
 
@@ -186,6 +215,11 @@ class Memory(NamedTuple):
     padding: Bool[Tensor, "b n"] | None
     grid: tuple[int, int]
     features: tuple[Float[Tensor, "b _ _ _"], ...] = ()
+
+    def select(self, images: Int64[Tensor, " e"]) -> Memory:
+        """The memory of some of the images, as often as they are named, without the features."""
+        padding = None if self.padding is None else self.padding[images]
+        return Memory(self.tokens[images], self.position[images], padding, self.grid)
 
 
 class Hidden(NamedTuple):

@@ -15,8 +15,9 @@ from contracts.sources import Source, imports
 TIERS = (
     ("cli", "__main__"),
     ("serve", "card"),
-    ("training", "predict", "export"),
+    ("training", "predict", "find", "export"),
     ("sources",),
+    ("one_shot",),
     ("pretrain",),
     ("checkpoint", "convert", "hub"),
     ("segmentation", "prompts"),
@@ -31,6 +32,8 @@ TIERS = (
 SIDEWAYS = {
     "__main__": {"cli"},
     "training": {"predict"},
+    "predict": {"find"},
+    "find": {"predict"},
     "checkpoint": {"convert"},
     "evaluation": {"data", "visualize"},
     "visualize": {"data"},

@@ -6,35 +6,40 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
 from detrkit.cli._options import CommonOptions, Switch, glance
 from detrkit.cli._terminal import Outcome, Terminal, share, shell
 from detrkit.training import recipe as recipes
-from detrkit.training.recipe import Recipe
+from detrkit.training.episode_recipe import EpisodeRecipe, of_task
+from detrkit.training.recipe import AnyRecipe, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CommonOptions):
     """Train a detector on an annotated data set.
 
-    Every choice of the recipe is a flag. What is not given stands in the recipe: the one that --recipe names, else the
+    With --task one-shot it learns to find whatever is like an example that it is shown (detrkit find). Every choice of
+    the recipe is a flag. What is not given stands in the recipe: the one that --recipe names, else the
     one that comes with the model's preset.
     """
 
-    base: ClassVar[Recipe] = Recipe()
+    base: ClassVar[AnyRecipe] = Recipe()
 
     data: tyro.conf.Positional[str]
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
     out: Path
     """Run folder to make."""
+    task: str = ""
+    """What is trained for: detection (of the data's classes) or one-shot (of whatever an example shows). Empty: that of
+    the recipe, else detection."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = ""
     """TOML file with the choices below, or the name of a recipe that comes with the package; flags override it."""
     resume: Switch = False
     """Go on with the run in --out where its last checkpoint stands, with its own recipe."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    recipe: Annotated[AnyRecipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     """All choices of the run."""
 
 
@@ -42,6 +47,7 @@ class Options(CommonOptions):
 class _Deciding:
     """The flags that the defaults of the others depend on."""
 
+    task: str = ""
     recipe: str = ""
     model: str = ""
     init: str = ""
@@ -59,8 +65,10 @@ def options_for(arguments: Sequence[str]) -> type[Options]:
         UsageError: there is no such recipe, or it cannot be read.
     """
     base = _base(glance(_Deciding, arguments), helping=bool({"-h", "--help"} & set(arguments)))
-    bare = dataclasses.replace(base, model=dataclasses.replace(base.model, architecture={}))
-    recipe = ("recipe", Annotated[Recipe, tyro.conf.arg(name="")], field(default_factory=lambda: bare))
+    model = dataclasses.replace(base.model, architecture={})
+    bare: AnyRecipe = dataclasses.replace(base, model=model)
+    kind: Any = type(base)
+    recipe = ("recipe", Annotated[kind, tyro.conf.arg(name="")], field(default_factory=lambda: bare))
     namespace = {"__doc__": Options.__doc__, "base": base}
     return dataclasses.make_dataclass(
         "Options", [recipe], bases=(Options,), namespace=namespace, frozen=True, kw_only=True
@@ -79,7 +87,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     given = options.recipe
     architecture = {**options.base.model.architecture, **given.model.architecture}
-    recipe = dataclasses.replace(given, model=dataclasses.replace(given.model, architecture=architecture))
+    model = dataclasses.replace(given.model, architecture=architecture)
+    recipe: AnyRecipe = dataclasses.replace(given, model=model)
     try:
         with training_progress(terminal, recipe.run.evaluate_every) as listener:
             done = train(options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listener)
@@ -90,26 +99,43 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     return Outcome(document, text=_ending(options, done.figures))
 
 
-def _base(deciding: _Deciding, *, helping: bool = False) -> Recipe:
+def _base(deciding: _Deciding, *, helping: bool = False) -> AnyRecipe:
     """The recipe whose values are the defaults; to show them, no other model is looked up."""
-    named = recipes.read(deciding.recipe) if deciding.recipe else None
-    if named is None and deciding.resume and deciding.out and (own := Path(deciding.out) / "recipe.toml").is_file():
-        return recipes.read(own)
+    own = Path(deciding.out) / "recipe.toml"
+    if not deciding.recipe and deciding.resume and deciding.out and own.is_file():
+        return recipes.read(own, of_task(deciding.task, own))
+    usual = of_task(deciding.task, deciding.recipe or None)
+    named = recipes.read(deciding.recipe, usual) if deciding.recipe else None
     init = deciding.init or (named.model.init if named else "")
     if init and not deciding.model and not (named and named.model.model) and not helping:
         from detrkit.training.run import resolve
 
-        return resolve(named, {"init": init})
-    return named or recipes.of_preset(deciding.model or recipes.DEFAULT_MODEL)
+        return resolve(named, {"init": init}, usual, recipes.DEFAULT_MODEL)
+    return named or recipes.of_preset(deciding.model or recipes.DEFAULT_MODEL, usual)
 
 
 def _ending(options: Options, figures: dict[str, float]) -> str:
     out, data = shell(options.out), shell(options.data)
+    if isinstance(options.recipe, EpisodeRecipe):
+        return _ending_of_episodes(options, figures)
     found = f"Best AP {share(figures['AP'])} (AP50 {share(figures['AP50'])})" if figures else "Trained"
     return (
         f"{found}. The model lies in {options.out / 'model'}; plots, samples and metrics beside it.\n"
         f"Look at it:  detrkit evaluate {out} {data} --report {shell(options.out / 'report')}\n"
         f"Use it:      detrkit predict {out} IMAGES --out {shell(options.out / 'found')}"
+    )
+
+
+def _ending_of_episodes(options: Options, figures: dict[str, float]) -> str:
+    out, data = shell(options.out), shell(options.data)
+    found = f"By one example: AP50 {share(figures['AP50_seen'])} of classes seen in training" if figures else "Trained"
+    unseen = figures.get("AP50_unseen", float("nan"))
+    more = "" if unseen != unseen else f", {share(unseen)} of unseen ones"
+    return (
+        f"{found}{more}. The model lies in {options.out / 'model'}; plots, samples and metrics beside it.\n"
+        f"Measure it:  detrkit evaluate {out} {data}\n"
+        f"Use it:      detrkit find {out} --example IMAGE LEFT TOP RIGHT BOTTOM IMAGES --out "
+        f"{shell(options.out / 'found')}"
     )
 
 

@@ -117,6 +117,19 @@ def boxes_in_file(
     return cut, np.all(cut[:, 2:] > cut[:, :2], 1)
 
 
+def annotated_frame(annotated: tuple[int, int], actual: tuple[int, int]) -> tuple[int, int]:
+    """The size in which boxes of an image are stated, the inverse of what `boxes_in_file` believes; height, width.
+
+    Args:
+        annotated: what the annotation states; (0, 0) where it states none.
+        actual: of the upright image in the file.
+    """
+    if 0 in annotated or annotated == actual:
+        return actual
+    y_factor, x_factor = annotated[0] / actual[0], annotated[1] / actual[1]
+    return annotated if abs(y_factor / x_factor - 1) < SAME_ASPECT else actual
+
+
 class DetectionDataset(Dataset[TrainingItem]):
     """Training examples from annotations, augmented.
 

@@ -17,10 +17,12 @@ from detrkit.sources import architecture_of, open_model
 from detrkit.structures import Detections
 from detrkit.training import recipe as recipes
 from detrkit.training.conduct import check_folder, conduct
-from detrkit.training.detection import DetectionSession
 from detrkit.training.distributed import World
+from detrkit.training.episode_recipe import EpisodeRecipe, of_task
+from detrkit.training.episodes import prepare_episodes
 from detrkit.training.events import Event
 from detrkit.training.recipe import AnyRecipe, Recipe
+from detrkit.training.session import Session
 from detrkit.training.setup import prepare
 from detrkit.training.validation import detect
 
@@ -46,7 +48,8 @@ def train(
     data: str | Path,
     *,
     out: str | Path,
-    recipe: Recipe | str | Path | None = None,
+    task: str = "",
+    recipe: AnyRecipe | str | Path | None = None,
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
     **fields: Any,
@@ -56,8 +59,10 @@ def train(
     Args:
         data: a data set in COCO, Pascal VOC or YOLO format; which one is recognised.
         out: the run folder to make.
-        recipe: a `Recipe`, a TOML file, or the name of a recipe that comes with the package; by default the one named
-            like the preset, where there is one. A run that goes on has its own.
+        task: what is trained for: `detection` of the data's classes, or `one-shot`, to find whatever is like an example
+            that it is shown. Empty: that of the recipe, else `detection`.
+        recipe: a recipe of the task, a TOML file, or the name of a recipe that comes with the package; by default the
+            one named like the preset, where there is one. A run that goes on has its own.
         resume: go on with the run in `out` where its last checkpoint stands.
         on_event: called with every event, such as a step or an evaluation.
         **fields: any field of the recipe, such as `model="detr-r50"`, `epochs=50`, `lr=1e-4`, or
@@ -69,15 +74,18 @@ def train(
     Raises:
         DataError: the data cannot be used; says what is wrong where.
         ModelError: weights that are missing or do not fit.
-        UsageError: a field that does not exist, or an `out` that holds another run.
+        UsageError: a task or field that does not exist, or an `out` that holds another run.
     """
     out = Path(out)
     check_folder(out)
     if resume and recipe is None and (out / "recipe.toml").exists():
         recipe = out / "recipe.toml"
-    resolved = resolve(recipe, fields)
+    resolved: AnyRecipe = resolve(recipe, fields, of_task(task, recipe), recipes.DEFAULT_MODEL)
 
-    def open_session(here: World, came_from: str) -> DetectionSession:
+    def open_session(here: World, came_from: str) -> Session[Any]:
+        if isinstance(resolved, EpisodeRecipe):
+            return prepare_episodes(resolved, data, here, came_from=came_from)
+        assert isinstance(resolved, Recipe)
         return prepare(resolved, data, here, came_from=came_from)
 
     best = conduct(resolved, open_session, out, str(data), resume=resume, on_event=on_event)

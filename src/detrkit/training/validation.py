@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detrkit.data.annotations import Annotations
-from detrkit.data.dataset import SAME_ASPECT
+from detrkit.data.dataset import annotated_frame
 from detrkit.data.images import open_image
 from detrkit.errors import DataError
 from detrkit.predict import Detector
@@ -105,14 +105,14 @@ def _in_annotated_frame(found: Detections, annotations: Annotations, index: int)
     The inverse of what training does to the annotated boxes (`boxes_in_file`): where the aspect ratios differ, boxes
     stay where they are.
     """
-    height, width = (int(side) for side in annotations.image_sizes[index])
-    if not height or not width or (height, width) == found.image_size:
-        return found
-    x_factor, y_factor = width / found.image_size[1], height / found.image_size[0]
-    if abs(y_factor / x_factor - 1) >= SAME_ASPECT:
-        return found
-    factors = np.array([x_factor, y_factor] * 2, np.float32)
-    return replace(found, boxes=found.boxes * factors, image_size=(height, width))
+    annotated = (int(annotations.image_sizes[index][0]), int(annotations.image_sizes[index][1]))
+    height, width = annotated_frame(annotated, found.image_size)
+    factors = np.array([width / found.image_size[1], height / found.image_size[0]] * 2, np.float32)
+    return (
+        found
+        if (height, width) == found.image_size
+        else replace(found, boxes=found.boxes * factors, image_size=(height, width))
+    )
 
 
 def _listed(categories: Sequence[Category], limit: int = 8) -> str:

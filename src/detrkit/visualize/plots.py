@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,32 @@ FIGURES = (
 
 CURVES_IN_COLOUR = 7
 COUNTS_UP_TO = 16
+FEW = 10
+
+
+@runtime_checkable
+class ReliabilityCurve(Protocol):
+    """How often detections of similar score are right, in bins of the score; NaN where a bin is empty."""
+
+    @property
+    def edges(self) -> np.ndarray:
+        """(bins + 1,) rising from 0 to 1."""
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(bins,) mean score."""
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """(bins,) share that is right."""
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(bins,) detections."""
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error."""
 
 
 def plot_history(lines: Sequence[Mapping[str, Any]], out: Path) -> Path:
@@ -208,6 +234,48 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], out: Path) -> Path:
                 ink = "white" if share[row, column] > 0.55 else "#212529"
                 axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=ink, fontsize=10)
     figure.colorbar(image, ax=axes, label="share of the row", fraction=0.046, pad=0.04)
+    return _save(figure, out)
+
+
+def plot_reliability(curves: Mapping[str, ReliabilityCurve], out: Path) -> Path:
+    """Plot the share of detections that are right over their score, and below it how many there are.
+
+    Honest scores lie on the dashed diagonal; scores below it promise too much. A small point is the mean of fewer than
+    ten detections.
+
+    Args:
+        curves: for each name, for example "before" and "after" a calibration, its bins.
+        out: the picture to write.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: there is no curve, or its columns do not fit together.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if not curves:
+        raise UsageError("There is nothing to plot", expected="at least one curve")
+    for name, curve in curves.items():
+        shapes = [column.shape for column in (curve.confidence, curve.accuracy, curve.counts, curve.edges[1:])]
+        if len(set(shapes)) > 1:
+            raise UsageError("The columns of a curve do not fit together", where=name, got=shapes)
+    figure = _figure((5.2, 5.6))
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    axes.plot((0, 1), (0, 1), color="#808890", linestyle="--", linewidth=1.2)
+    for index, (name, curve) in enumerate(curves.items()):
+        full = curve.counts > 0
+        x, y = curve.confidence[full], curve.accuracy[full]
+        axes.plot(x, y, color=_hex(index), linewidth=1.8, label=f"{name} (ECE {curve.ece:.3f})")
+        axes.scatter(x, y, np.where(curve.counts[full] < FEW, 6, 26), color=_hex(index), zorder=3)
+        width = np.diff(curve.edges) / len(curves)
+        below.bar(curve.edges[:-1] + index * width, curve.counts, width, align="edge", color=_hex(index), alpha=0.45)
+    axes.set(title="Reliability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    # Nearly all detections of a detector have a low score.
+    below.set_yscale("symlog", linthresh=1)
+    below.set(xlabel="score", ylabel="detections")
+    below.set_ylim(bottom=0)
+    _legend(axes, loc="upper left", fontsize=9)
     return _save(figure, out)
 
 

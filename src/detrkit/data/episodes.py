@@ -1,0 +1,229 @@
+"""Episodes of one-shot detection: in each image of a batch things are looked for that other images of it show.
+
+The exemplar of a class comes from another image (CoAE, Hsieh et al., NeurIPS 2019); all its instances in the searched
+image are targets, and an image without it is a negative. Since exemplars come from images that are searched themselves,
+they cost nothing. To each image of a batch another is drawn that shares a class with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
+from detrkit.data.loading import EpochBatches, item_batches
+from detrkit.errors import DataError, UsageError
+from detrkit.structures import Batch, EpisodeBatch, Target
+
+_MATE_STREAM = 11  # streams 1 to 10 shuffle, augment, drop out, cut patches, make views, and draw places and exemplars
+_EPISODE_STREAM = 12
+
+SMALLEST = 8.0
+"""Boxes with a side of fewer pixels, as the model sees them, are no exemplars."""
+
+
+class PairItem(NamedTuple):
+    """An image and another with a class in common; `key` says from what the batch's randomness comes."""
+
+    image: TrainingItem
+    mate: TrainingItem
+    key: Key
+
+
+class PairDataset(Dataset[PairItem]):
+    """Images, each with a mate that shares a class: a pure function of (seed, epoch, index).
+
+    Args:
+        images: annotated images.
+        labels: the classes that may be shared.
+
+    Raises:
+        DataError: no class is in two images.
+    """
+
+    def __init__(self, images: DetectionDataset, labels: Collection[int]):
+        self.images, self.seed = images, images.seed
+        annotations = images.annotations
+        owner = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+        usable = ~annotations.crowd & np.isin(annotations.labels, list(labels))
+        holders = {label: np.unique(owner[usable & (annotations.labels == label)]) for label in labels}
+        self.holders = {label: images for label, images in holders.items() if len(images) > 1}
+        self.classes: list[list[int]] = [[] for _ in range(len(annotations))]
+        for label, those in self.holders.items():
+            for index in those:
+                self.classes[index].append(label)
+        if not self.holders:
+            raise DataError(
+                "No class is in two images, so nothing can be shown in one and found in another",
+                where=annotations.source or annotations.root,
+                got=f"{len(annotations)} images, {len(labels)} classes to train on",
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> PairItem:
+        """The pair of a key.
+
+        Raises:
+            DataError: too many images in a row are unreadable.
+        """
+        rng = random_stream(_MATE_STREAM, self.seed, key.epoch, key.index)
+        mate = int(rng.integers(len(self)))  # of an image without such a class any other is a negative
+        if classes := self.classes[key.index]:
+            others = self.holders[classes[int(rng.integers(len(classes)))]]
+            mate = int(rng.choice(others[others != key.index]))
+        return PairItem(self.images[key], self.images[Key(key.epoch, mate)], key)
+
+
+class LoadedEpisodes(NamedTuple):
+    """A batch, and for each unreadable image that was replaced in it, its path and what was wrong with it."""
+
+    batch: EpisodeBatch
+    replaced: tuple[str, ...]
+
+
+class _Packed(NamedTuple):
+    """A batch on its way from a worker: only images travel through shared memory."""
+
+    images: Tensor
+    padding: Tensor
+    labels: list[np.ndarray]
+    boxes: list[np.ndarray]
+    names: list[str]
+    episodes: np.ndarray
+    exemplars: np.ndarray
+    replaced: tuple[str, ...]
+
+    def unpacked(self) -> LoadedEpisodes:
+        episodes = torch.from_numpy(self.episodes)
+        targets = []
+        for image, label in self.episodes[:, :2].tolist():
+            boxes = torch.from_numpy(self.boxes[image][self.labels[image] == label])
+            targets.append(Target(torch.zeros(len(boxes), dtype=torch.int64), boxes, self.names[image]))
+        batch = EpisodeBatch(
+            self.images,
+            self.padding,
+            episodes[:, 0],
+            episodes[:, 2],
+            torch.from_numpy(self.exemplars),
+            tuple(targets),
+            tuple(self.names),
+        )
+        return LoadedEpisodes(batch, self.replaced)
+
+
+class _Pack:
+    """Collates pairs: turns them all alike, and draws what is asked; an object, so that it can travel to a worker."""
+
+    def __init__(self, labels: Collection[int], questions: int, turned: float, seed: int):
+        self.labels, self.questions, self.turned, self.seed = sorted(labels), questions, turned, seed
+
+    def __call__(self, pairs: list[PairItem]) -> _Packed:
+        rng = random_stream(_EPISODE_STREAM, self.seed, pairs[0].key.epoch, pairs[0].key.index)
+        items = [item for pair in pairs for item in (pair.image, pair.mate)]
+        if rng.random() < self.turned:
+            quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+            items = [turned(item, quarters, mirrored) for item in items]
+        images, padding, _ = Batch.from_images([item.image for item in items])
+        episodes, exemplars = draw_episodes(items, self.labels, self.questions, rng)
+        return _Packed(
+            images,
+            padding,
+            [item.target.labels.numpy() for item in items],
+            [item.target.boxes.numpy() for item in items],
+            [item.target.name for item in items],
+            episodes,
+            exemplars,
+            tuple(item.replaced for item in items if item.replaced),
+        )
+
+
+def draw_episodes(
+    items: Sequence[TrainingItem], labels: Sequence[int], questions: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is looked for in the images of a batch.
+
+    Of each image up to `questions` classes are asked, of which one is absent where the other images show any such. A
+    class that only the image itself holds cannot be asked.
+
+    Args:
+        items: the images.
+        labels: classes that may be asked.
+        questions: at least 1.
+        rng: draws.
+
+    Returns:
+        (e, 3) int64 of image, class, and the image that the exemplar is in; (e, 4) float32 of the exemplars' boxes,
+        cxcywh in [0, 1]. There may be none.
+    """
+    shown: list[dict[int, list[int]]] = []
+    for item in items:
+        height, width = item.image.shape[1:]
+        sides = item.target.boxes[:, 2:] * torch.tensor([width, height])
+        large = (sides >= SMALLEST).all(1)
+        rows = {label: np.flatnonzero((item.target.labels == label).numpy() & large.numpy()) for label in labels}
+        shown.append({label: found.tolist() for label, found in rows.items() if len(found)})
+    episodes, exemplars = [], []
+    for image, item in enumerate(items):
+        own = set(item.target.labels.tolist())
+        offered = {label for other, rows in enumerate(shown) if other != image for label in rows}
+        present, absent = (
+            rng.permutation([label for label in labels if label in offered and (label in own) == wanted]).tolist()
+            for wanted in (True, False)
+        )
+        least = max(1, questions - 1)
+        for label in [*present[:least], *absent, *present[least:]][:questions]:
+            source = int(rng.choice([other for other, rows in enumerate(shown) if other != image and label in rows]))
+            row = int(rng.choice(shown[source][int(label)]))
+            episodes.append((image, int(label), source))
+            exemplars.append(items[source].target.boxes[row].numpy())
+    return np.array(episodes, np.int64).reshape(-1, 3), np.array(exemplars, np.float32).reshape(-1, 4)
+
+
+def turned(item: TrainingItem, quarters: int, mirrored: bool) -> TrainingItem:
+    """An image and its boxes, mirrored or not and then turned by quarters counter-clockwise."""
+    image, boxes = item.image, item.target.boxes
+    if mirrored:
+        image, boxes = image.flip(-1), torch.stack([1 - boxes[:, 0], *boxes[:, 1:].unbind(1)], 1)
+    for _ in range(quarters % 4):
+        image = torch.rot90(image, 1, (1, 2))
+        boxes = torch.stack([boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3], boxes[:, 2]], 1)
+    return item._replace(image=image, target=item.target._replace(boxes=boxes))
+
+
+def episode_batches(
+    dataset: PairDataset,
+    sampler: EpochBatches,
+    *,
+    labels: Collection[int],
+    questions: int,
+    turned: float,
+    workers: int,
+    pin_memory: bool = False,
+) -> Iterator[LoadedEpisodes]:
+    """The batches of a run: each image of a batch brings its mate along, so that it holds twice as many.
+
+    Args:
+        dataset: pairs of images.
+        sampler: which pairs make up which batch.
+        labels: classes that may be asked.
+        questions: so many are asked of each image, at most.
+        turned: probability with which all images of a batch are mirrored and turned by quarters alike: to the model
+            they then show other classes.
+        workers: processes that load; the batches do not depend on their number.
+        pin_memory: put the images into page-locked memory.
+
+    Raises:
+        DataError: too many images in a row cannot be read.
+        UsageError: a number that makes no sense, or a worker that died.
+    """
+    if questions < 1:
+        raise UsageError("Bad value for questions", got=questions, expected="at least 1")
+    pack = _Pack(labels, questions, turned, dataset.seed)
+    return item_batches(dataset, sampler, pack, workers=workers, pin_memory=pin_memory)

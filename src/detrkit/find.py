@@ -1,0 +1,282 @@
+"""Find by example: draw a box around one object, get all that are like it, before any label exists."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from detrkit.boxes import nms, xyxy_to_cxcywh
+from detrkit.data.images import open_image
+from detrkit.data.loading import load_images
+from detrkit.data.transforms import Evaluation, to_tensor
+from detrkit.errors import DataError, UsageError
+from detrkit.one_shot.finder import Finder, Shown, Sought, seek
+from detrkit.one_shot.model import OneShot
+from detrkit.postprocess import Scored
+from detrkit.predict import Detector, Picture
+from detrkit.structures import Category, Detections
+
+Box = Sequence[float]
+"""Left, top, right and bottom, in pixels of the upright image."""
+
+LARGEST = 640
+"""The shorter side, in pixels, up to which images are enlarged so that windows see small examples in detail."""
+
+SEEN = 32
+"""So many of the images that are searched say what is usual in them."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing that is looked for.
+
+    Attributes:
+        name: what it is called.
+        examples: images and a box in each; an image may come more than once.
+        unlike: what looks like it and is something else.
+    """
+
+    name: str
+    examples: tuple[tuple[Picture, Box], ...]
+    unlike: tuple[tuple[Picture, Box], ...] = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """How things are looked for."""
+
+    threshold: float = 0.5
+    """Least score of what is reported, from 0 to 1."""
+    candidates: Literal["", "queries", "windows", "both"] = ""
+    """Which places are looked at: those that the detector's queries propose, windows of the examples' sizes everywhere,
+    or both. Empty: queries of a model that was trained to find by example, else windows."""
+    combine: Literal["mean", "max"] = "mean"
+    """How several examples of one thing are taken together: averaged, or each on its own."""
+    overlap: float = 0.5
+    """A place that overlaps a better one by more than this (IoU) is left out; 1: none is."""
+    exclusive: bool = True
+    """Where several things are looked for, a place is only that one which it is most like."""
+    image_size: int = 0
+    """Shorter side at which images are searched, in pixels. 0: the model's own; for windows so large that the smallest
+    example is seen in detail, at most 640."""
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "overlap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"Bad value for {name}", got=getattr(self, name), expected="between 0 and 1")
+        if self.image_size < 0:
+            raise UsageError("Bad value for image_size", got=self.image_size, expected="at least 0")
+
+
+def find(
+    detector: Detector,
+    things: Sequence[Thing],
+    images: Sequence[Picture],
+    search: Search | None = None,
+    *,
+    workers: int = 0,
+    unreadable: Callable[[int, DataError], None] | None = None,
+) -> Iterator[Detections]:
+    """Everything in images that is like the examples.
+
+    Args:
+        detector: any. One that was trained on episodes (`detrkit train --task one-shot`) has learnt what is alike; of
+            others the backbone's features are compared.
+        things: what is looked for, each with at least one example.
+        images: where. Where nothing was learnt, the first of them also say what is usual in them and so tells nothing.
+        search: how.
+        workers: processes that load images; 0: none but this one.
+        unreadable: called with the index and the error of an image that cannot be read, which is then left out; without
+            it, such an image is an error.
+
+    Returns:
+        One answer an image, in order, best scores first; labels are the numbers of the things.
+
+    Raises:
+        DataError: an image, or that of an example, cannot be read; it names the file.
+        UsageError: nothing to look for, or a box that is none or lies outside its image.
+    """
+    search = search or Search()
+    if not things or not all(thing.examples for thing in things):
+        raise UsageError("There is no example of what is to be found", expected="at least one box for each thing")
+    shown = [_opened([*thing.examples, *thing.unlike]) for thing in things]
+    finder = _finder(detector, search)
+    shortest, longest = _size(detector, finder, search, [one for column in shown for one in column])
+    with torch.inference_mode():
+        _adapt(finder, images, shortest, longest, detector.device)
+        sought = [
+            _sought(finder, thing, column, (shortest, longest), detector, search)
+            for thing, column in zip(things, shown, strict=True)
+        ]
+    categories = tuple(Category(number + 1, thing.name) for number, thing in enumerate(things))
+    for image in load_images(images, shortest=shortest, longest=longest, workers=workers, unreadable=unreadable):
+        scored = _joined(finder.search(image.tensor.to(detector.device), sought), search)
+        height, width = image.original
+        chosen = (scored.scores >= search.threshold).nonzero()[:, 0]
+        pixels = scored.boxes[chosen] * scored.boxes.new_tensor([width, height, width, height])
+        yield Detections(
+            pixels.float().cpu().numpy(),
+            scored.scores[chosen].float().cpu().numpy(),
+            scored.labels[chosen].cpu().numpy(),
+            categories,
+            image.original,
+            image.name,
+        )
+
+
+class _Opened(NamedTuple):
+    """An example's image and box, xyxy in pixels."""
+
+    image: Image.Image
+    box: np.ndarray
+
+
+def _opened(examples: Sequence[tuple[Picture, Box]]) -> list[_Opened]:
+    """Examples with their images, each of which is opened once."""
+    opened: dict[Any, Image.Image] = {}
+    found = []
+    for number, (picture, box) in enumerate(examples):
+        key = picture if isinstance(picture, str) else id(picture)
+        if key not in opened:
+            opened[key] = open_image(picture, name="" if isinstance(picture, str) else f"the image of example {number}")
+        found.append(_Opened(opened[key], _checked(box, opened[key], str(picture))))
+    return found
+
+
+def _checked(box: Box, image: Image.Image, name: str) -> np.ndarray:
+    """A box of at least one pixel inside its image.
+
+    Raises:
+        UsageError: it is no such box.
+    """
+    try:
+        x0, y0, x1, y1 = (float(side) for side in box)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "This is no box", where=name, got=box, expected="left, top, right, bottom in pixels"
+        ) from error
+    size = f"{image.width} × {image.height} pixels"
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        raise UsageError("The box of the example is not finite", where=name, got=(x0, y0, x1, y1))
+    if x1 - x0 < 1 or y1 - y0 < 1:
+        raise UsageError(
+            "The box of the example has no area",
+            where=name,
+            got=(x0, y0, x1, y1),
+            expected="left < right and top < bottom, in pixels",
+            remedy="Give two corners: left, top, right, bottom.",
+        )
+    if x0 < -1 or y0 < -1 or x1 > image.width + 1 or y1 > image.height + 1:
+        raise UsageError(
+            "The box of the example lies outside its image",
+            where=name,
+            got=(x0, y0, x1, y1),
+            expected=f"inside {size}",
+            remedy="Boxes are left, top, right, bottom in pixels of the upright image.",
+        )
+    return np.clip([x0, y0, x1, y1], 0, [image.width, image.height] * 2)
+
+
+def _finder(detector: Detector, search: Search) -> Finder:
+    model = detector.one_shot
+    if model is None:
+        model = OneShot(detector.model, prompted=False, width=0, cells=4).to(detector.device).eval()
+    calibrated = detector.calibration
+    return Finder(model, search.candidates or ("queries" if model.width else "windows"), calibrated, search.overlap)
+
+
+def _size(detector: Detector, finder: Finder, search: Search, shown: Sequence[_Opened]) -> tuple[int, int]:
+    """The shorter side at which images are searched, and the limit of the longer."""
+    shortest, longest = detector.image_size
+    if search.image_size:
+        return search.image_size, round(longest * search.image_size / shortest)
+    if finder.candidates != "windows":
+        return shortest, longest
+    config: Any = detector.model.config
+    smallest = min(min(one.box[2] - one.box[0], one.box[3] - one.box[1]) / min(one.image.size) for one in shown)
+    wanted = math.ceil(finder.model.cells * config.stride / smallest)
+    chosen = max(shortest, min(wanted, LARGEST))
+    return chosen, round(longest * chosen / shortest)
+
+
+def _adapt(finder: Finder, images: Sequence[Picture], shortest: int, longest: int, device: torch.device) -> None:
+    if finder.model.width:
+        return
+    step = max(1, len(images) // SEEN)
+    some = load_images(images[::step], shortest=shortest, longest=longest, unreadable=lambda index, error: None)
+    finder.adapt(image.tensor.to(device) for image in islice(some, SEEN))
+
+
+def _sought(
+    finder: Finder,
+    thing: Thing,
+    opened: Sequence[_Opened],
+    size: tuple[int, int],
+    detector: Detector,
+    search: Search,
+) -> Sought:
+    resizing = Evaluation(shortest=size[0], longest=size[1])
+    looked: dict[int, torch.Tensor] = {}
+    rows = []
+    for image, box in opened:
+        if id(image) not in looked:
+            looked[id(image)] = to_tensor(resizing(image)).to(detector.device)
+        inside = torch.from_numpy(box / np.array([image.width, image.height] * 2)).float()
+        rows.append(finder.show(looked[id(image)], xyxy_to_cxcywh(inside[None])))
+    count = len(thing.examples)
+    unlike = Shown.joined(rows[count:]) if rows[count:] else None
+    return seek(Shown.joined(rows[:count]), unlike=unlike, combine=search.combine)
+
+
+def _joined(found: Sequence[Scored], search: Search) -> Scored:
+    """What was found of all things, best first; of a place only the best answer where that is asked for."""
+    together = Scored(*(torch.cat(column) for column in zip(*found, strict=True)))
+    if search.exclusive and len(found) > 1:
+        order = nms(together.boxes, together.scores, torch.zeros_like(together.labels), search.overlap)
+    else:
+        order = together.scores.argsort(descending=True, stable=True)
+    return Scored(*(column[order] for column in together))
+
+
+def examples_of(
+    name: str, example: Picture | Sequence[Picture], box: Sequence[float] | Sequence[Sequence[float]]
+) -> Thing:
+    """A thing of one picture and its box, or of as many boxes as pictures.
+
+    Raises:
+        UsageError: pictures and boxes differ in number.
+    """
+    if isinstance(example, str | Path | Image.Image | np.ndarray):
+        return Thing(name, ((example, box),))  # type: ignore[arg-type]  # `find` looks at the box
+    if len(example) != len(box):
+        raise UsageError("Every picture of an example needs a box", got=f"{len(example)} pictures and {len(box)} boxes")
+    return Thing(name, tuple(zip(example, box, strict=True)))  # type: ignore[arg-type]
+
+
+def search_of(fields: Mapping[str, Any]) -> Search:
+    """A `Search` with some fields set.
+
+    Raises:
+        UsageError: a field that does not exist; names the nearest.
+    """
+    known = [field.name for field in dataclasses.fields(Search)]
+    for name in fields:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise UsageError(
+                "There is no such option of a search",
+                got=repr(name),
+                expected=", ".join(known),
+                remedy=f"Did you mean {close[0]!r}?" if close else "",
+            )
+    return Search(**fields)

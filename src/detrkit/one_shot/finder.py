@@ -1,0 +1,246 @@
+"""Finding by example: from examples that somebody drew to scored places in images.
+
+Two kinds of places are looked at: those that the detector's queries propose, and windows of the examples' sizes at all
+positions. A model that was trained on episodes proposes well and has learnt what is alike. Before that, windows and the
+backbone's features are what there is, and they find things of steady size surprisingly often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from detrkit.boxes import cxcywh_to_xyxy, nms
+from detrkit.errors import UsageError
+from detrkit.evaluation.calibration import Calibration
+from detrkit.one_shot.model import Encoded, OneShot
+from detrkit.postprocess import MOST, Scored
+
+Candidates = Literal["queries", "windows", "both"]
+"""Which places are looked at."""
+
+Combine = Literal["mean", "max"]
+"""How several examples of one thing are taken together: as their mean, or each on its own, the most alike counting."""
+
+SCALES = (0.8, 1.0, 1.25)
+"""Sizes of windows, as multiples of the examples' mean size."""
+
+STEP = 0.15
+"""How far windows are apart, as a share of their size."""
+
+LEAST_STEP = 4.0
+"""How far windows are apart at least, in pixels."""
+
+PEAKS = 300
+"""The most windows of one size that are kept of an image."""
+
+APART = 0.3
+"""Windows that overlap a better one by more than this (IoU) are dropped: they are the same peak."""
+
+CERTAIN = 4.0
+"""The logit of what is as alike to the examples as they are to each other, where nothing was learnt."""
+
+LONE = 0.3
+"""How alike others of its kind are expected to be to the only example, as cosine of whitened features."""
+
+
+NONE = Calibration(1.0, 0.0)
+"""Logits as they are."""
+
+
+class Sought(NamedTuple):
+    """One thing that is looked for.
+
+    Attributes:
+        prompts: what queries are told, of all examples together.
+        looks: what places are compared with; one row where examples were averaged, else one for each.
+        unlike: the looks of what it is not.
+        size: mean width and height of the examples, in pixels of the resized image.
+        kinship: how alike the examples are to each other.
+    """
+
+    prompts: Float[Tensor, "1 d"]
+    looks: Float[Tensor, "n w"]
+    unlike: Float[Tensor, "m w"]
+    size: tuple[float, float]
+    kinship: float
+
+
+class Shown(NamedTuple):
+    """Examples as a model keeps them: what queries are told, what places are compared with, width and height in pixels
+    of the resized image."""
+
+    prompts: Float[Tensor, "e d"]
+    looks: Float[Tensor, "e w"]
+    sizes: Float[Tensor, "e 2"]
+
+    def select(self, rows: Int64[Tensor, " n"] | Sequence[int]) -> Shown:
+        """Some of them."""
+        return Shown(self.prompts[rows], self.looks[rows], self.sizes[rows])
+
+    @staticmethod
+    def joined(parts: Sequence[Shown]) -> Shown:
+        """The examples of several images; at least one."""
+        return Shown(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class Finder:
+    """A model with how it is used.
+
+    Attributes:
+        model: in evaluation mode.
+        candidates: which places are looked at.
+        calibration: makes probabilities of logits.
+        overlap: places that overlap a better one by more than this (IoU) are dropped; 1: none.
+    """
+
+    model: OneShot
+    candidates: Candidates = "queries"
+    calibration: Calibration = NONE
+    overlap: float = 0.5
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.sharpness.device
+
+    @torch.inference_mode()
+    def adapt(self, images: Iterable[Float[Tensor, "3 _ _"]]) -> None:
+        """Let a model that has not learnt what looks are know what is usual in the images that are searched."""
+        if not self.model.width:
+            self.model.adapt(self.model.see(image[None]).memory.features[-1][0] for image in images)
+
+    @torch.inference_mode()
+    def show(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "e 4"]) -> Shown:
+        """Look at examples.
+
+        Args:
+            image: normalised and resized.
+            boxes: cxcywh in [0, 1].
+        """
+        boxes = boxes.to(image)
+        first = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        prompts, looks = self.model.show(self._encode(image), first, boxes)
+        return Shown(prompts, looks, boxes[:, 2:] * boxes.new_tensor([image.shape[2], image.shape[1]]))
+
+    @torch.inference_mode()
+    def search(self, image: Float[Tensor, "3 h w"], sought: Sequence[Sought]) -> list[Scored]:
+        """Where something is in an image, for each thing that is looked for.
+
+        Args:
+            image: normalised and resized.
+            sought: things, in any number; the image is encoded once.
+
+        Returns:
+            For each thing boxes xyxy in [0, 1] of the image with their scores, best first, and labels: its number.
+        """
+        encoded = self._encode(image)
+        asked = self._asked(encoded, sought) if self.candidates != "windows" else [()] * len(sought)
+        found = []
+        for number, (one, proposed) in enumerate(zip(sought, asked, strict=True)):
+            places = [proposed] if proposed else []
+            if self.candidates != "queries":
+                places += self._windows(encoded, one, (image.shape[1], image.shape[2]))
+            boxes, logits = (torch.cat(column) for column in zip(*places, strict=True))
+            chosen = nms(boxes, logits, torch.zeros_like(logits), self.overlap)[:MOST]
+            scores = torch.from_numpy(self.calibration.apply(logits[chosen].double().cpu().numpy())).float()
+            found.append(Scored(boxes[chosen], scores.to(boxes), torch.full_like(chosen, number)))
+        return found
+
+    def _encode(self, image: Float[Tensor, "3 h w"]) -> Encoded:
+        if self.candidates == "windows":
+            return self.model.see(image[None])
+        padding = torch.zeros(1, *image.shape[1:], dtype=torch.bool, device=image.device)
+        return self.model.encode(image[None], padding)
+
+    def _asked(self, encoded: Encoded, sought: Sequence[Sought]) -> list[tuple[Tensor, Tensor]]:
+        """The places that queries propose for each thing, xyxy, with their logits."""
+        model, first = self.model, torch.zeros(len(sought), dtype=torch.int64, device=encoded.extent.device)
+        found = model.answer(encoded, first, torch.cat([one.prompts for one in sought]))
+        boxes = found.boxes[-1].float()
+        looks = model.look(encoded, first, boxes)
+        proposed = []
+        for number, one in enumerate(sought):
+            evidence = self._evidence(looks[number], one)
+            if model.width:
+                evidence = evidence + found.logits[-1, number, :, model.matched].float()
+            proposed.append((cxcywh_to_xyxy(boxes[number]).clamp(0, 1), self._bounded(evidence, looks[number], one)))
+        return proposed
+
+    def _windows(self, encoded: Encoded, one: Sought, image: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+        """The peaks among windows of the examples' sizes, xyxy, with their logits."""
+        boxes, logits = [], []
+        for scale in SCALES:
+            width, height = (min(side * scale, limit) for side, limit in zip(one.size, image[::-1], strict=True))
+            x, y = _starts(width, image[1], encoded.extent), _starts(height, image[0], encoded.extent)
+            size = (width / image[1], height / image[0])
+            looks = self.model.look_everywhere(encoded, x, y, size).flatten(0, 1)
+            corner = torch.cartesian_prod(y, x).flip(-1)
+            evidence = self._bounded(self._evidence(looks, one), looks, one)
+            best = evidence.topk(min(PEAKS, len(evidence))).indices
+            boxes.append(torch.cat([corner[best], corner[best] + corner.new_tensor(size)], 1))
+            logits.append(evidence[best])
+        places, evidence = torch.cat(boxes), torch.cat(logits)
+        peaks = nms(places, evidence, torch.zeros_like(evidence), APART)
+        return [(places[peaks], evidence[peaks])]
+
+    def _evidence(self, looks: Float[Tensor, "n w"], one: Sought) -> Float[Tensor, " n"]:
+        """What likeness says: as learnt, or else half as alike as the examples are to each other is even odds."""
+        likeness = (looks @ one.looks.T).amax(-1)
+        if self.model.width:
+            return self.model.evidence(likeness)
+        return CERTAIN * (2 * likeness / one.kinship - 1)
+
+    def _bounded(self, logits: Float[Tensor, " n"], looks: Float[Tensor, "n w"], one: Sought) -> Float[Tensor, " n"]:
+        """A place scores no higher than the odds that it is rather what is sought than what it is not."""
+        if not len(one.unlike):
+            return logits
+        rather = (looks @ one.looks.T).amax(-1) - (looks @ one.unlike.T).amax(-1)
+        sharpness = float(self.model.sharpness.exp()) if self.model.width else 2 * CERTAIN / one.kinship
+        return torch.minimum(logits, sharpness * rather)
+
+
+def seek(shown: Shown, *, unlike: Shown | None = None, combine: Combine = "mean") -> Sought:
+    """What is looked for.
+
+    Args:
+        shown: examples of it.
+        unlike: examples of what it is not.
+        combine: how several examples are taken together.
+
+    Raises:
+        UsageError: there is no example.
+    """
+    if not len(shown.looks):
+        raise UsageError("There is no example of what is to be found", expected="at least one box")
+    prompts, looks, sizes = shown
+    width, height = sizes.mean(0).tolist()
+    return Sought(
+        prompts.mean(0, keepdim=True) if combine == "mean" else prompts.amax(0, keepdim=True),
+        F.normalize(looks.mean(0, keepdim=True), dim=-1) if combine == "mean" else looks,
+        looks[:0] if unlike is None else unlike.looks,
+        (width, height),
+        _kinship(looks),
+    )
+
+
+def _kinship(looks: Float[Tensor, "n w"]) -> float:
+    """How alike examples are: the mean cosine of each with the mean of the others."""
+    if len(looks) < 2:
+        return LONE
+    others = F.normalize(looks.sum(0) - looks, dim=-1)
+    return max(float((looks * others).sum(-1).mean()), 0.1)
+
+
+def _starts(window: float, side: int, like: Tensor) -> Float[Tensor, " x"]:
+    """Where windows of a width begin along a side, in [0, 1]."""
+    count = math.floor(max(side - window, 0.0) / max(window * STEP, LEAST_STEP)) + 1
+    return torch.linspace(0, max(side - window, 0.0) / side, count, device=like.device)

@@ -1,0 +1,235 @@
+"""One-shot detection: a detector that is shown examples of something and finds all of it in an image.
+
+An exemplar's feature is added to all queries, and every instance of its class in the image is a target (UP-DETR, Dai et
+al., CVPR 2021, section 4.3; its code was never published). The paper stops there. Here each place that is found is also
+compared with the exemplar: both are cut into parts, looked up in the backbone's map, and their likeness enters the
+score. That can be trained, and means something before any training. It holds a detector of any variant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detrkit.errors import UsageError
+from detrkit.nn.heads import MLP
+from detrkit.nn.pooling import pool_grids, pool_lattice
+from detrkit.one_shot.background import whitening
+from detrkit.prompts import Place, ask
+from detrkit.structures import Memory, Predictions
+
+SHARPNESS = 8.0
+"""By how much the logit of a match rises, at first, from no likeness (cosine 0) to the same (1)."""
+
+ALIKE = 0.5
+"""The likeness (cosine) that, at first, counts neither for nor against a match."""
+
+
+DISTINCT = 4.0
+"""How much larger than a token a prompt starts."""
+
+
+class Encoded(NamedTuple):
+    """Images that can be searched for many things: what the encoder made of them, and how much of each map is image.
+
+    `extent` is the share of the map's height and width that is not padding.
+    """
+
+    memory: Memory
+    extent: Float[Tensor, "b 2"]
+
+
+class Exemplars(NamedTuple):
+    """What a model keeps of exemplars: what queries are told, and what places are compared with (of unit length)."""
+
+    prompts: Float[Tensor, "e d"]
+    looks: Float[Tensor, "e w"]
+
+
+class OneShot(nn.Module):
+    """A detector that finds by example.
+
+    Args:
+        detector: a model with `queries` and `decode`. What is found is of its last class.
+        place: what of a query the prompt is added to.
+        prompted: whether queries are told what is looked for. Without it the detector's own answers are compared with
+            the exemplars, which any detector can do.
+        cells: a place is compared with an exemplar part by part, `cells` × `cells` of them.
+        width: numbers that a place's look is projected to by a small network that both sides share; 0: the features
+            themselves are compared, so that there is nothing to learn.
+
+    Raises:
+        UsageError: a number that makes no sense.
+    """
+
+    def __init__(
+        self, detector: nn.Module, *, place: Place = "content", prompted: bool = True, cells: int = 3, width: int = 128
+    ):
+        super().__init__()
+        for name, number, least in (("cells", cells, 1), ("width", width, 0)):
+            if number < least:
+                raise UsageError(f"Bad value for {name}", got=number, expected=f"at least {least}")
+        config: Any = detector.config
+        backbone: Any = detector.backbone
+        channels = backbone.channels[-1]
+        self.detector, self.place, self.prompted, self.cells, self.width = detector, place, prompted, cells, width
+        self.exemplar_projection = nn.Linear(channels, config.dim) if prompted else None
+        parts = channels * cells * cells
+        self.look_norm = nn.LayerNorm(parts) if width else None
+        self.look_head = MLP(parts, width, width) if width else None
+        self.register_buffer("usual", torch.zeros(channels), persistent=False)
+        self.register_buffer("whitening", torch.eye(channels), persistent=False)
+        self.sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
+        self.offset = nn.Parameter(torch.tensor(ALIKE))
+
+    @torch.no_grad()
+    def start_as_tokens(self) -> None:
+        """Let prompts begin as what the detector makes of the same features in an image, several times as strong.
+
+        A query and the tokens of what it is told are then alike from the first step. Variants that make tokens in
+        another way keep their random start.
+        """
+        projection: Any = getattr(self.detector, "projection", None)
+        own = self.exemplar_projection
+        if own is None or projection is None or projection.weight.shape != (*own.weight.shape, 1, 1):
+            return
+        own.weight.copy_(DISTINCT * projection.weight[:, :, 0, 0])
+        own.bias.copy_(DISTINCT * projection.bias)
+
+    usual: Float[Tensor, " f"]
+    whitening: Float[Tensor, "f f"]
+
+    def adapt(self, maps: Iterable[Float[Tensor, "f _ _"]]) -> None:
+        """Compare features by what is unusual in images, of which these are the backbone's maps.
+
+        Raises:
+            UsageError: looks are learnt, and need no such help.
+        """
+        if self.width:
+            raise UsageError("A model that has learnt what looks are is not adapted to images")
+        self.usual, self.whitening = whitening(maps)
+
+    def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Encoded:
+        """All that is done to images once, whatever is looked for in them."""
+        detector: Any = self.detector
+        shown = (~padding).float()
+        extent = torch.stack([shown.amax(2).mean(1), shown.amax(1).mean(1)], -1)
+        return Encoded(detector.encode(images, padding), extent)
+
+    def see(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
+        """What the backbone alone says of images without padding: enough to compare places with exemplars."""
+        backbone: Any = self.detector.backbone
+        features = tuple(backbone(images))
+        none = images.new_zeros(len(images), 0, 0)
+        return Encoded(Memory(none, none, None, (0, 0), features), images.new_ones(len(images), 2))
+
+    def show(self, encoded: Encoded, image: Int64[Tensor, " e"], boxes: Float[Tensor, "e 4"]) -> Exemplars:
+        """What is kept of exemplars.
+
+        Args:
+            encoded: images with examples.
+            image: which of them each exemplar is in.
+            boxes: where it is, cxcywh in [0, 1] of the unpadded image.
+        """
+        features = self._features(encoded, image, boxes[:, None], 1)[:, 0, 0]
+        projection = self.exemplar_projection
+        prompts = features.new_zeros(len(features), 0) if projection is None else projection(features)
+        return Exemplars(prompts, self.look(encoded, image, boxes[:, None])[:, 0])
+
+    def look(
+        self, encoded: Encoded, image: Int64[Tensor, " e"], boxes: Float[Tensor, "e n 4"]
+    ) -> Float[Tensor, "e n w"]:
+        """What places look like, as vectors of unit length; the cosine of two says how alike they are.
+
+        Args:
+            encoded: images.
+            image: which of them each row of places is in.
+            boxes: cxcywh in [0, 1] of the unpadded image; they get no gradient.
+        """
+        return self._look(self._features(encoded, image, boxes, self.cells))
+
+    def look_everywhere(
+        self, encoded: Encoded, x: Float[Tensor, " x"], y: Float[Tensor, " y"], size: tuple[float, float]
+    ) -> Float[Tensor, "y x w"]:
+        """What boxes of one size look like in the first image, which has no padding, with corners at `x` and `y`."""
+        return self._look(pool_lattice(encoded.memory.features[-1][0], x, y, size, self.cells))
+
+    def _look(self, parts: Float[Tensor, "*n c f"]) -> Float[Tensor, "*n w"]:
+        if self.look_norm is not None and self.look_head is not None:
+            looks = self.look_head(self.look_norm(parts.flatten(-2)))
+        else:
+            looks = ((parts.float() - self.usual) @ self.whitening).flatten(-2)
+        return F.normalize(looks.float(), dim=-1)
+
+    def answer(self, encoded: Encoded, image: Int64[Tensor, " e"], prompts: Float[Tensor, "e d"]) -> Predictions:
+        """What the decoder finds, before it is compared with anything.
+
+        Args:
+            encoded: images, encoded once for all that is looked for.
+            image: which of them each prompt is asked about.
+            prompts: of `Exemplars`; one without numbers asks nothing.
+
+        Returns:
+            Predictions, one row for each prompt.
+        """
+        detector: Any = self.detector
+        memory = encoded.memory.select(image)
+        queries = detector.queries(len(image))
+        if prompts.shape[1]:
+            everyone = torch.zeros(queries.content.shape[1] // queries.groups, dtype=torch.int64, device=image.device)
+            queries = ask(queries, prompts[:, None], everyone, place=self.place)
+        found: Predictions = detector.predict(detector.decode(memory, queries))
+        return found
+
+    def evidence(self, likeness: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """What a likeness (cosine) adds to the logit of a match."""
+        return self.sharpness.exp() * (likeness - self.offset)
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        padding: Bool[Tensor, "b h w"],
+        image: Int64[Tensor, " e"],
+        source: Int64[Tensor, " e"],
+        boxes: Float[Tensor, "e 4"],
+    ) -> Predictions:
+        """Look in images for what others of the same batch show.
+
+        Args:
+            images: normalised, zeros where padded.
+            padding: True where padded.
+            image: which image each exemplar is looked for in.
+            source: which image it is taken from.
+            boxes: where it is there, cxcywh in [0, 1] of the unpadded image.
+
+        Returns:
+            Predictions of all layers, one row for each exemplar; of the last class's logit, likeness is a part.
+        """
+        encoded = self.encode(images, padding)
+        exemplars = self.show(encoded, source, boxes)
+        found = self.answer(encoded, image, exemplars.prompts)
+        layers = [self.look(encoded, image, places) for places in found.boxes.detach().float()]
+        likeness = torch.einsum("leqw,ew->leq", torch.stack(layers), exemplars.looks)
+        last = torch.zeros_like(found.logits)
+        last[..., self.matched] = self.evidence(likeness).to(last.dtype)
+        return found._replace(logits=found.logits + last)
+
+    @property
+    def matched(self) -> int:
+        """Which logit is that of what is looked for: the last class, before no-object where there is one."""
+        config: Any = self.detector.config
+        return int(config.num_classes) - 1
+
+    def _features(
+        self, encoded: Encoded, image: Int64[Tensor, " e"], boxes: Float[Tensor, "e n 4"], cells: int
+    ) -> Float[Tensor, "e n c f"]:
+        """The backbone's features of the parts of places."""
+        height, width = encoded.extent[image, None].unbind(-1)
+        on_map = boxes * torch.stack([width, height, width, height], -1)
+        return pool_grids(encoded.memory.features[-1][image], on_map, cells)
