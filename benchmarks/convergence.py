@@ -27,7 +27,7 @@ from _report import machine, parser, show
 import detrkit
 from detrkit.data.digits import make_digits
 from detrkit.training.events import Evaluated, Event
-from detrkit.training.recipe import fields
+from detrkit.training.recipe import AnyRecipe, Recipe, fields
 from detrkit.visualize.plots import plot_curves
 
 PRESETS = ("detr-nano", "conditional-detr-nano")
@@ -77,9 +77,9 @@ def short(folder: Path) -> dict[str, Any]:
     return table(report(folder / "runs", PRESETS))
 
 
-def chosen(texts: Sequence[str]) -> dict[str, Any]:
-    """FIELD=VALUE pairs as recipe fields of the right type."""
-    kinds = {name: type(default) for name, (_, _, default) in fields().items()}
+def chosen(texts: Sequence[str], kind: type[AnyRecipe] = Recipe) -> dict[str, Any]:
+    """FIELD=VALUE pairs as fields of a kind of recipe, of the right type."""
+    kinds = {name: type(default) for name, (_, _, default) in fields(kind).items()}
     read: Mapping[type, Callable[[str], Any]] = {bool: lambda text: text.lower() == "true", int: int, float: float}
     pairs = [text.partition("=")[::2] for text in texts]
     return {name: read.get(kinds[name], str)(value) for name, value in pairs}

@@ -21,6 +21,7 @@ from detrkit import hub
 from detrkit.checkpoint import SavedModel, load_model, model_folder, write_whole
 from detrkit.convert import is_huggingface
 from detrkit.errors import ModelError, UsageError
+from detrkit.one_shot.saved import is_one_shot
 from detrkit.pretrain.saved import is_pretrained
 from detrkit.sources import architecture_of
 from detrkit.structures import Category
@@ -120,6 +121,13 @@ def read(source: Path) -> Story:
             where=source,
             expected="a run of detrkit train",
             remedy=f"Train it first: detrkit train DATA --init {shlex.quote(str(source))} --out RUN",
+        )
+    if is_one_shot(model.about):
+        raise ModelError(
+            "The model was trained to find by example, and only detectors of named classes are uploaded",
+            where=source,
+            remedy=f"Use it here: detrkit find {shlex.quote(str(source))} --example IMAGE LEFT TOP RIGHT BOTTOM IMAGES "
+            f"--out FOUND, or train it further: detrkit train DATA --init {shlex.quote(str(source))} --out RUN",
         )
     if not (source / "recipe.toml").is_file():
         return Story(model, folder, None, {}, {}, {}, {})

@@ -7,7 +7,6 @@ import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +33,9 @@ LARGEST = 640
 
 SEEN = 32
 """So many of the images that are searched say what is usual in them."""
+
+LEVELLED = 12
+"""So many of these are searched beforehand, to tell from what likeness on a place is taken for the thing."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,14 @@ def find(
     finder = _finder(detector, search)
     shortest, longest = _size(detector, finder, search, [one for column in shown for one in column])
     with torch.inference_mode():
-        _adapt(finder, images, shortest, longest, detector.device)
+        usual = _usual(detector, finder, images, shortest, longest)
+        if usual:
+            finder.adapt(usual)
         sought = [
             _sought(finder, thing, column, (shortest, longest), detector, search)
             for thing, column in zip(things, shown, strict=True)
         ]
+        sought = finder.level(usual[:LEVELLED], sought)
     categories = tuple(Category(number + 1, thing.name) for number, thing in enumerate(things))
     for image in load_images(images, shortest=shortest, longest=longest, workers=workers, unreadable=unreadable):
         scored = _joined(finder.search(image.tensor.to(detector.device), sought), search)
@@ -146,10 +151,11 @@ def _opened(examples: Sequence[tuple[Picture, Box]]) -> list[_Opened]:
     opened: dict[Any, Image.Image] = {}
     found = []
     for number, (picture, box) in enumerate(examples):
-        key = picture if isinstance(picture, str) else id(picture)
+        is_file = isinstance(picture, str | Path)
+        key, name = (str(picture), str(picture)) if is_file else (id(picture), f"the image of example {number}")
         if key not in opened:
-            opened[key] = open_image(picture, name="" if isinstance(picture, str) else f"the image of example {number}")
-        found.append(_Opened(opened[key], _checked(box, opened[key], str(picture))))
+            opened[key] = open_image(picture, name=name)
+        found.append(_Opened(opened[key], _checked(box, opened[key], name)))
     return found
 
 
@@ -209,12 +215,15 @@ def _size(detector: Detector, finder: Finder, search: Search, shown: Sequence[_O
     return chosen, round(longest * chosen / shortest)
 
 
-def _adapt(finder: Finder, images: Sequence[Picture], shortest: int, longest: int, device: torch.device) -> None:
+def _usual(
+    detector: Detector, finder: Finder, images: Sequence[Picture], shortest: int, longest: int
+) -> list[torch.Tensor]:
+    """Some of the images that are searched, spread over all of them, where nothing was learnt of what is alike."""
     if finder.model.width:
-        return
-    step = max(1, len(images) // SEEN)
-    some = load_images(images[::step], shortest=shortest, longest=longest, unreadable=lambda index, error: None)
-    finder.adapt(image.tensor.to(device) for image in islice(some, SEEN))
+        return []
+    some = images[:: max(1, len(images) // SEEN)][:SEEN]
+    loaded = load_images(some, shortest=shortest, longest=longest, unreadable=lambda index, error: None)
+    return [image.tensor.to(detector.device) for image in loaded]
 
 
 def _sought(

@@ -20,7 +20,7 @@ from torch import nn
 
 from detrkit import models
 from detrkit.data.loading import LoadedImage, load_images
-from detrkit.errors import DataError, UsageError
+from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.models import Variant
 from detrkit.one_shot.finder import NONE
@@ -124,6 +124,7 @@ class Detector:
 
         Raises:
             DataError: an image cannot be read; it names the file.
+            ModelError: the model was trained to find by example, and has to be shown what to look for.
             UsageError: an option that makes no sense.
         """
         single = isinstance(images, str | Path | Image.Image | np.ndarray)
@@ -207,6 +208,11 @@ class Detector:
         `unreadable` is called with the index and the error of an image that cannot be read, which is then left out;
         without it, such an image is an error.
         """
+        if self.one_shot is not None:
+            raise ModelError(
+                "The model finds what it is shown, and knows no classes of its own",
+                remedy="Show it an example: Detector.find(example, box, images), or detrkit find.",
+            )
         threshold = self.threshold if threshold is None else threshold
         if not 0 <= threshold <= 1:
             raise UsageError("Bad value for threshold", got=threshold, expected="between 0 and 1")

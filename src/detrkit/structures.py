@@ -217,7 +217,12 @@ class Memory(NamedTuple):
     features: tuple[Float[Tensor, "b _ _ _"], ...] = ()
 
     def select(self, images: Int64[Tensor, " e"]) -> Memory:
-        """The memory of some of the images, as often as they are named, without the features."""
+        """The memory of some of the images, as often as they are named, without the features.
+
+        That of a single image stays one row, which serves any number of rows of queries.
+        """
+        if len(self.tokens) == 1:
+            return self._replace(features=())
         padding = None if self.padding is None else self.padding[images]
         return Memory(self.tokens[images], self.position[images], padding, self.grid)
 

@@ -23,7 +23,7 @@ from detrkit.training.pretext import of_task
 from detrkit.training.recipe import fields
 
 FOLDER = recipe.FOLDER
-VERBS = ("convert", "demo", "evaluate", "inspect", "predict", "rewrite", "train")
+VERBS = ("convert", "demo", "evaluate", "find", "inspect", "predict", "rewrite", "train")
 
 
 def test_verbs_are_found_and_listed(detrkit):
@@ -110,6 +110,9 @@ def test_the_module_is_the_command():
         (("train", "data", "--out", "x", "--schedule", "linear"), "cosine"),
         (("train", "data", "--out", "x", "--architecture", "dim"), "architecture"),
         (("predict", "run"), "--out"),
+        (("find", "run", "a.jpg"), "--out"),
+        (("find", "run", "a.jpg", "--out", "x", "--example", "a.jpg", "1", "2", "3"), "--example"),
+        (("find", "run", "a.jpg", "--out", "x", "--candidates", "window"), "windows"),
         (("predict", "run", "a.jpg", "--out", "x", "--threshold", "high"), "high"),
         (("evaluate", "run"), "DATA"),
         (("rewrite", "data", "out"), "--format"),

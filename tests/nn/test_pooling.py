@@ -1,4 +1,4 @@
-"""The mean of a map over a place, against a plain loop over cells."""
+"""The mean of a map over a place and over its parts, against plain loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detrkit.boxes import xyxy_to_cxcywh
-from detrkit.nn.pooling import pool_boxes
+from detrkit.nn.pooling import pool_boxes, pool_grids, pool_lattice
 
 GRID = 32  # corners lie on this grid of the image, so that shares of cells are exact fractions
 
@@ -81,3 +81,82 @@ def test_places_teach_the_map():
     assert torch.isfinite(features.grad).all()
     assert features.grad[:, :, 0].min() > 0
     assert features.grad[:, :, 1:].abs().max() <= 1e-6
+
+
+def by_parts(features: Tensor, corners: tuple[float, float, float, float], cells: int) -> Tensor:
+    """Each part of a box by itself, row by row."""
+    x0, y0, x1, y1 = corners
+    width, height = (x1 - x0) / cells, (y1 - y0) / cells
+    parts = [
+        (x0 + column * width, y0 + row * height, x0 + (column + 1) * width, y0 + (row + 1) * height)
+        for row in range(cells)
+        for column in range(cells)
+    ]
+    return pool_boxes(features, xyxy_to_cxcywh(torch.tensor(parts)))
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.lists(places(), min_size=1, max_size=3))
+def test_parts_are_places_of_their_own(cells: int, rows: int, columns: int, corners: list[tuple[int, int, int, int]]):
+    features = torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(rows * 7 + columns))
+    shares = torch.tensor(corners, dtype=torch.float32) / GRID
+    found = pool_grids(features, xyxy_to_cxcywh(shares).expand(2, -1, -1), cells)
+    assert found.shape == (2, len(corners), cells**2, 3)
+    for image in range(2):
+        expected = torch.stack([by_parts(features[image], tuple(one), cells) for one in shares.tolist()])
+        torch.testing.assert_close(found[image], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_one_part_is_the_whole_and_each_image_has_its_own_boxes():
+    features = torch.randn(2, 3, 5, 4)
+    boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.6]], [[0.3, 0.6, 0.2, 0.2]]])
+    found = pool_grids(features, boxes, 1)
+    for image in range(2):
+        torch.testing.assert_close(found[image, :, 0], pool_boxes(features[image], boxes[image]), atol=1e-5, rtol=1e-5)
+
+
+def test_what_lies_outside_is_cut():
+    features = torch.randn(1, 3, 4, 4)
+    over, inside = torch.tensor([[0.9, 0.1, 0.6, 0.5]]), torch.tensor([[0.6, 0.0, 1.0, 0.35]])
+    torch.testing.assert_close(
+        pool_grids(features, over[None], 3), pool_grids(features, xyxy_to_cxcywh(inside)[None], 3), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("box", [(0.55, 0.3, 0.0, 0.0), (0.55, 0.3, 0.0, 0.02), (0.55, 0.3, -0.1, -0.1)])
+def test_a_box_without_area_is_taken_for_its_place(box: tuple[float, float, float, float]):
+    features = torch.randn(1, 3, 4, 4)
+    found = pool_grids(features, torch.tensor([[box]]), 2)
+    torch.testing.assert_close(found[0, 0, 0], features[0, :, 1, 2], atol=1e-3, rtol=1e-3)
+
+
+def test_a_box_beyond_the_border_is_no_trouble():
+    found = pool_grids(torch.randn(1, 3, 4, 4), torch.tensor([[[1.7, 1.7, 0.2, 0.2], [-1.0, 0.5, 0.3, 0.3]]]), 2)
+    assert torch.isfinite(found).all()
+
+
+@given(
+    st.integers(1, 3),
+    st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    st.integers(2, 12),
+    st.integers(2, 12),
+)
+def test_a_lattice_is_the_boxes_at_its_crossings(cells: int, x: list[int], y: list[int], width: int, height: int):
+    features = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(cells))
+    left, top = torch.tensor(x) / GRID, torch.tensor(y) / GRID
+    size = (width / GRID, height / GRID)
+    found = pool_lattice(features, left, top, size, cells)
+    assert found.shape == (len(y), len(x), cells**2, 3)
+    corner = torch.cartesian_prod(top, left).flip(-1)
+    boxes = torch.cat([corner + torch.tensor(size) / 2, torch.tensor(size).expand(len(corner), 2)], 1)
+    torch.testing.assert_close(
+        found.flatten(0, 1), pool_grids(features[None], boxes[None], cells)[0], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_parts_teach_maps_and_no_boxes_beyond_them():
+    features = torch.randn(1, 2, 3, 3, requires_grad=True)
+    pool_grids(features, torch.tensor([[[1 / 6, 0.5, 1 / 3, 1.0]]]), 2).sum().backward()
+    assert features.grad is not None
+    assert features.grad[..., 0].min() > 0
+    assert features.grad[..., 1:].abs().max() <= 1e-6

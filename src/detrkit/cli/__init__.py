@@ -37,6 +37,7 @@ From images to a detector:
   detrkit demo                                      see it work, nothing to download
   detrkit inspect DATA                              what is in a data set, and what is wrong with it
   detrkit pretrain IMAGES --out runs/pretrained     where labels are few: learn from images without any first
+  detrkit find runs/pretrained IMAGES --example …   one box drawn: all that is like it, before any label exists
   detrkit train DATA --out runs/mine                train; DATA in COCO, Pascal VOC or YOLO format
   detrkit evaluate runs/mine DATA --report report   figures, and a page to look at
   detrkit predict runs/mine IMAGES --out found      boxes on new images

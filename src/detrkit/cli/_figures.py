@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from detrkit.cli._terminal import share, table
 
 if TYPE_CHECKING:
     from detrkit.evaluation.run import Metrics
+    from detrkit.training.by_example import ByExample
 
 _MEANINGS = {
     "AP": "mean over IoU 0.50 to 0.95 and over classes (COCO)",
@@ -54,3 +56,33 @@ def figures_document(metrics: Metrics) -> dict[str, Any]:
     return {name: whole[name] for name in ("figures", "images", "boxes", "per_class")} | {
         "threshold": metrics.threshold
     }
+
+
+def by_example_text(found: ByExample) -> str:
+    """The figures of a model that finds by example, a table of the classes, and what was not asked."""
+    from detrkit.training.by_example import MEANINGS
+
+    figures, metrics = found.figures, found.evaluation.metrics
+    rows = [
+        (name, share(value), share(figures.get(f"{name}_std", math.nan)), MEANINGS.get(name, ""))
+        for name, value in figures.items()
+        if not name.endswith("_std")
+    ]
+    classes = [
+        (one.name, "seen" if one.seen else "unseen", f"{one.boxes:,}", share(one.ap50), share(one.ap50_std))
+        for one in metrics.per_class
+    ]
+    notes = ["±: standard deviation over the draws of exemplars"]
+    if found.evaluation.left_out:
+        listed = ", ".join(f"{name} {number:,}" for name, number in found.evaluation.left_out.items())
+        notes.append(f"not asked for want of an exemplar, all draws together, and counted as missed: {listed}")
+    if not found.is_calibrated:
+        notes.append("scores say how alike a place is, and are no probabilities: the model was never calibrated")
+    return "\n".join(
+        [
+            table([("figure", "value", "±", "meaning"), *rows], "lrrl"),
+            "",
+            table([("class", "in training", "boxes", "AP50", "±"), *classes], "llrrr"),
+            *notes,
+        ]
+    )

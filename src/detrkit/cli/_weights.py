@@ -128,11 +128,17 @@ def _every(found: Found) -> list[str]:
     return lines
 
 
-def load_detector(name: str, options: DetectionOptions) -> Detector:
+def load_detector(name: str, options: DetectionOptions, *, by_example: bool = False) -> Detector:
     """A detector that has learnt to detect, as of `detrkit.load`.
 
+    Args:
+        name: of the model.
+        options: of the verb.
+        by_example: take a model that was trained to find by example, too.
+
     Raises:
-        ModelError: as `detrkit.load`; or the model was only pre-trained, and `--pretrained` was not given.
+        ModelError: as `detrkit.load`; or the model was only pre-trained, and `--pretrained` was not given; or it has to
+            be shown what it is to find.
     """
     from detrkit.predict import load
     from detrkit.pretrain.saved import is_pretrained
@@ -144,5 +150,11 @@ def load_detector(name: str, options: DetectionOptions) -> Detector:
             where=name,
             remedy=f"Train it first: detrkit train DATA --init {shell(name)} --out RUN (or say --pretrained, to see "
             "what it answers all the same).",
+        )
+    if detector.one_shot is not None and not by_example:
+        raise ModelError(
+            "The model was trained to find by example: it finds what it is shown, and knows no classes",
+            where=name,
+            remedy=f"Show it one: detrkit find {shell(name)} --example IMAGE LEFT TOP RIGHT BOTTOM IMAGES --out FOUND",
         )
     return detector

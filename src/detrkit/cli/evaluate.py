@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from detrkit.cli._figures import figures_document, figures_text
+from detrkit.cli._figures import by_example_text, figures_document, figures_text
 from detrkit.cli._options import DetectionOptions
 from detrkit.cli._terminal import Outcome, Terminal, count
 from detrkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from detrkit.data.annotations import Annotations
+    from detrkit.predict import Detector
     from detrkit.structures import Detections
 
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class Options(DetectionOptions):
     """Compare a detector's answers with the truth, in figures.
 
-    COCO's twelve figures, Pascal VOC's average precision, and a table of the classes.
+    COCO's twelve figures, Pascal VOC's average precision, and a table of the classes. A model that was trained to find
+    by example (detrkit train --task one-shot) is asked about each class that an image holds, shown by others.
     """
 
     model: tyro.conf.Positional[str]
@@ -36,6 +38,10 @@ class Options(DetectionOptions):
     """Folder for a page with figures, curves, confusions and the best and worst images."""
     results: Path | None = None
     """File for the detections as COCO results."""
+    draws: int = 5
+    """Of a model that finds by example: draws of exemplars, over which figures are means."""
+    shots: int = 1
+    """Of a model that finds by example: exemplars for each question."""
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:
@@ -44,8 +50,10 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     Raises:
         DataError, ModelError, UsageError: as `detrkit.evaluate`.
     """
+    from detrkit.cli._weights import load_detector
     from detrkit.data import formats
     from detrkit.evaluation import evaluate, write_report, write_results
+    from detrkit.training.by_example import refuse_draws
 
     _check_files(options)
     (annotations,) = formats.read(options.data, options.split).values()
@@ -53,7 +61,11 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         terminal.note(line)
     if not len(annotations):
         raise DataError("The split has no images", where=annotations.source or options.data, got=options.split)
-    detections = _detections(options, annotations, terminal)
+    detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
+    if detector is not None and detector.one_shot is not None:
+        return _by_example(options, detector, annotations, terminal)
+    refuse_draws(options.draws, options.shots)
+    detections = _detections(options, detector, annotations, terminal)
     metrics = evaluate(annotations, detections, voc=True)
     document = {"model": options.model, "data": options.data, "split": options.split, **figures_document(metrics)}
     heading = f"{options.model} on {count(metrics.images, 'image')} with {count(metrics.boxes, 'box', 'boxes')}"
@@ -70,14 +82,50 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     return Outcome(document, text="\n".join(text))
 
 
-def _detections(options: Options, annotations: Annotations, terminal: Terminal) -> list[Detections]:
-    from detrkit.cli._weights import load_detector
+def _by_example(options: Options, detector: Detector, annotations: Annotations, terminal: Terminal) -> Outcome:
+    """Evaluate a model that finds by example, and write the report where it was asked for."""
+    from detrkit.training.by_example import evaluate_by_example, write_report
+
+    if options.results is not None:
+        raise UsageError(
+            "Answers that depend on exemplars are no COCO results",
+            where="--results",
+            got=options.results,
+            remedy="Leave it out; detrkit find writes what is found by given examples.",
+        )
+    with terminal.counting(2 * len(annotations), "Searching") as tick:
+        found = evaluate_by_example(
+            detector,
+            annotations,
+            draws=options.draws,
+            shots=options.shots,
+            ensemble=options.ensemble,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            on_image=tick,
+        )
+    metrics = found.evaluation.metrics
+    asked = (
+        f"{count(metrics.questions, 'question')} in {count(metrics.draws, 'draw')} of {count(found.shots, 'exemplar')}"
+    )
+    heading = f"{options.model} on {count(len(annotations), 'image')}, by example: {asked} ({options.split})"
+    document = {"model": options.model, "data": options.data, "split": options.split, **found.to_json()}
+    text = [heading, "", by_example_text(found)]
+    if options.report is not None:
+        write_report(found, options.report, title=f"{options.model} on {options.data}, {options.split}, by example")
+        document["report"] = options.report / "report.html"
+        text.append(f"Report: {options.report / 'report.html'}")
+    return Outcome(document, text="\n".join(text))
+
+
+def _detections(
+    options: Options, detector: Detector | None, annotations: Annotations, terminal: Terminal
+) -> list[Detections]:
     from detrkit.evaluation import read_results
     from detrkit.training.validation import detect
 
-    if options.model.endswith(".json"):
+    if detector is None:
         return read_results(options.model, annotations)
-    detector = load_detector(options.model, options)
     with terminal.counting(len(annotations), "Detecting") as tick:
         return detect(
             detector,

@@ -154,7 +154,7 @@ class ConditionalCrossAttention(nn.Module):
         position: Float[Tensor, "b q d"],
         spatial: Float[Tensor, "b q d"],
         memory: Memory,
-        outside: Bool[Tensor, "b 1 1 n"] | None,
+        outside: Bool[Tensor, "#b 1 1 n"] | None,
     ) -> Float[Tensor, "b q d"]:
         """What each query gathers; `spatial` is its conditional spatial query, `outside` True for padded tokens."""
         q, k = self.query_content(x), self.key_content(memory.tokens)
@@ -197,7 +197,7 @@ class DecoderLayer(nn.Module):
         spatial: Float[Tensor, "b q d"],
         memory: Memory,
         blocked: Bool[Tensor, "1 1 q q"] | None,
-        outside: Bool[Tensor, "b 1 1 n"] | None,
+        outside: Bool[Tensor, "#b 1 1 n"] | None,
     ) -> Float[Tensor, "b q d"]:
         """One layer; `blocked` and `outside` are True where not to look."""
         if self.pre_norm:

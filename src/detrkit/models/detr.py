@@ -112,9 +112,9 @@ class DecoderLayer(nn.Module):
         x: Float[Tensor, "b q d"],
         queries: Queries,
         memory: Memory,
-        key: Float[Tensor, "b n d"],
+        key: Float[Tensor, "#b n d"],
         blocked: Bool[Tensor, "1 1 q q"] | None,
-        outside: Bool[Tensor, "b 1 1 n"] | None,
+        outside: Bool[Tensor, "#b 1 1 n"] | None,
     ) -> Float[Tensor, "b q d"]:
         """One layer: `key` is the memory with its positions; `blocked` and `outside` are True where not to look."""
         position = queries.position

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 def attend(
     q: Float[Tensor, "b q d"],
-    k: Float[Tensor, "b n d"],
-    v: Float[Tensor, "b n e"],
+    k: Float[Tensor, "#b n d"],
+    v: Float[Tensor, "#b n e"],
     heads: int,
     blocked: Bool[Tensor, "#b #h #q n"] | None = None,
     dropout: float = 0.0,
@@ -25,13 +25,13 @@ def attend(
 
     Args:
         q: projected queries.
-        k: projected keys.
+        k: projected keys; one row of them serves all queries, so that what is asked again costs no projection.
         v: projected values; their width may differ from that of the keys.
         heads: the widths are divided into this many heads.
         blocked: True where a query may not attend to a key; broadcast over images, heads and queries.
         dropout: probability with which an attention weight is dropped.
     """
-    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2).expand(len(q), -1, -1, -1) for x in (q, k, v))
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         out = _attend_in_steps(q, k, v, blocked, dropout)
     else:
@@ -94,8 +94,8 @@ class Attention(nn.Module):
     def forward(
         self,
         query: Float[Tensor, "b q d"],
-        key: Float[Tensor, "b n d"],
-        value: Float[Tensor, "b n d"],
+        key: Float[Tensor, "#b n d"],
+        value: Float[Tensor, "#b n d"],
         blocked: Bool[Tensor, "#b #h #q n"] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Attend from `query` to `key` and gather `value`; `blocked` is True where this is not allowed."""

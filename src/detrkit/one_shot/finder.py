@@ -12,8 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from scipy.special import ndtr
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,8 +37,8 @@ SCALES = (0.8, 1.0, 1.25)
 STEP = 0.15
 """How far windows are apart, as a share of their size."""
 
-LEAST_STEP = 4.0
-"""How far windows are apart at least, in pixels."""
+LEAST_STEP = 8.0
+"""How far windows are apart at least, in pixels: features that are 16 pixels apart change little in less."""
 
 PEAKS = 300
 """The most windows of one size that are kept of an image."""
@@ -47,12 +49,15 @@ APART = 0.3
 CERTAIN = 4.0
 """The logit of what is as alike to the examples as they are to each other, where nothing was learnt."""
 
-LONE = 0.3
-"""How alike others of its kind are expected to be to the only example, as cosine of whitened features."""
-
+KINSHIP = (0.3, 0.1)
+"""How alike things of a kind are expected to be before any example says so: mean and deviation of the cosine."""
 
 NONE = Calibration(1.0, 0.0)
 """Logits as they are."""
+
+
+CLEAR = 0.85
+"""How alike others of a kind are expected to be, as a share of how alike the examples are: people draw clear cases."""
 
 
 class Sought(NamedTuple):
@@ -63,14 +68,22 @@ class Sought(NamedTuple):
         looks: what places are compared with; one row where examples were averaged, else one for each.
         unlike: the looks of what it is not.
         size: mean width and height of the examples, in pixels of the resized image.
-        kinship: how alike the examples are to each other.
+        kinship: how alike the examples are to each other: mean and deviation.
+        even: the likeness at which it is as likely the thing as not, where nothing was learnt.
     """
 
     prompts: Float[Tensor, "1 d"]
     looks: Float[Tensor, "n w"]
     unlike: Float[Tensor, "m w"]
     size: tuple[float, float]
-    kinship: float
+    kinship: tuple[float, float]
+    even: float
+
+    @property
+    def slope(self) -> float:
+        """How fast the logit rises with likeness, where nothing was learnt."""
+        mean = self.kinship[0]
+        return CERTAIN / max(mean - self.even, mean / 4)
 
 
 class Shown(NamedTuple):
@@ -100,12 +113,14 @@ class Finder:
         candidates: which places are looked at.
         calibration: makes probabilities of logits.
         overlap: places that overlap a better one by more than this (IoU) are dropped; 1: none.
+        scales: sizes of windows, as multiples of the examples' mean size.
     """
 
     model: OneShot
     candidates: Candidates = "queries"
     calibration: Calibration = NONE
     overlap: float = 0.5
+    scales: tuple[float, ...] = SCALES
 
     @property
     def device(self) -> torch.device:
@@ -130,6 +145,25 @@ class Finder:
         first = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         prompts, looks = self.model.show(self._encode(image), first, boxes)
         return Shown(prompts, looks, boxes[:, 2:] * boxes.new_tensor([image.shape[2], image.shape[1]]))
+
+    @torch.inference_mode()
+    def level(self, images: Iterable[Float[Tensor, "3 _ _"]], sought: Sequence[Sought]) -> list[Sought]:
+        """The same things, with the likeness at which each is as likely there as not, told from images without labels.
+
+        One threshold then means about the same for all of them. Where likeness was learnt, there is nothing to do.
+        """
+        if self.model.width:
+            return list(sought)
+        peaks: list[list[np.ndarray]] = [[] for _ in sought]
+        for image in images:
+            encoded = self.model.see(image[None])
+            for number, one in enumerate(sought):
+                (_, logits), *_ = self._windows(encoded, one, (image.shape[1], image.shape[2]))
+                peaks[number].append((logits / one.slope + one.even).cpu().numpy())
+        return [
+            one._replace(even=_even(np.concatenate(likeness), one.kinship)) if likeness else one
+            for one, likeness in zip(sought, peaks, strict=True)
+        ]
 
     @torch.inference_mode()
     def search(self, image: Float[Tensor, "3 h w"], sought: Sequence[Sought]) -> list[Scored]:
@@ -178,8 +212,8 @@ class Finder:
     def _windows(self, encoded: Encoded, one: Sought, image: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
         """The peaks among windows of the examples' sizes, xyxy, with their logits."""
         boxes, logits = [], []
-        for scale in SCALES:
-            width, height = (min(side * scale, limit) for side, limit in zip(one.size, image[::-1], strict=True))
+        for scale in self.scales:
+            width, height = (min(side * scale, float(limit)) for side, limit in zip(one.size, image[::-1], strict=True))
             x, y = _starts(width, image[1], encoded.extent), _starts(height, image[0], encoded.extent)
             size = (width / image[1], height / image[0])
             looks = self.model.look_everywhere(encoded, x, y, size).flatten(0, 1)
@@ -193,18 +227,18 @@ class Finder:
         return [(places[peaks], evidence[peaks])]
 
     def _evidence(self, looks: Float[Tensor, "n w"], one: Sought) -> Float[Tensor, " n"]:
-        """What likeness says: as learnt, or else half as alike as the examples are to each other is even odds."""
+        """What likeness says: as learnt, or else more the more alike than at even odds."""
         likeness = (looks @ one.looks.T).amax(-1)
         if self.model.width:
             return self.model.evidence(likeness)
-        return CERTAIN * (2 * likeness / one.kinship - 1)
+        return one.slope * (likeness - one.even)
 
     def _bounded(self, logits: Float[Tensor, " n"], looks: Float[Tensor, "n w"], one: Sought) -> Float[Tensor, " n"]:
         """A place scores no higher than the odds that it is rather what is sought than what it is not."""
         if not len(one.unlike):
             return logits
         rather = (looks @ one.looks.T).amax(-1) - (looks @ one.unlike.T).amax(-1)
-        sharpness = float(self.model.sharpness.exp()) if self.model.width else 2 * CERTAIN / one.kinship
+        sharpness = float(self.model.sharpness.exp()) if self.model.width else one.slope
         return torch.minimum(logits, sharpness * rather)
 
 
@@ -228,16 +262,38 @@ def seek(shown: Shown, *, unlike: Shown | None = None, combine: Combine = "mean"
         F.normalize(looks.mean(0, keepdim=True), dim=-1) if combine == "mean" else looks,
         looks[:0] if unlike is None else unlike.looks,
         (width, height),
-        _kinship(looks),
+        kinship := _kinship(looks),
+        kinship[0] / 2,
     )
 
 
-def _kinship(looks: Float[Tensor, "n w"]) -> float:
-    """How alike examples are: the mean cosine of each with the mean of the others."""
+def _kinship(looks: Float[Tensor, "n w"]) -> tuple[float, float]:
+    """How alike examples are, as cosines of each with the mean of the others: mean and deviation.
+
+    A few examples say little of the deviation, so what is expected counts as much as two of them.
+    """
     if len(looks) < 2:
-        return LONE
+        return KINSHIP
     others = F.normalize(looks.sum(0) - looks, dim=-1)
-    return max(float((looks * others).sum(-1).mean()), 0.1)
+    cosines = (looks * others).sum(-1)
+    squares = float((cosines - cosines.mean()).square().sum()) + 2 * KINSHIP[1] ** 2
+    return max(float(cosines.mean()), 0.1), math.sqrt(squares / (len(looks) + 1))
+
+
+def _even(likeness: np.ndarray, kinship: tuple[float, float]) -> float:
+    """The likeness from which places are taken for the thing: where recall² over the number taken is largest.
+
+    The criterion of Lee and Liu ("Learning with Positive and Unlabeled Examples Using Weighted Logistic Regression",
+    ICML 2003) is proportional to precision times recall and needs no negatives. Recall is told by the examples.
+
+    Args:
+        likeness: of all peaks in some images.
+        kinship: mean and deviation of how alike things of the kind are.
+    """
+    mean, deviation = kinship
+    falling = -np.sort(-likeness)
+    recall = 1 - ndtr((falling - CLEAR * mean) / deviation)
+    return float(falling[np.argmax(recall**2 / np.arange(1, len(falling) + 1))])
 
 
 def _starts(window: float, side: int, like: Tensor) -> Float[Tensor, " x"]:

@@ -89,6 +89,13 @@ class OneShot(nn.Module):
         self.offset = nn.Parameter(torch.tensor(ALIKE))
 
     @torch.no_grad()
+    def start_from_nothing(self) -> None:
+        """Let prompts begin as zeros, so that queries at first answer as if nothing were asked, and learn to listen."""
+        if self.exemplar_projection is not None:
+            nn.init.zeros_(self.exemplar_projection.weight)
+            nn.init.zeros_(self.exemplar_projection.bias)
+
+    @torch.no_grad()
     def start_as_tokens(self) -> None:
         """Let prompts begin as what the detector makes of the same features in an image, several times as strong.
 
@@ -137,7 +144,7 @@ class OneShot(nn.Module):
             image: which of them each exemplar is in.
             boxes: where it is, cxcywh in [0, 1] of the unpadded image.
         """
-        features = self._features(encoded, image, boxes[:, None], 1)[:, 0, 0]
+        features = self._parts(encoded.memory.features[-1][image], encoded.extent[image], boxes[:, None], 1)[:, 0, 0]
         projection = self.exemplar_projection
         prompts = features.new_zeros(len(features), 0) if projection is None else projection(features)
         return Exemplars(prompts, self.look(encoded, image, boxes[:, None])[:, 0])
@@ -152,19 +159,27 @@ class OneShot(nn.Module):
             image: which of them each row of places is in.
             boxes: cxcywh in [0, 1] of the unpadded image; they get no gradient.
         """
-        return self._look(self._features(encoded, image, boxes, self.cells))
+        maps = self._compared(encoded.memory.features[-1])[image]
+        return self._look(self._parts(maps, encoded.extent[image], boxes, self.cells))
 
     def look_everywhere(
         self, encoded: Encoded, x: Float[Tensor, " x"], y: Float[Tensor, " y"], size: tuple[float, float]
     ) -> Float[Tensor, "y x w"]:
         """What boxes of one size look like in the first image, which has no padding, with corners at `x` and `y`."""
-        return self._look(pool_lattice(encoded.memory.features[-1][0], x, y, size, self.cells))
+        (features,) = self._compared(encoded.memory.features[-1][:1])
+        return self._look(pool_lattice(features, x, y, size, self.cells))
+
+    def _compared(self, maps: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
+        """The maps in which places are compared; whitening them is whitening every mean over them."""
+        if self.width:
+            return maps
+        centred = maps.float() - self.usual[:, None, None]
+        return torch.einsum("bfhw,fg->bghw", centred, self.whitening)
 
     def _look(self, parts: Float[Tensor, "*n c f"]) -> Float[Tensor, "*n w"]:
+        looks = parts.flatten(-2)
         if self.look_norm is not None and self.look_head is not None:
-            looks = self.look_head(self.look_norm(parts.flatten(-2)))
-        else:
-            looks = ((parts.float() - self.usual) @ self.whitening).flatten(-2)
+            looks = self.look_head(self.look_norm(looks))
         return F.normalize(looks.float(), dim=-1)
 
     def answer(self, encoded: Encoded, image: Int64[Tensor, " e"], prompts: Float[Tensor, "e d"]) -> Predictions:
@@ -226,10 +241,9 @@ class OneShot(nn.Module):
         config: Any = self.detector.config
         return int(config.num_classes) - 1
 
-    def _features(
-        self, encoded: Encoded, image: Int64[Tensor, " e"], boxes: Float[Tensor, "e n 4"], cells: int
+    def _parts(
+        self, maps: Float[Tensor, "e f h w"], extent: Float[Tensor, "e 2"], boxes: Float[Tensor, "e n 4"], cells: int
     ) -> Float[Tensor, "e n c f"]:
-        """The backbone's features of the parts of places."""
-        height, width = encoded.extent[image, None].unbind(-1)
-        on_map = boxes * torch.stack([width, height, width, height], -1)
-        return pool_grids(encoded.memory.features[-1][image], on_map, cells)
+        """The features of the parts of places, in maps of which some is padding."""
+        height, width = extent[:, None].unbind(-1)
+        return pool_grids(maps, boxes * torch.stack([width, height, width, height], -1), cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,28 @@ def is_one_shot(about: Mapping[str, Any] | None) -> bool:
 
 
 def calibration_of(about: Mapping[str, Any] | None) -> Calibration | None:
-    """How a model's scores become probabilities, where that was measured."""
+    """How a model's scores become probabilities, where that was measured.
+
+    Raises:
+        ModelError: what is noted of it cannot be understood.
+    """
     told = (about or {}).get(ONE_SHOT)
     known = told.get("calibration") if isinstance(told, Mapping) else None
     if not isinstance(known, Mapping):
         return None
-    return Calibration(float(known["temperature"]), float(known["shift"]))
+    try:
+        calibration = Calibration(float(known["temperature"]), float(known["shift"]))
+    except (KeyError, TypeError, ValueError):
+        calibration = Calibration(math.nan, math.nan)
+    if not (0 < calibration.temperature < math.inf and math.isfinite(calibration.shift)):
+        raise ModelError(
+            "The calibration of the one-shot detector cannot be understood",
+            where="config.json",
+            got=dict(known),
+            expected="a temperature above 0 and a shift",
+            remedy="Use another checkpoint of the run.",
+        )
+    return calibration
 
 
 def options_of(model: OneShot) -> dict[str, Any]:

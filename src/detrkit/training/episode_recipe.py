@@ -39,6 +39,9 @@ class EpisodeOptions:
     """Tell the queries what is looked for: the exemplar's feature is added to all of them, as in the paper."""
     place: Literal["position", "content", "both"] = "position"
     """What of a query the exemplar's feature is added to. A pre-training's own, where the run starts from one."""
+    start: Literal["pretrained", "tokens", "nothing"] = "pretrained"
+    """How the projection of exemplars starts: as that of patches in the pre-training (without one, as `tokens`); as the
+    projection of the image's tokens; or so that queries are told nothing at first, and learn to listen."""
     cells: int = field(default=3, metadata=within(1))
     """A place that was found is compared with the exemplar in so many parts along each side."""
     look_width: int = field(default=128, metadata=within(1))

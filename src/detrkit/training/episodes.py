@@ -276,13 +276,13 @@ def _build(recipe: EpisodeRecipe, notes: list[str], came_from: str) -> OneShot:
         torch.default_generator.manual_seed(recipe.run.seed)
         _, detector = build_model(recipe.model, 1, notes, came_from=came_from)
         model = OneShot(detector, place=asked.place, prompted=asked.prompted, cells=asked.cells, width=asked.look_width)
-        model.start_as_tokens()
+        model.start_from_nothing() if asked.start == "nothing" else model.start_as_tokens()
     if recipe.model.init and not came_from:
-        notes.extend(_start_heads(model, recipe.model.init))
+        notes.extend(_start_heads(model, recipe.model.init, asked.start))
     return model
 
 
-def _start_heads(model: OneShot, init: str) -> list[str]:
+def _start_heads(model: OneShot, init: str, start: str) -> list[str]:
     """Take over what else is known there of finding by example, or of finding patches."""
     opened = open_model(init)
     if saved.is_one_shot(opened.about):
@@ -291,7 +291,7 @@ def _start_heads(model: OneShot, init: str) -> list[str]:
         except ModelError:
             return ["What was learnt there of finding by example is of another make, and begins anew"]
         return ["What was learnt there of finding by example is kept, too"]
-    if not is_pretrained(opened.about) or model.exemplar_projection is None:
+    if not is_pretrained(opened.about) or model.exemplar_projection is None or start != "pretrained":
         return []
     task = load_pretext(locate(init).path)
     model.exemplar_projection.load_state_dict(task.patch_projection.state_dict())

@@ -12,10 +12,12 @@ from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError
 from detrkit.evaluation.run import Metrics
+from detrkit.one_shot.protocol import DRAWS
 from detrkit.predict import Detector, load
 from detrkit.sources import architecture_of, open_model
 from detrkit.structures import Detections
 from detrkit.training import recipe as recipes
+from detrkit.training.by_example import SHOTS, ByExample, evaluate_by_example, refuse_draws
 from detrkit.training.conduct import check_folder, conduct
 from detrkit.training.distributed import World
 from detrkit.training.episode_recipe import EpisodeRecipe, of_task
@@ -143,8 +145,13 @@ def evaluate(
     ensemble: bool = False,
     batch_size: int = 8,
     workers: int = 0,
+    draws: int = DRAWS,
+    shots: int = SHOTS,
 ) -> dict[str, float]:
     """The figures of a detector on a split of an annotated folder.
+
+    One that was trained on episodes is asked about each class that an image holds, shown by objects in other images
+    (Hsieh et al., "One-Shot Object Detection with Co-Attention and Co-Excitation", NeurIPS 2019).
 
     Args:
         model: a run folder, a model folder, or a loaded detector.
@@ -153,17 +160,29 @@ def evaluate(
         ensemble: let all decoder layers answer together, overlaps suppressed.
         batch_size: at most so many images go through the model at once; changes nothing but the speed.
         workers: processes that load images.
+        draws: of a model that finds by example: draws of exemplars, over which figures are means.
+        shots: of a model that finds by example: exemplars for each question.
 
     Returns:
-        COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined.
+        COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined. Of a model that
+        finds by example AP50 of seen and of unseen classes, their spread and ratio, and how honest its scores are.
 
     Raises:
-        DataError: no such split, images that cannot be read, or categories that the model does not know.
+        DataError: no such split, images that cannot be read, categories that the model does not know, or, of a model
+            that finds by example, no class in two images.
         ModelError: no model there.
+        UsageError: a number that makes no sense, or an option that is not for this kind of model.
     """
     return evaluate_in_detail(
-        model, data, split=split, ensemble=ensemble, batch_size=batch_size, workers=workers
-    ).metrics.figures
+        model,
+        data,
+        split=split,
+        ensemble=ensemble,
+        batch_size=batch_size,
+        workers=workers,
+        draws=draws,
+        shots=shots,
+    ).figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,13 +193,29 @@ class Evaluation:
     annotations: Annotations
     detections: list[Detections]
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """All of them by name."""
+        return self.metrics.figures
 
-def evaluate_in_detail(model: str | Path | Detector, data: str | Path, *, split: str, **options: Any) -> Evaluation:
+
+def evaluate_in_detail(
+    model: str | Path | Detector,
+    data: str | Path,
+    *,
+    split: str,
+    draws: int = DRAWS,
+    shots: int = SHOTS,
+    **options: Any,
+) -> Evaluation | ByExample:
     """The same as `evaluate`, with the detections and all tables; takes its options and raises its errors."""
     detector = model if isinstance(model, Detector) else load(model)
     (annotations,) = formats.read(data, split).values()  # `valid` and `val` are the same split
     if not len(annotations):
         raise DataError("The split has no images", where=annotations.source or data, got=split)
+    if detector.one_shot is not None:
+        return evaluate_by_example(detector, annotations, draws=draws, shots=shots, **options)
+    refuse_draws(draws, shots)
     detections = detect(detector, annotations, **options)
     return Evaluation(evaluation.run.evaluate(annotations, detections, voc=True), annotations, detections)
 
