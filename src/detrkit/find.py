@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.one_shot.finder import Finder, Shown, Sought, seek
 from detrkit.one_shot.model import OneShot
+from detrkit.one_shot.search import Search
 from detrkit.postprocess import Scored
 from detrkit.predict import Detector, Picture
 from detrkit.structures import Category, Detections
@@ -51,33 +52,6 @@ class Thing:
     name: str
     examples: tuple[tuple[Picture, Box], ...]
     unlike: tuple[tuple[Picture, Box], ...] = ()
-
-
-@dataclass(frozen=True)
-class Search:
-    """How things are looked for."""
-
-    threshold: float = 0.5
-    """Least score of what is reported, from 0 to 1."""
-    candidates: Literal["", "queries", "windows", "both"] = ""
-    """Which places are looked at: those that the detector's queries propose, windows of the examples' sizes everywhere,
-    or both. Empty: queries of a model that was trained to find by example, else windows."""
-    combine: Literal["mean", "max"] = "mean"
-    """How several examples of one thing are taken together: averaged, or each on its own."""
-    overlap: float = 0.5
-    """A place that overlaps a better one by more than this (IoU) is left out; 1: none is."""
-    exclusive: bool = True
-    """Where several things are looked for, a place is only that one which it is most like."""
-    image_size: int = 0
-    """Shorter side at which images are searched, in pixels. 0: the model's own; for windows so large that the smallest
-    example is seen in detail, at most 640."""
-
-    def __post_init__(self) -> None:
-        for name in ("threshold", "overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"Bad value for {name}", got=getattr(self, name), expected="between 0 and 1")
-        if self.image_size < 0:
-            raise UsageError("Bad value for image_size", got=self.image_size, expected="at least 0")
 
 
 def find(
@@ -111,18 +85,20 @@ def find(
     search = search or Search()
     if not things or not all(thing.examples for thing in things):
         raise UsageError("There is no example of what is to be found", expected="at least one box for each thing")
-    shown = [_opened([*thing.examples, *thing.unlike]) for thing in things]
+    drawn = [[_drawn(*example) for example in (*thing.examples, *thing.unlike)] for thing in things]
     finder = _finder(detector, search)
-    shortest, longest = _size(detector, finder, search, [one for column in shown for one in column])
+    sizes = _sizes(detector, finder, search, [one for column in drawn for one in column])
+    usual = _usual(detector, finder, images, sizes)
+    if usual:
+        finder.adapt(usual)
     with torch.inference_mode():
-        usual = _usual(detector, finder, images, shortest, longest)
-        if usual:
-            finder.adapt(usual)
-        sought = [
-            _sought(finder, thing, column, (shortest, longest), detector, search)
-            for thing, column in zip(things, shown, strict=True)
+        shown = [
+            Shown.joined([_shown(finder, *example, sizes) for example in (*thing.examples, *thing.unlike)])
+            for thing in things
         ]
+        sought = [_sought(thing, one, search) for thing, one in zip(things, shown, strict=True)]
         sought = finder.level(usual[:LEVELLED], sought)
+    shortest, longest = sizes
     categories = tuple(Category(number + 1, thing.name) for number, thing in enumerate(things))
     for image in load_images(images, shortest=shortest, longest=longest, workers=workers, unreadable=unreadable):
         scored = _joined(finder.search(image.tensor.to(detector.device), sought), search)
@@ -139,24 +115,25 @@ def find(
         )
 
 
-class _Opened(NamedTuple):
-    """An example's image and box, xyxy in pixels."""
+class _Drawn(NamedTuple):
+    """How large an example is: its shorter side, as a share of its image's shorter side."""
 
-    image: Image.Image
-    box: np.ndarray
+    share: float
 
 
-def _opened(examples: Sequence[tuple[Picture, Box]]) -> list[_Opened]:
-    """Examples with their images, each of which is opened once."""
-    opened: dict[Any, Image.Image] = {}
-    found = []
-    for number, (picture, box) in enumerate(examples):
-        is_file = isinstance(picture, str | Path)
-        key, name = (str(picture), str(picture)) if is_file else (id(picture), f"the image of example {number}")
-        if key not in opened:
-            opened[key] = open_image(picture, name=name)
-        found.append(_Opened(opened[key], _checked(box, opened[key], name)))
-    return found
+def _drawn(picture: Picture, box: Box) -> _Drawn:
+    """Look at an example; its image is not kept, since there may be many."""
+    image = _open(picture)
+    x0, y0, x1, y1 = _checked(box, image, _called(picture))
+    return _Drawn(min(x1 - x0, y1 - y0) / min(image.size))
+
+
+def _open(picture: Picture) -> Image.Image:
+    return open_image(picture, name="" if isinstance(picture, str | Path) else _called(picture))
+
+
+def _called(picture: Picture) -> str:
+    return str(picture) if isinstance(picture, str | Path) else "the image of an example"
 
 
 def _checked(box: Box, image: Image.Image, name: str) -> np.ndarray:
@@ -201,7 +178,7 @@ def _finder(detector: Detector, search: Search) -> Finder:
     return Finder(model, search.candidates or ("queries" if model.width else "windows"), calibrated, search.overlap)
 
 
-def _size(detector: Detector, finder: Finder, search: Search, shown: Sequence[_Opened]) -> tuple[int, int]:
+def _sizes(detector: Detector, finder: Finder, search: Search, drawn: Sequence[_Drawn]) -> tuple[int, int]:
     """The shorter side at which images are searched, and the limit of the longer."""
     shortest, longest = detector.image_size
     if search.image_size:
@@ -209,42 +186,32 @@ def _size(detector: Detector, finder: Finder, search: Search, shown: Sequence[_O
     if finder.candidates != "windows":
         return shortest, longest
     config: Any = detector.model.config
-    smallest = min(min(one.box[2] - one.box[0], one.box[3] - one.box[1]) / min(one.image.size) for one in shown)
-    wanted = math.ceil(finder.model.cells * config.stride / smallest)
+    wanted = math.ceil(finder.model.cells * config.stride / min(one.share for one in drawn))
     chosen = max(shortest, min(wanted, LARGEST))
     return chosen, round(longest * chosen / shortest)
 
 
-def _usual(
-    detector: Detector, finder: Finder, images: Sequence[Picture], shortest: int, longest: int
-) -> list[torch.Tensor]:
+def _usual(detector: Detector, finder: Finder, images: Sequence[Picture], sizes: tuple[int, int]) -> list[torch.Tensor]:
     """Some of the images that are searched, spread over all of them, where nothing was learnt of what is alike."""
     if finder.model.width:
         return []
     some = images[:: max(1, len(images) // SEEN)][:SEEN]
-    loaded = load_images(some, shortest=shortest, longest=longest, unreadable=lambda index, error: None)
+    loaded = load_images(some, shortest=sizes[0], longest=sizes[1], unreadable=lambda index, error: None)
     return [image.tensor.to(detector.device) for image in loaded]
 
 
-def _sought(
-    finder: Finder,
-    thing: Thing,
-    opened: Sequence[_Opened],
-    size: tuple[int, int],
-    detector: Detector,
-    search: Search,
-) -> Sought:
-    resizing = Evaluation(shortest=size[0], longest=size[1])
-    looked: dict[int, torch.Tensor] = {}
-    rows = []
-    for image, box in opened:
-        if id(image) not in looked:
-            looked[id(image)] = to_tensor(resizing(image)).to(detector.device)
-        inside = torch.from_numpy(box / np.array([image.width, image.height] * 2)).float()
-        rows.append(finder.show(looked[id(image)], xyxy_to_cxcywh(inside[None])))
-    count = len(thing.examples)
-    unlike = Shown.joined(rows[count:]) if rows[count:] else None
-    return seek(Shown.joined(rows[:count]), unlike=unlike, combine=search.combine)
+def _shown(finder: Finder, picture: Picture, box: Box, sizes: tuple[int, int]) -> Shown:
+    image = _open(picture)
+    inside = _checked(box, image, _called(picture)) / np.array([image.width, image.height] * 2)
+    resized = to_tensor(Evaluation(shortest=sizes[0], longest=sizes[1])(image)).to(finder.device)
+    return finder.show(resized, xyxy_to_cxcywh(torch.from_numpy(inside).float()[None]))
+
+
+def _sought(thing: Thing, shown: Shown, search: Search) -> Sought:
+    """What is looked for, of which the first rows are examples and the others what it is not."""
+    count, total = len(thing.examples), len(shown.looks)
+    unlike = shown.select(range(count, total)) if total > count else None
+    return seek(shown.select(range(count)), unlike=unlike, combine=search.combine)
 
 
 def _joined(found: Sequence[Scored], search: Search) -> Scored:

@@ -19,7 +19,9 @@ from detrkit.cli import _options, verbs
 from detrkit.cli._terminal import Outcome, Terminal, count, duration, plain, share, table
 from detrkit.errors import DataError, Error, MissingExtraError, ModelError, UsageError
 from detrkit.training import recipe
-from detrkit.training.pretext import of_task
+from detrkit.training.episode_recipe import of_task
+from detrkit.training.pretext import TASKS as PRETEXTS
+from detrkit.training.pretext import of_task as pretext_of_task
 from detrkit.training.recipe import fields
 
 FOLDER = recipe.FOLDER
@@ -50,9 +52,10 @@ def test_version(detrkit):
 def test_packaged_recipes_can_be_named(detrkit, monkeypatch, name):
     monkeypatch.setattr(recipe, "FOLDER", FOLDER)
     task = recipe.task_of(name)
-    said = detrkit("pretrain" if task else "train", "--recipe", name, "--help")
+    usual = pretext_of_task(task) if task in PRETEXTS else of_task(task)
+    said = detrkit("pretrain" if task in PRETEXTS else "train", "--recipe", name, "--help")
     assert said.code == 0
-    known = recipe.read(name, of_task(task)) if task else recipe.read(name)
+    known = recipe.read(name, usual)
     assert f"(default: {known.optimization.epochs})" in said.out
 
 

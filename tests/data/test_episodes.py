@@ -322,7 +322,7 @@ def test_images_that_cannot_be_read_are_replaced_and_told(data: Annotations):
 def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path, data: Annotations):
     (tmp_path / "single").mkdir()
     single = annotated(tmp_path / "single", [[0], [1], [2]])
-    with pytest.raises(DataError, match="No class is in two images.*got 3 images, 3 classes"):
+    with pytest.raises(DataError, match=r"No class is in two images.*got 3 images, 3 classes"):
         pairs_of(single)
     with pytest.raises(DataError, match="No class is in two images"):
         pairs_of(data, labels=[3])

@@ -72,9 +72,7 @@ def test_many_things_are_looked_for_in_an_image_that_is_encoded_once(raw: Finder
     finder = Finder(model, "both")
     example = finder.show(*shown(EXAMPLE, 8, 12))
     calls.clear()
-    things = [
-        seek(Shown(example.prompts + shift, example.looks, example.sizes)) for shift in torch.randn(10, 1, 32)
-    ]
+    things = [seek(Shown(example.prompts + shift, example.looks, example.sizes)) for shift in torch.randn(10, 1, 32)]
     answers = finder.search(to_tensor(SCENE), things)
     assert len(calls) == 1
     assert [set(one.labels.tolist()) for one in answers] == [{number} for number in range(10)]
@@ -146,10 +144,7 @@ def test_looks_that_differ_are_each_found_where_the_most_alike_counts(raw: Finde
 def test_a_lone_example_has_no_kin_and_three_have_their_mean_cosine(generator: torch.Generator):
     looks = F.normalize(torch.randn(3, 5, generator=generator) + 1, dim=-1)
     three = Shown(torch.zeros(3, 0), looks, torch.tensor([[4.0, 8], [8, 8], [12, 2]]))
-    cosines = [
-        float(looks[index] @ F.normalize(looks.sum(0) - looks[index], dim=0))
-        for index in range(3)
-    ]
+    cosines = [float(looks[index] @ F.normalize(looks.sum(0) - looks[index], dim=0)) for index in range(3)]
     mean, deviation = seek(three).kinship
     assert mean == pytest.approx(sum(cosines) / 3, abs=1e-5)
     squares = sum((one - mean) ** 2 for one in cosines)

@@ -195,9 +195,7 @@ def test_raw_looks_are_the_whitened_means_of_parts():
 
 def test_whitened_features_are_centred_alike_and_told_apart(generator: torch.Generator):
     mixing = torch.randn(4, 4, generator=generator)
-    maps = [
-        (mixing @ torch.randn(4, h * 40, generator=generator) + 3).view(4, h, 40) for h in (20, 30)
-    ]
+    maps = [(mixing @ torch.randn(4, h * 40, generator=generator) + 3).view(4, h, 40) for h in (20, 30)]
     mean, matrix = whitening(maps)
     tokens = torch.cat([one.flatten(1) for one in maps], 1)
     torch.testing.assert_close(mean, tokens.mean(1), atol=1e-4, rtol=1e-4)

@@ -121,7 +121,11 @@ def test_who_knows_everything_is_right_about_everything(data: Annotations):
     assert figures["AP50_seen"] == figures["AP_seen"] == pytest.approx(1)
     # Blue is found; green, of which nothing could be shown, is missed.
     assert figures["AP50_unseen"] == pytest.approx(0.5)
-    assert [(one.name, one.seen) for one in found.metrics.per_class] == [("red", True), ("blue", False), ("green", False)]
+    assert [(one.name, one.seen) for one in found.metrics.per_class] == [
+        ("red", True),
+        ("blue", False),
+        ("green", False),
+    ]
     assert found.metrics.per_class[1].ap50 == pytest.approx(1)
     assert found.left_out == {"green": 3}  # once a draw
     assert len(found.draws) == 3
@@ -186,7 +190,7 @@ def test_tiny_boxes_are_no_exemplars(data: Annotations):
 
 def test_what_cannot_be_evaluated_is_refused(data: Annotations, tmp_path: Path):
     lone = data.select([3])
-    with pytest.raises(DataError, match="no class is in two images.*got 1 images, 1 boxes"):
+    with pytest.raises(DataError, match=r"no class is in two images.*got 1 images, 1 boxes"):
         evaluated(Knowing(lone), lone)
     finder = Knowing(data)
     data.path(1).write_bytes(data.path(1).read_bytes()[:80])
@@ -203,7 +207,9 @@ def scored(data: Annotations, rng: np.random.Generator, count: int = 60) -> list
             rows = data.rows(index)
             truth, labels = data.boxes[rows], data.labels[rows]
             if not len(truth):
-                images.append(Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), labels, data.categories, SIZE))
+                images.append(
+                    Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), labels, data.categories, SIZE)
+                )
                 continue
             chosen = rng.integers(0, len(truth), count)
             right = rng.random(count) < 0.3

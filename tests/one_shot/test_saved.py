@@ -107,7 +107,15 @@ def test_options_that_cannot_be_understood_are_named(options: Any, tmp_path: Pat
         detrkit.load(folder, device="cpu")
 
 
-@pytest.mark.parametrize("known", [{"temperature": 1.0}, {"temperature": "hot", "shift": 0}, {"temperature": 0, "shift": 0}, {"temperature": 1, "shift": None}])
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"temperature": 1.0},
+        {"temperature": "hot", "shift": 0},
+        {"temperature": 0, "shift": 0},
+        {"temperature": 1, "shift": None},
+    ],
+)
 def test_a_calibration_that_cannot_be_understood_is_named(known: dict[str, Any], tmp_path: Path):
     about = {"one_shot": {"calibration": known}}
     with pytest.raises(ModelError, match="calibration"):

@@ -109,8 +109,8 @@ def test_the_loaded_model_finds_what_the_session_found(drawn: Path, trained: Pat
     options = {"sizes": (64, 96), "seen": session.seen, "draws": 1}
     ours, theirs = (evaluate_one_shot(Finder(one), session.val, **options) for one in (model, detector.one_shot))
     for one, other in zip(ours.draws[0], theirs.draws[0], strict=True):
-        assert np.array_equal(one.boxes, other.boxes)
-        assert np.array_equal(one.scores, other.scores)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)  # the session's weights are laid out otherwise
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
     figures = lines_of(trained, "evaluated")[-1]
     assert theirs.metrics.figures["AP50_seen"] == pytest.approx(figures["AP50_seen"])
     image = session.val.path(0)
@@ -165,7 +165,9 @@ def test_images_of_unseen_classes_are_left_out_of_training_and_stay_in_validatio
 
 
 def test_classes_that_cannot_be_unseen_are_refused(drawn: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no such class to leave unseen; got 'wsher'.*bolt, nut.*Did you mean 'washer'"):
+    with pytest.raises(
+        UsageError, match=r"no such class to leave unseen; got 'wsher'.*bolt, nut.*Did you mean 'washer'"
+    ):
         session_of(drawn, unseen="wsher")
     with pytest.raises(UsageError, match="Every class is to be unseen"):
         session_of(drawn, unseen="bolt,nut,washer")
@@ -189,7 +191,9 @@ def test_the_loss_asks_for_what_is_shown_and_nothing_else(drawn: Path) -> None:
     session.model.train()
     plain = session.losses(session.model, loaded.batch)
     assert torch.isnan(plain.class_error).all()
-    shuffled = loaded.batch._replace(targets=tuple(target._replace(boxes=target.boxes / 2) for target in loaded.batch.targets))
+    shuffled = loaded.batch._replace(
+        targets=tuple(target._replace(boxes=target.boxes / 2) for target in loaded.batch.targets)
+    )
     assert session.losses(session.model, shuffled).total != plain.total
     assert list(session.names(loaded.batch)) == list(loaded.batch.names)
 
@@ -238,7 +242,9 @@ def test_an_unreadable_training_image_is_told(tmp_path: Path) -> None:
     assert "001.png" in (tmp_path / "run" / "replaced.jsonl").read_text()
 
 
-def test_scores_that_cannot_be_calibrated_are_told(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_that_cannot_be_calibrated_are_told(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(annotations, draws):
         raise UsageError("No detection is right, so there is nothing to calibrate on")
 
@@ -269,7 +275,7 @@ def test_tasks_and_fields_that_do_not_exist_are_refused(drawn: Path, tmp_path: P
     out = tmp_path / "run"
     with pytest.raises(UsageError, match="no such task; got 'two-shot'; expected one of detection, one-shot"):
         detrkit.train(drawn, out=out, task="two-shot")
-    with pytest.raises(UsageError, match="no such field; got 'question'. Did you mean 'questions'"):
+    with pytest.raises(UsageError, match=r"no such field; got 'question'. Did you mean 'questions'"):
         train(drawn, out, question=3)
     with pytest.raises(UsageError, match="no such field; got 'questions'"):
         detrkit.train(drawn, out=out, questions=3)
@@ -297,7 +303,9 @@ def test_images_turned_by_their_file_are_answered_upright(tmp_path: Path, drawn:
     picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     detector = detrkit.load(trained, device="cpu")
     box = (10.0, 10.0, 40.0, 40.0)
-    plain, turned = (detector.find(name, box, name, threshold=0.0) for name in (drawn / "val" / "000.png", tmp_path / "turned.png"))
+    plain, turned = (
+        detector.find(name, box, name, threshold=0.0) for name in (drawn / "val" / "000.png", tmp_path / "turned.png")
+    )
     assert turned.image_size == plain.image_size
     np.testing.assert_allclose(turned.boxes, plain.boxes, atol=1e-3)
     np.testing.assert_allclose(turned.scores, plain.scores, atol=1e-5)

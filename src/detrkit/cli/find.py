@@ -18,7 +18,8 @@ from detrkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from detrkit.data.annotations import Annotations
-    from detrkit.find import Search, Thing
+    from detrkit.find import Thing
+    from detrkit.one_shot.search import Search
     from detrkit.structures import Detections
 
 ACCEPTED = 0.5
@@ -94,7 +95,7 @@ class _Annotating:
 
 def options_for(arguments: Sequence[str]) -> type[Options]:
     """The options with the fields of a search, which are defined where it is computed."""
-    from detrkit.find import Search
+    from detrkit.one_shot.search import Search
 
     search = ("search", Annotated[Search, tyro.conf.arg(name="")], field(default_factory=Search))
     return dataclasses.make_dataclass(

@@ -155,9 +155,10 @@ def _run_text(document: dict[str, Any]) -> str:
         f"Parameters  {total:,}: " + ", ".join(f"{name} {number:,}" for name, number in parameters.items()),
         f"Categories  {len(model['categories'])}: {_shortened([name for _, name in model['categories']])}",
     ]
-    lines += _pretraining(model["about"])
+    lines += [*_pretraining(model["about"]), *_by_example(model["about"])]
     figures = model["about"].get("metrics", {})
-    known = [f"{name} {share(figures[name])}" for name in ("AP", "AP50", "AP75") if figures.get(name) is not None]
+    names = ("AP", "AP50", "AP75", "AP50_seen", "AP50_unseen")
+    known = [f"{name} {share(figures[name])}" for name in names if figures.get(name) is not None]
     if known:
         lines.append(f"Validation  {', '.join(known)}, epoch {model['about'].get('epoch', '?')}")
     rows = [("field", "value"), *((name, str(value)) for name, value in model["config"].items())]
@@ -176,6 +177,14 @@ def _pretraining(about: dict[str, Any]) -> list[str]:
         "no detector yet"
     ]
     return lines + ([f"Held out    {', '.join(known)}, epoch {about.get('epoch', '?')}"] if known else [])
+
+
+def _by_example(about: dict[str, Any]) -> list[str]:
+    """What a model that finds by example says of it."""
+    if not isinstance(told := about.get("one_shot"), dict):
+        return []
+    calibrated = "its scores are probabilities" if told.get("calibration") else "its scores are not calibrated"
+    return [f"By example  it finds what it is shown; trained on {_shortened(told.get('seen', []))}; {calibrated}"]
 
 
 def _data_document(path: Path) -> dict[str, Any]:

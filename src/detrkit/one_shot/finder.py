@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from scipy.special import ndtr
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,7 +49,7 @@ APART = 0.3
 CERTAIN = 4.0
 """The logit of what is as alike to the examples as they are to each other, where nothing was learnt."""
 
-KINSHIP = (0.3, 0.1)
+KINSHIP = (0.2, 0.1)
 """How alike things of a kind are expected to be before any example says so: mean and deviation of the cosine."""
 
 NONE = Calibration(1.0, 0.0)
@@ -94,8 +94,9 @@ class Shown(NamedTuple):
     looks: Float[Tensor, "e w"]
     sizes: Float[Tensor, "e 2"]
 
-    def select(self, rows: Int64[Tensor, " n"] | Sequence[int]) -> Shown:
+    def select(self, rows: Sequence[int]) -> Shown:
         """Some of them."""
+        rows = list(rows)
         return Shown(self.prompts[rows], self.looks[rows], self.sizes[rows])
 
     @staticmethod
@@ -127,7 +128,7 @@ class Finder:
         """Where it computes."""
         return self.model.sharpness.device
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode, whose tensors the model could not be used with elsewhere
     def adapt(self, images: Iterable[Float[Tensor, "3 _ _"]]) -> None:
         """Let a model that has not learnt what looks are know what is usual in the images that are searched."""
         if not self.model.width:
@@ -198,7 +199,7 @@ class Finder:
     def _asked(self, encoded: Encoded, sought: Sequence[Sought]) -> list[tuple[Tensor, Tensor]]:
         """The places that queries propose for each thing, xyxy, with their logits."""
         model, first = self.model, torch.zeros(len(sought), dtype=torch.int64, device=encoded.extent.device)
-        found = model.answer(encoded, first, torch.cat([one.prompts for one in sought]))
+        found = model.answer(encoded, first, torch.cat([one.prompts for one in sought]), only_last=True)
         boxes = found.boxes[-1].float()
         looks = model.look(encoded, first, boxes)
         proposed = []

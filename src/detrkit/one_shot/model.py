@@ -182,13 +182,16 @@ class OneShot(nn.Module):
             looks = self.look_head(self.look_norm(looks))
         return F.normalize(looks.float(), dim=-1)
 
-    def answer(self, encoded: Encoded, image: Int64[Tensor, " e"], prompts: Float[Tensor, "e d"]) -> Predictions:
+    def answer(
+        self, encoded: Encoded, image: Int64[Tensor, " e"], prompts: Float[Tensor, "e d"], *, only_last: bool = False
+    ) -> Predictions:
         """What the decoder finds, before it is compared with anything.
 
         Args:
             encoded: images, encoded once for all that is looked for.
             image: which of them each prompt is asked about.
             prompts: of `Exemplars`; one without numbers asks nothing.
+            only_last: the last decoder layer's answer is enough.
 
         Returns:
             Predictions, one row for each prompt.
@@ -199,7 +202,10 @@ class OneShot(nn.Module):
         if prompts.shape[1]:
             everyone = torch.zeros(queries.content.shape[1] // queries.groups, dtype=torch.int64, device=image.device)
             queries = ask(queries, prompts[:, None], everyone, place=self.place)
-        found: Predictions = detector.predict(detector.decode(memory, queries))
+        hidden = detector.decode(memory, queries)
+        if only_last:
+            hidden = hidden._replace(states=hidden.states[-1:])
+        found: Predictions = detector.predict(hidden)
         return found
 
     def evidence(self, likeness: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
