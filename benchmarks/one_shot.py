@@ -35,6 +35,7 @@ from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.data.drafts import drafted
+from detrkit.data.loading import load_images
 from detrkit.find import Search, Thing, find
 from detrkit.nn.weights import load_backbone_weights
 from detrkit.one_shot.finder import Finder, seek
@@ -43,7 +44,12 @@ from detrkit.one_shot.protocol import evaluate_one_shot
 from detrkit.training.episode_recipe import EpisodeRecipe
 
 ARMS = ("pretrained", "scratch")
-NAMES = {"pretrained": "episodes after pre-training", "scratch": "episodes alone", "windows": "windows, no training"}
+NAMES = {
+    "pretrained": "episodes after pre-training",
+    "scratch": "episodes alone",
+    "windows": "windows, no training",
+    "whitened": "windows, features whitened over the test images",
+}
 WINDOWS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 """Scales of windows where things come in all sizes."""
 
@@ -84,7 +90,7 @@ def main() -> None:
 def classes(arguments: Any, changes: Mapping[str, Any]) -> None:
     """Train and evaluate what is asked for and not there yet."""
     for seed in arguments.seeds:
-        for arm in arguments.arms or (*ARMS, "windows"):
+        for arm in arguments.arms or (*ARMS, "windows", "whitened"):
             file = arguments.out / f"{arm}-seed{seed}.json"
             if file.exists():
                 continue
@@ -106,7 +112,7 @@ def episodes(arguments: Any, arm: str, seed: int, changes: Mapping[str, Any]) ->
     return detrkit.evaluate(run.folder, arguments.data, split="test")
 
 
-def windows(arguments: Any, seed: int, changes: Mapping[str, Any]) -> dict[str, float]:
+def windows(arguments: Any, seed: int, changes: Mapping[str, Any], *, whitened: bool) -> dict[str, float]:
     """Cosine similarity of backbone features at windows of many sizes, overlaps suppressed."""
     size = int(changes.get("image_size", 0))
     model = untrained(arguments.preset, arguments.backbone_weights)
@@ -116,6 +122,9 @@ def windows(arguments: Any, seed: int, changes: Mapping[str, Any]) -> dict[str, 
     hidden = [name.strip() for name in arguments.unseen.split(",")]
     seen = [label for label, category in enumerate(annotations.categories) if category.name not in hidden]
     finder = Finder(model, "windows", scales=WINDOWS, overlap=0.3)
+    if whitened:
+        paths = [annotations.path(index) for index in range(min(len(annotations), 32))]
+        finder.adapt(image.tensor for image in load_images(paths, shortest=sizes[0], longest=sizes[1]))
     return evaluate_one_shot(finder, annotations, sizes=sizes, seen=seen, seed=seed).metrics.figures
 
 

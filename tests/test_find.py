@@ -229,9 +229,9 @@ def test_learnt_likeness_asks_queries_and_the_rest_looks_at_windows(
     for way in ("answer", "look_everywhere"):
         original = getattr(OneShot, way)
 
-        def told(*arguments, _way=way, _original=original):
+        def told(*arguments, _way=way, _original=original, **named):
             asked.append(_way)
-            return _original(*arguments)
+            return _original(*arguments, **named)
 
         monkeypatch.setattr(OneShot, way, told)
     learnt.find(files[-1], RED, files[0])

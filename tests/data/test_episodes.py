@@ -17,7 +17,7 @@ from PIL import Image
 from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem
-from detrkit.data.episodes import LoadedEpisodes, PairDataset, draw_episodes, episode_batches, turned
+from detrkit.data.episodes import NOTHING, LoadedEpisodes, PairDataset, draw_episodes, episode_batches, turned
 from detrkit.data.loading import EpochBatches
 from detrkit.data.transforms import Evaluation
 from detrkit.errors import DataError, UsageError
@@ -179,12 +179,13 @@ def items_of(classes: Sequence[Sequence[int]], sides: Sequence[Sequence[float]] 
         for row in range(len(labels)):
             side = 20.0 if sides is None else sides[index][row]
             boxes[row] = torch.tensor([0.1 + index / 50, 0.1 + row / 50, side / 64, side / 64])
-        items.append(TrainingItem(torch.zeros(3, 64, 64), Target(torch.tensor(labels, dtype=torch.int64), boxes)))
+        target = Target(torch.tensor(labels, dtype=torch.int64), boxes, f"image {index}")
+        items.append(TrainingItem(torch.zeros(3, 64, 64), target))
     return items
 
 
 @given(
-    st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=1, max_size=6),
+    st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=2, max_size=6),
     st.sets(st.integers(0, 4), min_size=1),
     st.integers(1, 5),
     st.integers(0, 99),
@@ -194,6 +195,13 @@ def test_episodes_of_any_images(classes: list[list[int]], labels: set[int], ques
     episodes, exemplars = draw_episodes(items, sorted(labels), questions, np.random.default_rng(seed))
     assert episodes.shape == (len(exemplars), 3)
     assert exemplars.shape == (len(episodes), 4)
+    again = draw_episodes(items, sorted(labels), questions, np.random.default_rng(seed))
+    assert np.array_equal(again[0], episodes)
+    assert np.array_equal(again[1], exemplars)
+    if not labels.intersection(*[[label for held in classes for label in held]]):
+        assert episodes.tolist() == [[0, NOTHING, len(items) - 1]]
+        assert exemplars.tolist() == [[0.5, 0.5, 1, 1]]
+        return
     for (image, label, source), box in zip(episodes.tolist(), exemplars, strict=True):
         assert image != source
         assert label in labels
@@ -208,14 +216,18 @@ def test_episodes_of_any_images(classes: list[list[int]], labels: set[int], ques
             assert set(asked) & present
         if absent and questions > 1:
             assert set(asked) & absent
-    again = draw_episodes(items, sorted(labels), questions, np.random.default_rng(seed))
-    assert np.array_equal(again[0], episodes)
-    assert np.array_equal(again[1], exemplars)
 
 
 def test_a_class_that_is_in_one_image_alone_is_asked_of_all_others_and_not_of_it():
     episodes, _ = draw_episodes(items_of([[0], [1], [1]]), [0], 3, np.random.default_rng(0))
     assert episodes.tolist() == [[1, 0, 0], [2, 0, 0]]
+
+
+def test_an_image_that_comes_twice_is_not_shown_to_itself():
+    first, second = items_of([[0], [0]])
+    twice = second._replace(target=second.target._replace(name=first.target.name))
+    episodes, _ = draw_episodes([first, twice, second], [0], 1, np.random.default_rng(0))
+    assert {(image, source) for image, _, source in episodes.tolist()} <= {(0, 2), (1, 2), (2, 0), (2, 1)}
 
 
 def test_exemplars_that_are_too_small_to_see_are_not_shown():

@@ -23,6 +23,9 @@ from detrkit.structures import Batch, EpisodeBatch, Target
 _MATE_STREAM = 11  # streams 1 to 10 shuffle, augment, drop out, cut patches, make views, and draw places and exemplars
 _EPISODE_STREAM = 12
 
+NOTHING = -1
+"""The class of what is nowhere."""
+
 SMALLEST = 8.0
 """Boxes with a side of fewer pixels, as the model sees them, are no exemplars."""
 
@@ -150,7 +153,8 @@ def draw_episodes(
     """What is looked for in the images of a batch.
 
     Of each image up to `questions` classes are asked, of which one is absent where the other images show any such. A
-    class that only the image itself holds cannot be asked.
+    class that only the image itself holds cannot be asked. Where no image can be asked anything, the first is asked for
+    the whole of the last, which is not in it: every step has something to learn, and all processes take it.
 
     Args:
         items: the images.
@@ -160,30 +164,35 @@ def draw_episodes(
 
     Returns:
         (e, 3) int64 of image, class, and the image that the exemplar is in; (e, 4) float32 of the exemplars' boxes,
-        cxcywh in [0, 1]. There may be none.
+        cxcywh in [0, 1].
     """
-    shown: list[dict[int, list[int]]] = []
-    for item in items:
-        height, width = item.image.shape[1:]
-        sides = item.target.boxes[:, 2:] * torch.tensor([width, height])
-        large = (sides >= SMALLEST).all(1)
-        rows = {label: np.flatnonzero((item.target.labels == label).numpy() & large.numpy()) for label in labels}
-        shown.append({label: found.tolist() for label, found in rows.items() if len(found)})
+    shown = [_exemplars(item, labels) for item in items]
     episodes, exemplars = [], []
     for image, item in enumerate(items):
-        own = set(item.target.labels.tolist())
-        offered = {label for other, rows in enumerate(shown) if other != image for label in rows}
+        others = [other for other, one in enumerate(items) if one.target.name != item.target.name]
+        own, offered = set(item.target.labels.tolist()), {label for other in others for label in shown[other]}
         present, absent = (
             rng.permutation([label for label in labels if label in offered and (label in own) == wanted]).tolist()
             for wanted in (True, False)
         )
         least = max(1, questions - 1)
         for label in [*present[:least], *absent, *present[least:]][:questions]:
-            source = int(rng.choice([other for other, rows in enumerate(shown) if other != image and label in rows]))
+            source = int(rng.choice([other for other in others if label in shown[other]]))
             row = int(rng.choice(shown[source][int(label)]))
             episodes.append((image, int(label), source))
             exemplars.append(items[source].target.boxes[row].numpy())
-    return np.array(episodes, np.int64).reshape(-1, 3), np.array(exemplars, np.float32).reshape(-1, 4)
+    if not episodes:
+        episodes.append((0, NOTHING, len(items) - 1))
+        exemplars.append(np.array([0.5, 0.5, 1.0, 1.0], np.float32))
+    return np.array(episodes, np.int64), np.array(exemplars, np.float32)
+
+
+def _exemplars(item: TrainingItem, labels: Sequence[int]) -> dict[int, list[int]]:
+    """The boxes of an image that can be shown, by class."""
+    height, width = item.image.shape[1:]
+    large = ((item.target.boxes[:, 2:] * torch.tensor([width, height])) >= SMALLEST).all(1).numpy()
+    rows = {label: np.flatnonzero((item.target.labels.numpy() == label) & large).tolist() for label in labels}
+    return {label: found for label, found in rows.items() if found}
 
 
 def turned(item: TrainingItem, quarters: int, mirrored: bool) -> TrainingItem:

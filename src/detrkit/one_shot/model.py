@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -75,6 +75,8 @@ class OneShot(nn.Module):
         for name, number, least in (("cells", cells, 1), ("width", width, 0)):
             if number < least:
                 raise UsageError(f"Bad value for {name}", got=number, expected=f"at least {least}")
+        if place not in get_args(Place):
+            raise UsageError("Bad value for place", got=repr(place), expected=", ".join(get_args(Place)))
         config: Any = detector.config
         backbone: Any = detector.backbone
         channels = backbone.channels[-1]
@@ -125,9 +127,11 @@ class OneShot(nn.Module):
     def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Encoded:
         """All that is done to images once, whatever is looked for in them."""
         detector: Any = self.detector
-        shown = (~padding).float()
-        extent = torch.stack([shown.amax(2).mean(1), shown.amax(1).mean(1)], -1)
-        return Encoded(detector.encode(images, padding), extent)
+        memory = detector.encode(images, padding)
+        stride, grid = detector.backbone.strides[-1], memory.features[-1].shape[-2:]
+        pixels = torch.stack([(~padding).any(2).sum(1), (~padding).any(1).sum(1)], -1)
+        cells = (pixels + stride - 1) // stride  # as many as the image alone would have
+        return Encoded(memory, cells / torch.tensor(grid, device=images.device))
 
     def see(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
         """What the backbone alone says of images without padding: enough to compare places with exemplars."""

@@ -38,7 +38,7 @@ class EpisodeOptions:
     prompted: bool = True
     """Tell the queries what is looked for: the exemplar's feature is added to all of them, as in the paper."""
     place: Literal["position", "content", "both"] = "position"
-    """What of a query the exemplar's feature is added to. A pre-training's own, where the run starts from one."""
+    """What of a query the exemplar's feature is added to; best as in the pre-training, where the run starts from one."""
     start: Literal["pretrained", "tokens", "nothing"] = "pretrained"
     """How the projection of exemplars starts: as that of patches in the pre-training (without one, as `tokens`); as the
     projection of the image's tokens; or so that queries are told nothing at first, and learn to listen."""
