@@ -95,7 +95,10 @@ def classes(arguments: Any, changes: Mapping[str, Any]) -> None:
             if file.exists():
                 continue
             clock = time.process_time()
-            figures = windows(arguments, seed, changes) if arm == "windows" else episodes(arguments, arm, seed, changes)
+            if arm in ARMS:
+                figures = episodes(arguments, arm, seed, changes)
+            else:
+                figures = windows(arguments, seed, changes, whitened=arm == "whitened")
             keep(file, {"arm": NAMES[arm], "seed": seed, "minutes": (time.process_time() - clock) / 60}, figures)
 
 

@@ -32,6 +32,9 @@ Box = Sequence[float]
 LARGEST = 640
 """The shorter side, in pixels, up to which images are enlarged so that windows see small examples in detail."""
 
+SAME = 0.5
+"""Where several things are looked for, places that overlap by more than this (IoU) are the same."""
+
 SEEN = 32
 """So many of the images that are searched say what is usual in them."""
 
@@ -83,6 +86,8 @@ def find(
         UsageError: nothing to look for, or a box that is none or lies outside its image.
     """
     search = search or Search()
+    if not isinstance(images, list | tuple):
+        raise UsageError("This is no list of pictures", got=type(images).__name__, expected="a list of files or images")
     if not things or not all(thing.examples for thing in things):
         raise UsageError("There is no example of what is to be found", expected="at least one box for each thing")
     drawn = [[_drawn(*example) for example in (*thing.examples, *thing.unlike)] for thing in things]
@@ -92,12 +97,9 @@ def find(
     if usual:
         finder.adapt(usual)
     with torch.inference_mode():
-        shown = [
-            Shown.joined([_shown(finder, *example, sizes) for example in (*thing.examples, *thing.unlike)])
-            for thing in things
-        ]
+        shown = _looked_at(finder, things, sizes)
         sought = [_sought(thing, one, search) for thing, one in zip(things, shown, strict=True)]
-        sought = finder.level(usual[:LEVELLED], sought)
+        sought = finder.level(_spread(usual, LEVELLED), sought)
     shortest, longest = sizes
     categories = tuple(Category(number + 1, thing.name) for number, thing in enumerate(things))
     for image in load_images(images, shortest=shortest, longest=longest, workers=workers, unreadable=unreadable):
@@ -167,15 +169,28 @@ def _checked(box: Box, image: Image.Image, name: str) -> np.ndarray:
             expected=f"inside {size}",
             remedy="Boxes are left, top, right, bottom in pixels of the upright image.",
         )
-    return np.clip([x0, y0, x1, y1], 0, [image.width, image.height] * 2)
+    cut = np.clip([x0, y0, x1, y1], 0, [image.width, image.height] * 2)
+    if min(cut[2:] - cut[:2]) < 1:
+        raise UsageError(
+            "The box of the example lies outside its image", where=name, got=box, expected=f"inside {size}"
+        )
+    return cut
 
 
 def _finder(detector: Detector, search: Search) -> Finder:
     model = detector.one_shot
     if model is None:
         model = OneShot(detector.model, prompted=False, width=0, cells=4).to(detector.device).eval()
-    calibrated = detector.calibration
-    return Finder(model, search.candidates or ("queries" if model.width else "windows"), calibrated, search.overlap)
+    candidates = search.candidates or ("queries" if model.width else "windows")
+    if model.width and candidates != "queries":
+        raise UsageError(
+            "A model that was trained to find by example proposes places itself",
+            where="candidates",
+            got=repr(candidates),
+            expected="'queries', or nothing",
+            remedy="To search windows, take a detector or a pre-training.",
+        )
+    return Finder(model, candidates, detector.calibration, search.overlap)
 
 
 def _sizes(detector: Detector, finder: Finder, search: Search, drawn: Sequence[_Drawn]) -> tuple[int, int]:
@@ -195,16 +210,34 @@ def _usual(detector: Detector, finder: Finder, images: Sequence[Picture], sizes:
     """Some of the images that are searched, spread over all of them, where nothing was learnt of what is alike."""
     if finder.model.width:
         return []
-    some = images[:: max(1, len(images) // SEEN)][:SEEN]
+    some = _spread(images, SEEN)
     loaded = load_images(some, shortest=sizes[0], longest=sizes[1], unreadable=lambda index, error: None)
     return [image.tensor.to(detector.device) for image in loaded]
 
 
-def _shown(finder: Finder, picture: Picture, box: Box, sizes: tuple[int, int]) -> Shown:
-    image = _open(picture)
-    inside = _checked(box, image, _called(picture)) / np.array([image.width, image.height] * 2)
-    resized = to_tensor(Evaluation(shortest=sizes[0], longest=sizes[1])(image)).to(finder.device)
-    return finder.show(resized, xyxy_to_cxcywh(torch.from_numpy(inside).float()[None]))
+def _looked_at(finder: Finder, things: Sequence[Thing], sizes: tuple[int, int]) -> list[Shown]:
+    """The examples of each thing, and after them what it is not; every image is opened and encoded once."""
+    boxes: dict[Any, list[tuple[int, int, Picture, Box]]] = {}
+    for number, thing in enumerate(things):
+        for place, (picture, box) in enumerate((*thing.examples, *thing.unlike)):
+            key = str(picture) if isinstance(picture, str | Path) else id(picture)
+            boxes.setdefault(key, []).append((number, place, picture, box))
+    found: list[dict[int, Shown]] = [{} for _ in things]
+    for group in boxes.values():
+        picture = group[0][2]
+        image = _open(picture)
+        whole = np.array([image.width, image.height] * 2)
+        inside = np.stack([_checked(box, image, _called(picture)) / whole for *_, box in group])
+        resized = to_tensor(Evaluation(shortest=sizes[0], longest=sizes[1])(image)).to(finder.device)
+        shown = finder.show(resized, xyxy_to_cxcywh(torch.from_numpy(inside).float()))
+        for row, (number, place, *_) in enumerate(group):
+            found[number][place] = shown.select([row])
+    return [Shown.joined([rows[place] for place in sorted(rows)]) for rows in found]
+
+
+def _spread(values: Sequence[Any], count: int) -> list[Any]:
+    """So many of them at most, from the first to the last."""
+    return [values[place] for place in np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).astype(int))]
 
 
 def _sought(thing: Thing, shown: Shown, search: Search) -> Sought:
@@ -218,7 +251,7 @@ def _joined(found: Sequence[Scored], search: Search) -> Scored:
     """What was found of all things, best first; of a place only the best answer where that is asked for."""
     together = Scored(*(torch.cat(column) for column in zip(*found, strict=True)))
     if search.exclusive and len(found) > 1:
-        order = nms(together.boxes, together.scores, torch.zeros_like(together.labels), search.overlap)
+        order = nms(together.boxes, together.scores, torch.zeros_like(together.labels), min(search.overlap, SAME))
     else:
         order = together.scores.argsort(descending=True, stable=True)
     return Scored(*(column[order] for column in together))

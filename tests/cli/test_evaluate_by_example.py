@@ -88,7 +88,7 @@ def test_figures_of_seen_and_unseen_classes(detrkit, squares, run):
 
 def test_honesty_is_that_of_the_scores_as_they_are_given(squares, run):
     found = evaluate_in_detail(run, squares, split="val", draws=2, shots=2)
-    judged = judge(found.evaluation.annotations, found.evaluation.draws)
+    judged = judge(found.evaluation)
     assert found.figures["ece"] == pytest.approx(reliability(judged.scores, judged.right).ece)
     detector = package.load(run, device="cpu")
     assert found.is_calibrated == ("calibration" in detector.about["one_shot"])

@@ -17,9 +17,9 @@ from detrkit.data.images import open_image
 from detrkit.data.transforms import to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.evaluation.calibration import Calibration
-from detrkit.evaluation.one_shot import draw_questions
+from detrkit.evaluation.one_shot import draw_questions, one_shot_metrics
 from detrkit.one_shot.finder import Finder, Shown
-from detrkit.one_shot.protocol import calibrate, evaluate_one_shot, judge
+from detrkit.one_shot.protocol import OneShotEvaluation, calibrate, evaluate_one_shot, judge
 from detrkit.postprocess import Scored
 from detrkit.structures import Category, Detections
 
@@ -131,7 +131,7 @@ def test_who_knows_everything_is_right_about_everything(data: Annotations):
     assert len(found.draws) == 3
     assert sorted(finder.searched) == [0, 1, 2]  # an image is searched once for all draws
     assert len(ticks) == finder.shown + len(finder.searched)
-    judged = judge(data, found.draws)
+    judged = judge(found)
     assert judged.right.all()
     assert len(judged.scores) == 3 * 7
 
@@ -147,7 +147,7 @@ def test_the_same_seed_asks_the_same(data: Annotations):
 def test_wrong_answers_are_told_from_right_ones_and_each_question_by_itself(data: Annotations):
     wrong = torch.tensor([[0.4, 0.85, 0.5, 0.99]])
     found = evaluated(Knowing(data, wrong), data)
-    judged = judge(data, found.draws)
+    judged = judge(found)
     assert (judged.right == (judged.scores > 0.5)).all()
     asked = [len(draw_questions(data, draw=number, seed=0, smallest=0.04).asked) for number in range(3)]
     assert len(np.unique(judged.question)) == sum(asked)
@@ -158,7 +158,7 @@ def test_crowds_are_neither_asked_about_nor_right_nor_wrong(data: Annotations):
     crowd = data.crowd.copy()
     crowd[3] = True  # the second red square of image 1
     crowded = replace(data, crowd=crowd)
-    judged = judge(crowded, evaluated(Knowing(crowded), crowded).draws)
+    judged = judge(evaluated(Knowing(crowded), crowded))
     assert judged.right.all()
     assert len(judged.scores) == 3 * 6  # of the seven that are found, one is not judged
 
@@ -223,11 +223,12 @@ def scored(data: Annotations, rng: np.random.Generator, count: int = 60) -> list
 
 def test_a_calibration_makes_scores_honest(data: Annotations, rng: np.random.Generator):
     draws = scored(data, rng)
-    made = calibrate(data, draws)
+    found = OneShotEvaluation(one_shot_metrics(data, draws, [0]), data, tuple(draws), {}, (np.zeros(0, int), np.zeros(0)))
+    made = calibrate(found)
     assert made.before.ece > 0.3
     assert made.after.ece < 0.1
     assert made.before.counts.sum() == made.after.counts.sum()
-    judged = judge(data, draws)
+    judged = judge(found)
     held_out = (judged.question // len(data.categories) % len(data)) % 2 == 1
     assert made.before.counts.sum() == held_out.sum()  # measured on one half of the images
     assert 0 < held_out.sum() < len(held_out)
@@ -240,4 +241,4 @@ def test_a_calibration_makes_scores_honest(data: Annotations, rng: np.random.Gen
 
 def test_there_is_nothing_to_calibrate_where_all_is_right(data: Annotations):
     with pytest.raises(UsageError, match="No detection is wrong"):
-        calibrate(data, evaluated(Knowing(data), data).draws)
+        calibrate(evaluated(Knowing(data), data))

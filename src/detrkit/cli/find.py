@@ -222,6 +222,8 @@ def _check_target(format: str, folder: Path, out: Path) -> None:
 
 def _things(options: Options, terminal: Terminal) -> list[Thing]:
     """What is looked for: one thing of the examples that were drawn, or one for each category of a data set."""
+    from detrkit.data.dataset import boxes_in_file
+    from detrkit.data.images import open_image
     from detrkit.find import Thing
 
     unlike = tuple((file, tuple(box)) for file, *box in options.unlike)
@@ -232,8 +234,12 @@ def _things(options: Options, terminal: Terminal) -> list[Thing]:
     tiny = 0
     for index in range(len(annotations)):
         rows = annotations.rows(index)
-        for row in range(rows.start, rows.stop):
-            x0, y0, x1, y1 = annotations.boxes[row].tolist()
+        if rows.start == rows.stop:
+            continue
+        image = open_image(annotations.path(index))
+        height, width = annotations.image_sizes[index].tolist()
+        boxes, _ = boxes_in_file(annotations.boxes[rows], (height, width), (image.height, image.width))
+        for row, (x0, y0, x1, y1) in zip(range(rows.start, rows.stop), boxes.tolist(), strict=True):
             if min(x1 - x0, y1 - y0) < 1:
                 tiny += 1
             elif not annotations.crowd[row]:

@@ -7,7 +7,7 @@ they cost nothing. To each image of a batch another is drawn that shares a class
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +60,11 @@ class PairDataset(Dataset[PairItem]):
         for label, those in self.holders.items():
             for index in those:
                 self.classes[index].append(label)
+        self.crowds: dict[str, frozenset[int]] = {}
+        for index in np.unique(owner[annotations.crowd]).tolist():
+            rows = annotations.rows(index)
+            crowded = annotations.labels[rows][annotations.crowd[rows]].tolist()
+            self.crowds[str(annotations.path(index))] = frozenset(crowded)
         if not self.holders:
             raise DataError(
                 "No class is in two images, so nothing can be shown in one and found in another",
@@ -124,8 +129,16 @@ class _Packed(NamedTuple):
 class _Pack:
     """Collates pairs: turns them all alike, and draws what is asked; an object, so that it can travel to a worker."""
 
-    def __init__(self, labels: Collection[int], questions: int, turned: float, seed: int):
+    def __init__(
+        self,
+        labels: Collection[int],
+        questions: int,
+        turned: float,
+        seed: int,
+        crowds: Mapping[str, frozenset[int]],
+    ):
         self.labels, self.questions, self.turned, self.seed = sorted(labels), questions, turned, seed
+        self.crowds = crowds
 
     def __call__(self, pairs: list[PairItem]) -> _Packed:
         rng = random_stream(_EPISODE_STREAM, self.seed, pairs[0].key.epoch, pairs[0].key.index)
@@ -134,7 +147,7 @@ class _Pack:
             quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
             items = [turned(item, quarters, mirrored) for item in items]
         images, padding, _ = Batch.from_images([item.image for item in items])
-        episodes, exemplars = draw_episodes(items, self.labels, self.questions, rng)
+        episodes, exemplars = draw_episodes(items, self.labels, self.questions, rng, self.crowds)
         return _Packed(
             images,
             padding,
@@ -148,19 +161,26 @@ class _Pack:
 
 
 def draw_episodes(
-    items: Sequence[TrainingItem], labels: Sequence[int], questions: int, rng: np.random.Generator
+    items: Sequence[TrainingItem],
+    labels: Sequence[int],
+    questions: int,
+    rng: np.random.Generator,
+    crowds: Mapping[str, frozenset[int]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What is looked for in the images of a batch.
 
-    Of each image up to `questions` classes are asked, of which one is absent where the other images show any such. A
-    class that only the image itself holds cannot be asked. Where no image can be asked anything, the first is asked for
-    the whole of the last, which is not in it: every step has something to learn, and all processes take it.
+    Of each image up to `questions` classes are asked: those that it holds, one place or more being kept for some that it
+    does not, where the other images show any such. A class that only the image itself holds cannot be asked. Where no
+    image can be asked anything, the first is asked for the whole of the last, which is not in it: every step has
+    something to learn, and all processes take it.
 
     Args:
         items: the images.
         labels: classes that may be asked.
         questions: at least 1.
         rng: draws.
+        crowds: for images by name the classes of which they hold a crowd; of these they are not asked, since not all of
+            their instances are known.
 
     Returns:
         (e, 3) int64 of image, class, and the image that the exemplar is in; (e, 4) float32 of the exemplars' boxes,
@@ -171,6 +191,7 @@ def draw_episodes(
     for image, item in enumerate(items):
         others = [other for other, one in enumerate(items) if one.target.name != item.target.name]
         own, offered = set(item.target.labels.tolist()), {label for other in others for label in shown[other]}
+        offered -= (crowds or {}).get(item.target.name, frozenset())
         present, absent = (
             rng.permutation([label for label in labels if label in offered and (label in own) == wanted]).tolist()
             for wanted in (True, False)
@@ -234,5 +255,5 @@ def episode_batches(
     """
     if questions < 1:
         raise UsageError("Bad value for questions", got=questions, expected="at least 1")
-    pack = _Pack(labels, questions, turned, dataset.seed)
+    pack = _Pack(labels, questions, turned, dataset.seed, dataset.crowds)
     return item_batches(dataset, sampler, pack, workers=workers, pin_memory=pin_memory)

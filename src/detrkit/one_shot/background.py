@@ -25,10 +25,10 @@ def whitening(maps: Iterable[Float[Tensor, "f _ _"]]) -> tuple[Float[Tensor, " f
     """
     count, total, products = 0, torch.zeros(()), torch.zeros(())
     for one in maps:
-        tokens = one.flatten(1).double()
+        tokens = one.flatten(1).cpu().double()  # which some devices do not have
         count, total, products = count + tokens.shape[1], total + tokens.sum(1), products + tokens @ tokens.T
     mean = total / count
     values, vectors = torch.linalg.eigh(products / count - mean[:, None] * mean)
     values = values.clamp(min=0)
     matrix = vectors / (values + SHRINKAGE * values.mean()).clamp(min=1e-12).sqrt()
-    return mean.float(), matrix.float()
+    return mean.float().to(one.device), matrix.float().to(one.device)

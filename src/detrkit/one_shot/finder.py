@@ -29,7 +29,8 @@ Candidates = Literal["queries", "windows", "both"]
 """Which places are looked at."""
 
 Combine = Literal["mean", "max"]
-"""How several examples of one thing are taken together: as their mean, or each on its own, the most alike counting."""
+"""How several examples of one thing are taken together: as their mean; or the prompt by maximum, and each compared on
+its own, the most alike counting."""
 
 SCALES = (0.8, 1.0, 1.25)
 """Sizes of windows, as multiples of the examples' mean size."""
@@ -186,7 +187,7 @@ class Finder:
                 places += self._windows(encoded, one, (image.shape[1], image.shape[2]))
             boxes, logits = (torch.cat(column) for column in zip(*places, strict=True))
             chosen = nms(boxes, logits, torch.zeros_like(logits), self.overlap)[:MOST]
-            scores = torch.from_numpy(self.calibration.apply(logits[chosen].double().cpu().numpy())).float()
+            scores = torch.from_numpy(self.calibration.apply(logits[chosen].cpu().double().numpy())).float()
             found.append(Scored(boxes[chosen], scores.to(boxes), torch.full_like(chosen, number)))
         return found
 

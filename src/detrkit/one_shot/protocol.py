@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
-from detrkit.data.dataset import annotated_frame, boxes_in_file
+from detrkit.data.dataset import annotated_frame, boxes_in_file, random_stream
 from detrkit.data.loading import LoadedImage, load_images
 from detrkit.errors import DataError
 from detrkit.evaluation.calibration import Calibration, Reliability, fit_calibration, reliability, threshold_spread
@@ -29,6 +29,8 @@ from detrkit.structures import Detections
 
 DRAWS = 5
 """Draws of exemplars in the protocol."""
+
+_ABSENT_STREAM = 13
 
 SMALLEST = 0.04
 """Boxes with a side below this share of their image's shorter one are no exemplars: there is nothing to see in them."""
@@ -43,12 +45,15 @@ class OneShotEvaluation:
         annotations: what was asked about.
         draws: for each draw the detections of every image.
         left_out: questions for which there was no exemplar, by class, all draws together.
+        absent: where each image was also asked for a class that it does not hold: the image and the score of each
+            detection, (k,) each. None of them is right. They enter calibration, not AP.
     """
 
     metrics: OneShotMetrics
     annotations: Annotations
     draws: tuple[list[Detections], ...]
     left_out: dict[str, int]
+    absent: tuple[np.ndarray, np.ndarray]
 
 
 class Judged(NamedTuple):
@@ -68,6 +73,7 @@ def evaluate_one_shot(
     seed: int = 0,
     draws: int = DRAWS,
     shots: int = 1,
+    ask_absent: bool = False,
     workers: int = 0,
     on_image: Callable[[], None] | None = None,
 ) -> OneShotEvaluation:
@@ -81,6 +87,7 @@ def evaluate_one_shot(
         seed: of the draws.
         draws: how many.
         shots: exemplars for each question.
+        ask_absent: also ask each image for one seen class that it does not hold, as people do who search a folder.
         workers: processes that load images.
         on_image: called after each image that is loaded; every image is loaded twice.
 
@@ -98,25 +105,34 @@ def evaluate_one_shot(
             got=f"{len(annotations)} images, {len(annotations.boxes)} boxes",
         )
     tell = on_image or (lambda: None)
+    extra = _absent_questions(annotations, asked, seen, seed) if ask_absent else Questions((), {})
+    asked.append(extra)
     shown = _shown(finder, annotations, asked, sizes, workers, tell)
-    answers = _answers(finder, annotations, asked, shown, sizes, workers, tell)
+    *answers, wrong = _answers(finder, annotations, asked, shown, sizes, workers, tell)
+    asked.pop()
     found = tuple(merge(annotations, one.asked, part) for one, part in zip(asked, answers, strict=True))
+    images = np.repeat([question.image for question in extra.asked], [len(one.scores) for one in wrong]).astype(int)
+    absent = (images, np.concatenate([np.zeros(0), *(one.scores for one in wrong)]))
     left_out: dict[str, int] = {}
     for one in asked:
         for name, count in one.left_out.items():
             left_out[name] = left_out.get(name, 0) + count
-    return OneShotEvaluation(one_shot_metrics(annotations, found, seen), annotations, found, left_out)
+    return OneShotEvaluation(one_shot_metrics(annotations, found, seen), annotations, found, left_out, absent)
 
 
-def judge(annotations: Annotations, draws: Sequence[Sequence[Detections]]) -> Judged:
-    """Which detections are right (IoU 0.5), those on crowds left out."""
-    columns = []
-    for number, detections in enumerate(draws):
-        found = flatten(annotations, detections)
-        matches = match(annotations, found, overlapping_pairs(annotations, found))
-        question = (number * len(annotations) + found.images) * len(annotations.categories) + found.labels
+def judge(found: OneShotEvaluation) -> Judged:
+    """Which detections are right (IoU 0.5), those on crowds left out; also of classes that are absent."""
+    annotations, columns = found.annotations, []
+    images, classes = len(annotations), len(annotations.categories)
+    for number, detections in enumerate(found.draws):
+        flat = flatten(annotations, detections)
+        matches = match(annotations, flat, overlapping_pairs(annotations, flat))
+        question = (number * images + flat.images) * classes + flat.labels
         kept = ~matches.ignored
-        columns.append((found.scores[kept], matches.right[kept], question[kept]))
+        columns.append((flat.scores[kept], matches.right[kept], question[kept]))
+    absent, scores = found.absent
+    question = (len(found.draws) * images + absent) * classes
+    columns.append((scores, np.zeros(len(scores), bool), question))
     return Judged(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
@@ -133,17 +149,16 @@ class Calibrated(NamedTuple):
     spread: tuple[float, float]
 
 
-def calibrate(annotations: Annotations, draws: Sequence[Sequence[Detections]]) -> Calibrated:
+def calibrate(found: OneShotEvaluation) -> Calibrated:
     """Make probabilities of scores that are sigmoids of logits.
 
     Args:
-        annotations: held-out images.
-        draws: answers of a finder without calibration.
+        found: answers of a finder without calibration on held-out images.
 
     Raises:
         UsageError: there is nothing right, or nothing wrong, to learn from.
     """
-    judged = judge(annotations, draws)
+    annotations, judged = found.annotations, judge(found)
     logits = np.log(np.clip(judged.scores, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(judged.scores, 1e-6, 1 - 1e-6))
     image = judged.question // len(annotations.categories) % len(annotations)
     first = image % 2 == 0
@@ -157,6 +172,23 @@ def calibrate(annotations: Annotations, draws: Sequence[Sequence[Detections]]) -
         reliability(scores, right),
         (spread[0], spread[1]),
     )
+
+
+def _absent_questions(
+    annotations: Annotations, asked: Sequence[Questions], seen: Collection[int], seed: int
+) -> Questions:
+    """Ask each image for a seen class that it does not hold, with an exemplar that some question has."""
+    rows = sorted({row for one in asked for question in one.asked for row in question.exemplars})
+    by_label = {label: [row for row in rows if annotations.labels[row] == label] for label in sorted(seen)}
+    extra = []
+    for image in range(len(annotations)):
+        held = set(annotations.labels[annotations.rows(image)].tolist())
+        free = [label for label, candidates in by_label.items() if candidates and label not in held]
+        if free:
+            rng = random_stream(_ABSENT_STREAM, seed, image)
+            label = free[int(rng.integers(len(free)))]
+            extra.append(Question(image, label, (int(rng.choice(by_label[label])),)))
+    return Questions(tuple(extra), {})
 
 
 def _smallest(annotations: Annotations) -> float:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from detrkit.errors import UsageError
+
+Candidates = Literal["", "queries", "windows", "both"]
+Combine = Literal["mean", "max"]
 
 
 @dataclass(frozen=True)
@@ -14,11 +18,12 @@ class Search:
 
     threshold: float = 0.5
     """Least score of what is reported, from 0 to 1."""
-    candidates: Literal["", "queries", "windows", "both"] = ""
+    candidates: Candidates = ""
     """Which places are looked at: those that the detector's queries propose, windows of the examples' sizes everywhere,
     or both. Empty: queries of a model that was trained to find by example, else windows."""
-    combine: Literal["mean", "max"] = "mean"
-    """How several examples of one thing are taken together: averaged, or each on its own."""
+    combine: Combine = "mean"
+    """How several examples of one thing are taken together: averaged; or their features pooled by maximum for the
+    queries, and each compared on its own, the most alike counting."""
     overlap: float = 0.5
     """A place that overlaps a better one by more than this (IoU) is left out; 1: none is."""
     exclusive: bool = True
@@ -29,7 +34,13 @@ class Search:
 
     def __post_init__(self) -> None:
         for name in ("threshold", "overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"Bad value for {name}", got=getattr(self, name), expected="between 0 and 1")
-        if self.image_size < 0:
-            raise UsageError("Bad value for image_size", got=self.image_size, expected="at least 0")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UsageError(f"Bad value for {name}", got=repr(value), expected="a number between 0 and 1")
+        if not isinstance(self.image_size, int) or self.image_size < 0:
+            raise UsageError("Bad value for image_size", got=repr(self.image_size), expected="a number of pixels, or 0")
+        for name, known in (("candidates", get_args(Candidates)), ("combine", get_args(Combine))):
+            if (value := getattr(self, name)) not in known:
+                close = difflib.get_close_matches(str(value), known, 1)
+                remedy = f"Did you mean {close[0]!r}?" if close else ""
+                raise UsageError(f"Bad value for {name}", got=repr(value), expected=f"one of {known}", remedy=remedy)

@@ -39,7 +39,7 @@ MEANINGS = {
     "AP_seen": "mean over IoU 0.50 to 0.95 of the classes that training showed",
     "AP_unseen": "the same of classes that training never showed",
     "ratio": "AP50_unseen / AP50_seen",
-    "ece": "how far scores are from the share that is right; 0 is honest",
+    "ece": "how far scores are from the share that is right, absent classes asked for too; 0 is honest",
     "threshold_spread": "how much the precision from score 0.5 on differs between questions",
 }
 """What the figures say; where there are several draws, some have a spread over them, which ends in `_std`."""
@@ -126,10 +126,11 @@ def evaluate_by_example(
         seen=[label for label, category in enumerate(annotations.categories) if category.name in known],
         draws=draws,
         shots=shots,
+        ask_absent=True,
         workers=workers,
         on_image=on_image,
     )
-    judged = judge(annotations, found.draws)
+    judged = judge(found)
     return ByExample(
         found,
         reliability(judged.scores, judged.right),

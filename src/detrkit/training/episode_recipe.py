@@ -31,14 +31,15 @@ class EpisodeOptions:
     """Names of classes that training never sees, separated by commas: images that hold one are left out of it. On the
     validation split they are asked for, too, which shows what is found of things that are new."""
     questions: int = field(default=3, metadata=within(1))
-    """Classes that each image of a batch is asked for, at most; one of them is not in it, where there is such a one."""
+    """Classes that each image of a batch is asked for, at most: as many that it holds as there are but one, and others
+    that it does not."""
     turned: float = field(default=0.0, metadata=within(0, 1))
     """Probability with which all images of a batch are mirrored and turned by quarters alike: a class is another one
     then, so that few classes teach as many. Not where things have a right way up and you look for nothing else."""
     prompted: bool = True
     """Tell the queries what is looked for: the exemplar's feature is added to all of them, as in the paper."""
     place: Literal["position", "content", "both"] = "position"
-    """What of a query the exemplar's feature is added to; best as in the pre-training, where the run starts from one."""
+    """What of a query the exemplar's feature is added to; best as in the pre-training that the run starts from."""
     start: Literal["pretrained", "tokens", "nothing"] = "pretrained"
     """How the projection of exemplars starts: as that of patches in the pre-training (without one, as `tokens`); as the
     projection of the image's tokens; or so that queries are told nothing at first, and learn to listen."""

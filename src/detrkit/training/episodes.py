@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from detrkit.checkpoint import TrainingState, model_folder
+from detrkit.checkpoint import TrainingState, model_folder, read_tensors
+from detrkit.convert.keys import shortened
 from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import DetectionDataset
 from detrkit.data.episodes import LoadedEpisodes, PairDataset, episode_batches
 from detrkit.data.loading import EpochBatches
 from detrkit.errors import DataError, MissingExtraError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
+from detrkit.evaluation.one_shot import draw_questions
 from detrkit.losses.criterion import Losses, SetCriterion
 from detrkit.one_shot import saved
 from detrkit.one_shot.finder import Finder
@@ -150,9 +152,10 @@ class EpisodeSession(Session[EpisodeBatch]):
             Finder(model),
             self.val,
             sizes=(config.image_size, config.longest),
-            seen=self.seen,
+            seen=_labels(self.val, [self.train.categories[label].name for label in self.seen]),
             seed=self.run.seed,
             draws=self.recipe.episodes.draws,
+            ask_absent=True,
             workers=self.workers,
         )
 
@@ -201,6 +204,7 @@ def prepare_episodes(recipe: EpisodeRecipe, data: str | Path, world: World, *, c
     train, seen = _without(train, recipe.episodes.unseen, notes)
     if recipe.episodes.val_limit:
         val = val.select(range(min(len(val), recipe.episodes.val_limit)))
+    _check_val(val, train, seen)
     device = choose_place(recipe.run, world)
     model = _build(recipe, notes, came_from).to(device)
     if recipe.optimization.channels_last:
@@ -257,7 +261,7 @@ def _without(train: Annotations, unseen: str, notes: list[str]) -> tuple[Annotat
     if not seen:
         raise UsageError("Every class is to be unseen, so there is nothing to learn from", where="unseen", got=unseen)
     if not hidden:
-        return train, seen
+        return train, _shown(train, seen, notes)
     owner = np.repeat(np.arange(len(train)), np.diff(train.offsets))
     kept = np.setdiff1d(np.arange(len(train)), owner[np.isin(train.labels, hidden)])
     if not len(kept):
@@ -266,7 +270,37 @@ def _without(train: Annotations, unseen: str, notes: list[str]) -> tuple[Annotat
         f"Unseen: {', '.join(wanted)}; {len(train) - len(kept):,} training images that hold such are left out, "
         f"{len(kept):,} remain"
     )
-    return train.select(kept), seen
+    train = train.select(kept)
+    return train, _shown(train, seen, notes)
+
+
+def _shown(train: Annotations, labels: Sequence[int], notes: list[str]) -> tuple[int, ...]:
+    """The labels of which there is a box; the others are unseen as well."""
+    held = set(train.labels[~train.crowd].tolist())
+    if without := [train.categories[label].name for label in labels if label not in held]:
+        notes.append(f"Without a box in the training images, and so unseen, too: {shortened(without)}")
+    return tuple(label for label in labels if label in held)
+
+
+def _labels(annotations: Annotations, names: Sequence[str]) -> list[int]:
+    """The labels of classes by name."""
+    return [label for label, category in enumerate(annotations.categories) if category.name in names]
+
+
+def _check_val(val: Annotations, train: Annotations, seen: Sequence[int]) -> None:
+    """Refuse before the training a validation split that can ask nothing of a class that was seen.
+
+    Raises:
+        DataError: no seen class is in two of its images.
+    """
+    known = _labels(val, [train.categories[label].name for label in seen])
+    if not known or not draw_questions(val, draw=0, seed=0, labels=known).asked:
+        raise DataError(
+            "Nothing can be asked of the validation images: no class that training sees is in two of them",
+            where=val.source or val.root,
+            got=f"{len(val)} images, {len(val.boxes)} boxes",
+            remedy="Validate on more images (--val-limit 0, --val-fraction 0.2), or leave fewer classes unseen.",
+        )
 
 
 def _build(recipe: EpisodeRecipe, notes: list[str], came_from: str) -> OneShot:
@@ -286,8 +320,10 @@ def _start_heads(model: OneShot, init: str, start: str) -> list[str]:
     """Take over what else is known there of finding by example, or of finding patches."""
     opened = open_model(init)
     if saved.is_one_shot(opened.about):
+        folder = model_folder(locate(init).path)
+        read_tensors(folder / f"{saved.ONE_SHOT}.safetensors")  # a damaged file is an error, another make is not
         try:
-            saved.fill_heads(model, model_folder(locate(init).path))
+            saved.fill_heads(model, folder)
         except ModelError:
             return ["What was learnt there of finding by example is of another make, and begins anew"]
         return ["What was learnt there of finding by example is kept, too"]
@@ -302,7 +338,7 @@ def _start_heads(model: OneShot, init: str, start: str) -> list[str]:
 def _calibrated(found: OneShotEvaluation) -> tuple[Calibrated | None, str]:
     """A calibration, or why there is none."""
     try:
-        return calibrate(found.annotations, found.draws), ""
+        return calibrate(found), ""
     except UsageError as error:
         return None, f"Scores are not calibrated: {error.what[0].lower()}{error.what[1:]}"
 
