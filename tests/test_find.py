@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from one_shot.squares import SMALL, draw, preset_of, small
 from PIL import Image
 
 from detrkit import models
+from detrkit.data.images import open_image
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.find import LARGEST, Search, Thing, examples_of, find, search_of
+from detrkit.one_shot.finder import Finder, Shown, Sought
 from detrkit.one_shot.model import OneShot
 from detrkit.predict import Detector
 from detrkit.structures import Category, Detections
 
+MODULE = importlib.import_module("detrkit.find")  # the package has the function under this name
 SIDE = 24
 EXAMPLE = [("red", 8, 12), ("blue", 80, 50)]
 SCENES = [
@@ -36,8 +42,6 @@ RED, BLUE = box_at(8, 12), box_at(80, 50)
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     """A detector that learnt nothing."""
-    import torch
-
     torch.manual_seed(3)
     config = {**SMALL, "stride": 8, "num_classes": 2, "image_size": 96, "longest": 128}
     model = models.build("detr-nano", **config).eval()
@@ -127,6 +131,8 @@ def test_a_grey_example_is_an_example(detector: Detector, files: list[Path], tmp
         ((100.0, 10.0, 140.0, 30.0), r"lies outside its image.*got \(100.0, 10.0, 140.0, 30.0\).*128 × 96 pixels"),
         ((-9.0, 10.0, 20.0, 30.0), "lies outside"),
         ((10.0, 10.0, 20.0, 99.0), "lies outside"),
+        ((-0.8, 10.0, 0.5, 30.0), r"lies outside its image.*got \(-0.8, 10.0, 0.5, 30.0\).*128 × 96 pixels"),
+        ((10.0, 95.5, 30.0, 96.7), "lies outside"),
         ((10.0, 10.0, 10.5, 30.0), "no area"),
         ((30.0, 10.0, 10.0, 40.0), "no area.*left < right"),
         ((10.0, 40.0, 30.0, 10.0), "no area"),
@@ -240,8 +246,97 @@ def test_learnt_likeness_asks_queries_and_the_rest_looks_at_windows(
     detector.find(files[-1], RED, files[0])
     assert set(asked) == {"look_everywhere"}
     asked.clear()
-    learnt.find(files[-1], RED, files[0], candidates="both")
+    learnt.find(files[-1], RED, files[0], candidates="queries")
+    assert set(asked) == {"answer"}
+    asked.clear()
+    detector.find(files[-1], RED, files[0], candidates="both")
     assert set(asked) == {"answer", "look_everywhere"}
+    asked.clear()
+    for candidates in ("windows", "both"):
+        with pytest.raises(UsageError, match=rf"^candidates: .*proposes places itself; got '{candidates}'"):
+            learnt.find(files[-1], RED, files[0], candidates=candidates)
+    assert not asked
+
+
+def test_the_image_of_examples_is_looked_at_once_for_all_its_boxes(
+    detector: Detector, files: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    things = [
+        Thing("red", ((files[-1], RED), (files[0], box_at(10, 8))), unlike=((str(files[-1]), BLUE),)),
+        Thing("blue", ((files[-1], BLUE), (files[0], box_at(92, 10)), (files[-1], box_at(82, 52)))),
+    ]
+    opened: list[str] = []
+    shown: list[tuple[int, Shown]] = []
+    show = Finder.show
+
+    def opens(source, **named):
+        opened.append(str(source))
+        return open_image(source, **named)
+
+    def shows(self, image, boxes):
+        shown.append((len(boxes), show(self, image, boxes)))
+        return shown[-1][1]
+
+    monkeypatch.setattr(MODULE, "open_image", opens)
+    monkeypatch.setattr(Finder, "show", shows)
+    seen: list[list[Sought]] = []
+    search = Finder.search
+    monkeypatch.setattr(
+        Finder, "search", lambda self, image, sought: seen.append(sought) or search(self, image, sought)
+    )
+    list(find(detector, things, [files[1]], Search(combine="max")))
+    assert sorted(count for count, _ in shown) == [2, 4]
+    assert len(opened) == 4  # two images, to measure their boxes and to look at them
+    # Each thing has its own boxes, in order.
+    (_, there), (_, here) = shown
+    ((red, blue),) = seen
+    torch.testing.assert_close(red.looks, torch.stack([there.looks[0], here.looks[0]]))
+    torch.testing.assert_close(red.unlike, there.looks[1:2])
+    torch.testing.assert_close(blue.looks, torch.stack([there.looks[2], here.looks[1], there.looks[3]]))
+
+
+def test_what_is_usual_is_told_by_images_from_the_first_to_the_last(
+    detector: Detector, files: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    read: list[list[str]] = []
+    load = MODULE.load_images
+
+    def loads(images, **named):
+        read.append([Path(image).name for image in images])
+        return load(images, **named)
+
+    levelled: list[int] = []
+    level = Finder.level
+    monkeypatch.setattr(
+        Finder, "level", lambda self, images, sought: levelled.append(len(images)) or level(self, images, sought)
+    )
+    monkeypatch.setattr(MODULE, "load_images", loads)
+    monkeypatch.setattr(MODULE, "SEEN", 3)
+    monkeypatch.setattr(MODULE, "LEVELLED", 2)
+    thing = Thing("red", ((files[-1], RED),))
+    for images, expected in (
+        ([*files, files[0]], ["0.png", "2.png", "0.png"]),
+        (files, ["0.png", "1.png", "example.png"]),
+        (files[:2], ["0.png", "1.png"]),
+        (files[:1], ["0.png"]),
+    ):
+        read.clear()
+        list(find(detector, [thing], images))
+        assert read == [expected, [file.name for file in images]]
+    assert levelled == [2, 2, 2, 1]
+
+
+def test_a_place_is_one_thing_however_much_places_may_overlap(detector: Detector, files: list[Path]):
+    things = [Thing("red", ((files[-1], RED),)), Thing("blue", ((files[-1], BLUE),))]
+
+    def most(**search) -> float:
+        (answer,) = find(detector, things, files[:1], Search(threshold=0.0, overlap=1.0, **search))
+        assert set(answer.labels.tolist()) == {0, 1}
+        boxes = list(zip(answer.boxes, answer.labels, strict=True))
+        return max(iou(a, tuple(b)) for a, ours in boxes for b, theirs in boxes if ours != theirs)
+
+    assert most() <= 0.5 + 1e-4
+    assert most(exclusive=False) > 0.9
 
 
 def test_images_are_searched_at_the_size_that_is_asked_for(
@@ -271,12 +366,28 @@ def test_images_are_searched_at_the_size_that_is_asked_for(
 def test_options_and_examples_that_make_no_sense_are_refused(detector: Detector, files: list[Path]):
     with pytest.raises(UsageError, match=r"no such option of a search; got 'treshold'.*Did you mean 'threshold'"):
         detector.find(files[-1], RED, files[0], treshold=0.2)
-    for name, value in (("threshold", 1.5), ("threshold", -0.1), ("overlap", 2.0), ("image_size", -1)):
-        with pytest.raises(UsageError, match=f"Bad value for {name}; got {value}"):
-            Search(**{name: value})
+    for name, value, said in (
+        ("threshold", 1.5, "expected a number between 0 and 1"),
+        ("threshold", -0.1, "expected a number between 0 and 1"),
+        ("threshold", math.nan, "expected a number between 0 and 1"),
+        ("threshold", "0.5", "expected a number between 0 and 1"),
+        ("overlap", 2.0, "expected a number between 0 and 1"),
+        ("image_size", -1, "expected a number of pixels"),
+        ("image_size", 100.5, "expected a number of pixels"),
+        ("candidates", "window", "Did you mean 'windows'?"),
+        ("candidates", None, "expected one of"),
+        ("combine", "median", "expected one of ('mean', 'max')"),
+    ):
+        with pytest.raises(
+            UsageError, match=re.escape(f"Bad value for {name}; got {value!r}") + f".*{re.escape(said)}"
+        ):
+            Search.__init__.__wrapped__(object.__new__(Search), **{name: value})  # types unchecked, as users have it
     assert search_of({"overlap": 0.3}) == Search(overlap=0.3)
     with pytest.raises(UsageError, match="2 pictures and 1 boxes"):
         examples_of("red", [files[-1], files[0]], [RED])
+    for pictures in (str(files[0]), files[0], (file for file in files)):
+        with pytest.raises(UsageError, match="no list of pictures; got .*; expected a list of files or images"):
+            next(find.__wrapped__(detector, [Thing("red", ((files[-1], RED),))], pictures))  # types unchecked
     for things in ([], [Thing("red", ())], [Thing("red", ((files[-1], RED),)), Thing("blue", ())]):
         with pytest.raises(UsageError, match="no example"):
             next(find(detector, things, files))

@@ -90,14 +90,15 @@ def find(
         raise UsageError("This is no list of pictures", got=type(images).__name__, expected="a list of files or images")
     if not things or not all(thing.examples for thing in things):
         raise UsageError("There is no example of what is to be found", expected="at least one box for each thing")
-    drawn = [[_drawn(*example) for example in (*thing.examples, *thing.unlike)] for thing in things]
+    drawn = _drawn(things)
+    smallest = min(_smallest(one) for one in drawn)
     finder = _finder(detector, search)
-    sizes = _sizes(detector, finder, search, [one for column in drawn for one in column])
+    sizes = _sizes(detector, finder, search, smallest)
     usual = _usual(detector, finder, images, sizes)
     if usual:
         finder.adapt(usual)
     with torch.inference_mode():
-        shown = _looked_at(finder, things, sizes)
+        shown = _looked_at(finder, drawn, sizes, len(things))
         sought = [_sought(thing, one, search) for thing, one in zip(things, shown, strict=True)]
         sought = finder.level(_spread(usual, LEVELLED), sought)
     shortest, longest = sizes
@@ -118,16 +119,35 @@ def find(
 
 
 class _Drawn(NamedTuple):
-    """How large an example is: its shorter side, as a share of its image's shorter side."""
+    """A picture, the boxes that are drawn in it, and whose each is: the thing's number, the place among its boxes."""
 
-    share: float
+    picture: Picture
+    boxes: list[Box]
+    owners: list[tuple[int, int]]
 
 
-def _drawn(picture: Picture, box: Box) -> _Drawn:
-    """Look at an example; its image is not kept, since there may be many."""
-    image = _open(picture)
-    x0, y0, x1, y1 = _checked(box, image, _called(picture))
-    return _Drawn(min(x1 - x0, y1 - y0) / min(image.size))
+def _drawn(things: Sequence[Thing]) -> list[_Drawn]:
+    """The examples of all things and what they are not, picture by picture: none is opened for each of its boxes."""
+    drawn: dict[str | int, _Drawn] = {}
+    for number, thing in enumerate(things):
+        for place, (picture, box) in enumerate((*thing.examples, *thing.unlike)):
+            key = str(picture) if isinstance(picture, str | Path) else id(picture)
+            one = drawn.setdefault(key, _Drawn(picture, [], []))
+            one.boxes.append(box)
+            one.owners.append((number, place))
+    return list(drawn.values())
+
+
+def _opened(one: _Drawn) -> tuple[Image.Image, np.ndarray]:
+    """The upright image and its boxes, (e, 4), inside it."""
+    image = _open(one.picture)
+    return image, np.stack([_checked(box, image, _called(one.picture)) for box in one.boxes])
+
+
+def _smallest(one: _Drawn) -> float:
+    """The shortest side of its boxes, as a share of the image's shorter side; the image is not kept."""
+    image, boxes = _opened(one)
+    return float((boxes[:, 2:] - boxes[:, :2]).min()) / min(image.size)
 
 
 def _open(picture: Picture) -> Image.Image:
@@ -193,15 +213,15 @@ def _finder(detector: Detector, search: Search) -> Finder:
     return Finder(model, candidates, detector.calibration, search.overlap)
 
 
-def _sizes(detector: Detector, finder: Finder, search: Search, drawn: Sequence[_Drawn]) -> tuple[int, int]:
-    """The shorter side at which images are searched, and the limit of the longer."""
+def _sizes(detector: Detector, finder: Finder, search: Search, smallest: float) -> tuple[int, int]:
+    """The shorter side at which images are searched, and the limit of the longer; `smallest` is of the examples."""
     shortest, longest = detector.image_size
     if search.image_size:
         return search.image_size, round(longest * search.image_size / shortest)
     if finder.candidates != "windows":
         return shortest, longest
     config: Any = detector.model.config
-    wanted = math.ceil(finder.model.cells * config.stride / min(one.share for one in drawn))
+    wanted = math.ceil(finder.model.cells * config.stride / smallest)
     chosen = max(shortest, min(wanted, LARGEST))
     return chosen, round(longest * chosen / shortest)
 
@@ -215,22 +235,15 @@ def _usual(detector: Detector, finder: Finder, images: Sequence[Picture], sizes:
     return [image.tensor.to(detector.device) for image in loaded]
 
 
-def _looked_at(finder: Finder, things: Sequence[Thing], sizes: tuple[int, int]) -> list[Shown]:
-    """The examples of each thing, and after them what it is not; every image is opened and encoded once."""
-    boxes: dict[Any, list[tuple[int, int, Picture, Box]]] = {}
-    for number, thing in enumerate(things):
-        for place, (picture, box) in enumerate((*thing.examples, *thing.unlike)):
-            key = str(picture) if isinstance(picture, str | Path) else id(picture)
-            boxes.setdefault(key, []).append((number, place, picture, box))
-    found: list[dict[int, Shown]] = [{} for _ in things]
-    for group in boxes.values():
-        picture = group[0][2]
-        image = _open(picture)
-        whole = np.array([image.width, image.height] * 2)
-        inside = np.stack([_checked(box, image, _called(picture)) / whole for *_, box in group])
+def _looked_at(finder: Finder, drawn: Sequence[_Drawn], sizes: tuple[int, int], count: int) -> list[Shown]:
+    """The examples of each of the things, and after them what it is not; every image is encoded once."""
+    found: list[dict[int, Shown]] = [{} for _ in range(count)]
+    for one in drawn:
+        image, boxes = _opened(one)
+        inside = torch.from_numpy(boxes / np.array([image.width, image.height] * 2)).float()
         resized = to_tensor(Evaluation(shortest=sizes[0], longest=sizes[1])(image)).to(finder.device)
-        shown = finder.show(resized, xyxy_to_cxcywh(torch.from_numpy(inside).float()))
-        for row, (number, place, *_) in enumerate(group):
+        shown = finder.show(resized, xyxy_to_cxcywh(inside))
+        for row, (number, place) in enumerate(one.owners):
             found[number][place] = shown.select([row])
     return [Shown.joined([rows[place] for place in sorted(rows)]) for rows in found]
 

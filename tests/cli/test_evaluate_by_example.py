@@ -95,6 +95,15 @@ def test_honesty_is_that_of_the_scores_as_they_are_given(squares, run):
     assert found.shots == 2
 
 
+def test_honesty_counts_what_is_found_of_absent_classes(squares, run):
+    found = evaluate_in_detail(run, squares, split="val", draws=1).evaluation
+    images, scores = found.absent
+    assert set(images.tolist()) == {1, 2, 3, 4}  # the first image holds both classes that were seen
+    judged = judge(found)
+    assert np.array_equal(judged.scores[-len(scores) :], scores)
+    assert not judged.right[-len(scores) :].any()
+
+
 def test_classes_that_the_data_alone_know_are_unseen(squares, run):
     detector = package.load(run, device="cpu")
     detector.about["one_shot"]["seen"] = ["green", "elsewhere"]

@@ -205,6 +205,35 @@ def test_boxes_that_are_no_examples_are_left_out_and_told(detrkit, images, train
     assert "Without an example, and not looked for: nut" in said.err
 
 
+def test_examples_are_boxes_in_their_files_whatever_size_was_annotated(
+    detrkit, images, trained, searched, labels, tmp_path
+):
+    def double(document):
+        for image in document["images"]:
+            image |= {"width": 2 * image["width"], "height": 2 * image["height"]}
+        for box in document["annotations"]:
+            box["bbox"] = [2 * side for side in box["bbox"]]
+
+    def examples(change):
+        root = labels(change)
+        assert detrkit("find", trained, "--examples", root, images, "--out", tmp_path / "found").code == 0
+        return [box for thing in searched.things for _, box in thing.examples]
+
+    plain, halved = examples(lambda document: None), examples(double)
+    assert len(plain) == 4
+    assert halved == plain
+
+
+def test_an_image_of_examples_that_cannot_be_read_is_named(detrkit, images, trained, searched, labels, tmp_path):
+    root = labels(lambda document: document["annotations"].pop())
+    (root / "4.png").write_bytes(b"broken" * 9)  # no example is in it
+    assert detrkit("find", trained, "--examples", root, images, "--out", tmp_path / "found").code == 0
+    (root / "2.png").write_bytes(b"broken" * 9)
+    said = detrkit("find", trained, "--examples", root, images, "--out", tmp_path / "found")
+    assert said.code == 3
+    assert str(root / "2.png") in said.err
+
+
 def test_what_is_wrong_with_the_examples_is_told(detrkit, images, trained, searched, labels, tmp_path):
     root = labels(lambda document: None)
     (root / "1.png").unlink()

@@ -317,6 +317,36 @@ def test_crowds_are_no_exemplars_no_targets_and_make_no_mates(data: Annotations)
                 assert not len(target.boxes)
 
 
+def test_an_image_that_holds_a_crowd_of_a_class_is_not_asked_for_it(data: Annotations):
+    crowd = data.crowd.copy()
+    crowd[data.rows(3).start] = True  # one of the two boxes of class 2 there
+    crowd[data.rows(7)] = True  # the only one
+    dataset = pairs_of(replace(data, crowd=crowd))
+    assert dataset.crowds == {str(data.path(index)): frozenset({2}) for index in (3, 7)}
+    asked: set[tuple[str, int]] = set()
+    shown: set[str] = set()
+    for loaded in run(dataset, steps=20, turned=0.0):
+        batch = loaded.batch
+        for image, source, box in zip(batch.asked.tolist(), batch.source.tolist(), batch.exemplars, strict=True):
+            label = class_of(data, batch.names[source], box)
+            asked.add((Path(batch.names[image]).stem, label))
+            shown |= {Path(batch.names[source]).stem} if label == 2 else set()
+    assert not asked & {("003", 2), ("007", 2)}
+    assert {("003", 0), ("007", 1), ("002", 2), ("001", 2)} <= asked
+    assert shown == {"002", "003"}  # what is no crowd can be shown
+
+
+def test_of_which_classes_there_is_a_crowd_is_told_by_name():
+    items, draws = items_of([[0], [0, 1]]), np.random.default_rng
+    episodes, _ = draw_episodes(items, [0, 1], 3, draws(0), {"image 0": frozenset({0})})
+    assert {tuple(row) for row in episodes.tolist()} == {(0, 1, 1), (1, 0, 0)}
+    episodes, exemplars = draw_episodes(
+        items, [0], 3, draws(0), {name: frozenset({0}) for name in ("image 0", "image 1")}
+    )
+    assert episodes.tolist() == [[0, NOTHING, 1]]
+    assert exemplars.tolist() == [[0.5, 0.5, 1, 1]]
+
+
 def test_images_that_cannot_be_read_are_replaced_and_told(data: Annotations):
     data.path(0).write_text("<html>")
     loaded = run(pairs_of(data), steps=4)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detrkit import models
 from detrkit.data.transforms import to_tensor
@@ -50,8 +49,10 @@ def small(variant: str = "detr", *, config: dict[str, Any] | None = None, **opti
     return OneShot(detector, **{"width": 16, **options}).eval()
 
 
-class Averages(nn.Module):
-    """A backbone whose cells see nothing but their own pixels, so that padding changes none of them.
+class Samples(nn.Module):
+    """A backbone whose cells see nothing but their own first pixel, so that padding changes none of them.
+
+    As of any backbone, a last cell that is cut by the border is a whole one in the map.
 
     Args:
         channels: of the map.
@@ -63,8 +64,8 @@ class Averages(nn.Module):
         self.mix = nn.Conv2d(3, channels, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The mean of each cell."""
-        return (F.avg_pool2d(self.mix(images), STRIDE),)
+        """The first pixel of each cell."""
+        return (self.mix(images[..., ::STRIDE, ::STRIDE]),)
 
 
 def episode(images: int = 3, episodes: int = 4, size: tuple[int, int] = (64, 80)) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_shot.squares import STRIDE, Averages, episode, small
+from one_shot.squares import STRIDE, Samples, episode, small
 from torch import Tensor
 
 from detrkit import models
@@ -143,8 +143,9 @@ def test_groups_of_queries_train_and_one_answers(variant: str):
 @pytest.mark.parametrize("width", [16, 0])
 def test_padding_changes_no_look(variant: str, width: int):
     model = small(variant, width=width)
-    model.detector.backbone = Averages(model.detector.backbone.channels[-1])
-    large, narrow, flat = (torch.randn(3, *size) for size in ((96, 128), (96, 64), (48, 128)))
+    model.detector.backbone = Samples(model.detector.backbone.channels[-1])
+    # All but the first have sides that are no multiples of the stride: their last cells are partly padding.
+    large, narrow, flat = (torch.randn(3, *size) for size in ((96, 128), (90, 50), (37, 121)))
     batch = Batch.from_images([large, narrow, flat])
     encoded = model.encode(batch.images, batch.padding)
     boxes = torch.tensor([[[0.5, 0.4, 0.5, 0.6], [0.7, 0.6, 0.6, 0.8], [0.1, 0.2, 0.1, 0.1]]])
@@ -229,6 +230,8 @@ def test_what_makes_no_sense_is_refused():
         small(cells=0)
     with pytest.raises(UsageError, match="width; got -1"):
         small(width=-1)
+    with pytest.raises(UsageError, match="place; got 'above'; expected position, content, both"):
+        OneShot.__init__.__wrapped__(OneShot.__new__(OneShot), small().detector, place="above")  # types unchecked
     with pytest.raises(UsageError, match="not adapted"):
         small(width=16).adapt([torch.ones(256, 2, 2)])
 

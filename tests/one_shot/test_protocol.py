@@ -75,6 +75,7 @@ class Knowing(Finder):
         self.annotations, self.wrong = annotations, torch.zeros(0, 4) if wrong is None else wrong
         self.images = [to_tensor(open_image(annotations.path(index))) for index in range(len(annotations))]
         self.searched: list[int] = []
+        self.asked: list[tuple[int, int]] = []
         self.shown = 0
 
     def _which(self, image: Tensor) -> int:
@@ -102,6 +103,7 @@ class Knowing(Finder):
         answers = []
         for number, one in enumerate(sought):
             label = int(one.looks[0].argmax())
+            self.asked.append((index, label))
             boxes = truth[torch.from_numpy(self.annotations.labels[rows] == label)]
             scores = torch.cat([torch.full((len(boxes),), 0.9), torch.full((len(self.wrong),), 0.3)])
             boxes = torch.cat([boxes, self.wrong])
@@ -145,8 +147,7 @@ def test_the_same_seed_asks_the_same(data: Annotations):
 
 
 def test_wrong_answers_are_told_from_right_ones_and_each_question_by_itself(data: Annotations):
-    wrong = torch.tensor([[0.4, 0.85, 0.5, 0.99]])
-    found = evaluated(Knowing(data, wrong), data)
+    found = evaluated(Knowing(data, WRONG), data)
     judged = judge(found)
     assert (judged.right == (judged.scores > 0.5)).all()
     asked = [len(draw_questions(data, draw=number, seed=0, smallest=0.04).asked) for number in range(3)]
@@ -161,6 +162,54 @@ def test_crowds_are_neither_asked_about_nor_right_nor_wrong(data: Annotations):
     judged = judge(evaluated(Knowing(crowded), crowded))
     assert judged.right.all()
     assert len(judged.scores) == 3 * 6  # of the seven that are found, one is not judged
+
+
+HELD = {(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)}
+"""Which image holds which class that can be asked for."""
+
+
+def test_images_are_asked_for_a_seen_class_that_they_do_not_hold(data: Annotations):
+    finder = Knowing(data)
+    evaluated(finder, data, seen=[0], ask_absent=True)
+    assert set(finder.asked) == HELD | {(3, 0), (4, 0)}
+    assert len(finder.asked) == 3 * len(HELD) + 2  # once, not once a draw
+    assert sorted(finder.searched) == [0, 1, 2, 3, 4]
+    both = set()
+    for seed in range(4):
+        finder = Knowing(data)
+        evaluated(finder, data, seen=[0, 1, 2], seed=seed, ask_absent=True)
+        both |= set(finder.asked) - HELD
+    assert both == {(3, 0), (3, 1), (4, 0), (4, 1)}  # green, of which nothing can be shown, is not among them
+    finder = Knowing(data)
+    evaluated(finder, data, seen=[0])
+    assert set(finder.asked) == HELD
+
+
+def test_an_image_that_holds_a_crowd_of_a_class_does_hold_it(data: Annotations):
+    crowd, labels = data.crowd.copy(), data.labels.copy()
+    crowd[-1], labels[-1] = True, 0  # the square of image 3: now a crowd of red ones
+    crowded, finder = replace(data, crowd=crowd, labels=labels), Knowing(data)
+    evaluated(finder, crowded, seen=[0], ask_absent=True)
+    assert set(finder.asked) - HELD == {(4, 0)}
+
+
+WRONG = torch.tensor([[0.4, 0.85, 0.5, 0.99]])
+
+
+def test_nothing_that_is_absent_is_right_and_average_precision_does_not_ask(data: Annotations):
+    plain, found = (evaluated(Knowing(data, WRONG), data, ask_absent=absent) for absent in (False, True))
+    images, scores = found.absent
+    assert images.tolist() == [3, 4]
+    assert scores.tolist() == pytest.approx([0.3, 0.3])
+    assert not len(plain.absent[0])
+    assert found.metrics.figures == pytest.approx(plain.metrics.figures, nan_ok=True)
+    assert found.left_out == plain.left_out
+    assert len(found.draws) == len(plain.draws) == 3
+    before, judged = judge(plain), judge(found)
+    assert len(judged.scores) == len(before.scores) + 2
+    assert judged.right.sum() == before.right.sum()
+    assert not judged.right[-2:].any()
+    assert len(np.unique(judged.question)) == len(np.unique(before.question)) + 2  # they are questions of their own
 
 
 def test_boxes_of_a_scaled_image_are_answered_in_the_frame_of_the_annotations(data: Annotations):
@@ -221,9 +270,13 @@ def scored(data: Annotations, rng: np.random.Generator, count: int = 60) -> list
     return draws
 
 
+def promising(data: Annotations, rng: np.random.Generator) -> OneShotEvaluation:
+    draws, none = scored(data, rng), (np.zeros(0, np.int64), np.zeros(0))
+    return OneShotEvaluation(one_shot_metrics(data, draws, [0]), data, tuple(draws), {}, none)
+
+
 def test_a_calibration_makes_scores_honest(data: Annotations, rng: np.random.Generator):
-    draws = scored(data, rng)
-    found = OneShotEvaluation(one_shot_metrics(data, draws, [0]), data, tuple(draws), {}, (np.zeros(0, int), np.zeros(0)))
+    found = promising(data, rng)
     made = calibrate(found)
     assert made.before.ece > 0.3
     assert made.after.ece < 0.1
@@ -237,6 +290,16 @@ def test_a_calibration_makes_scores_honest(data: Annotations, rng: np.random.Gen
     assert abs(honest.mean() - judged.right.mean()) < 0.02
     assert judged.scores.mean() > judged.right.mean() + 0.3
     assert all(np.isfinite(made.spread))
+
+
+def test_a_calibration_learns_of_what_is_absent(data: Annotations, rng: np.random.Generator):
+    found = promising(data, rng)
+    images = np.repeat(np.arange(len(data)), 60)
+    absent = replace(found, absent=(images, np.full(len(images), 0.999)))
+    plain, made = calibrate(found), calibrate(absent)
+    logits = np.log([0.999]) - np.log1p([-0.999])
+    assert made.calibration.apply(logits) < plain.calibration.apply(logits) - 0.2
+    assert made.before.counts.sum() == plain.before.counts.sum() + 2 * 60  # of images 1 and 3, which are held out
 
 
 def test_there_is_nothing_to_calibrate_where_all_is_right(data: Annotations):

@@ -90,7 +90,8 @@ def test_damaged_files_are_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "options", [None, {}, {"place": "content", "flavour": 3}, {"cells": "many"}, {"cells": 0}, [], "text"]
+    "options",
+    [None, {}, {"place": "content", "flavour": 3}, {"cells": "many"}, {"cells": 0}, {"place": "above"}, [], "text"],
 )
 def test_options_that_cannot_be_understood_are_named(options: Any, tmp_path: Path):
     folder = written(tmp_path / "model", small())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from training.drawing import content, tiny, without_times, write_coco
+from training.drawing import CATEGORIES, content, tiny, without_times, write_coco
 
 import detrkit
-from detrkit.errors import DataError, UsageError
+from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.losses.matching import NonFiniteError
 from detrkit.one_shot.finder import Finder
 from detrkit.one_shot.protocol import evaluate_one_shot
@@ -178,6 +180,69 @@ def test_classes_that_cannot_be_unseen_are_refused(drawn: Path, tmp_path: Path) 
         session_of(write_coco(tmp_path / "one", {"train": [2], "val": [1, 1]}, classes=1))
 
 
+def labelled(root: Path, **splits: Sequence[Sequence[int]]) -> Path:
+    """A data set whose images hold boxes of these classes: bolt, nut, washer."""
+    write_coco(root, {split: [len(labels) for labels in images] for split, images in splits.items()})
+    for split, images in splits.items():
+        file = root / "annotations" / f"instances_{split}.json"
+        document = json.loads(file.read_text())
+        for box, label in zip(document["annotations"], chain(*images), strict=True):
+            box["category_id"] = CATEGORIES[label]["id"]
+        file.write_text(json.dumps(document))
+    return root
+
+
+def test_seen_classes_are_known_by_name_where_the_validation_numbers_them_otherwise(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "data", train=[[0, 1], [0], [1, 2]], val=[[0, 2], [0, 1], [1, 2]])
+    file = data / "annotations" / "instances_val.json"
+    document = json.loads(file.read_text())
+    document["categories"] = [{"id": 1, "name": "washer"}, *CATEGORIES[:2]]
+    for box in document["annotations"]:
+        box["category_id"] = 1 if box["category_id"] == CATEGORIES[2]["id"] else box["category_id"]
+    file.write_text(json.dumps(document))
+    session = session_of(data, unseen="washer")
+    assert [category.name for category in session.val.categories] == ["washer", "bolt", "nut"]
+    asked = session._asked()
+    assert {one.name: one.seen for one in asked.metrics.per_class} == {"washer": False, "bolt": True, "nut": True}
+
+
+def test_classes_without_a_box_in_training_are_unseen_too(tmp_path: Path) -> None:
+    val = [[0, 1, 2], [0, 1, 2]]
+    two = labelled(tmp_path / "two", train=[[0], [0, 1], [1]], val=val)
+    session = session_of(two)
+    assert session.seen == (0, 1)
+    note = "Without a box in the training images, and so unseen, too: washer"
+    assert note in session.notes
+    assert session._about() == {"seen": ["bolt", "nut"]}
+    # The only washer is in an image that is left out for the nut in it.
+    beside = session_of(labelled(tmp_path / "beside", train=[[0], [0], [1, 2]], val=val), unseen="nut")
+    assert beside.seen == (0,)
+    assert note in beside.notes
+    assert not any("Without a box" in line for line in session_of(two, unseen="washer").notes)
+    file = two / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    for box in document["annotations"]:
+        box["iscrowd"] = int(box["category_id"] == CATEGORIES[1]["id"])
+    file.write_text(json.dumps(document))
+    assert session_of(two).seen == (0,)  # a crowd shows no nut
+
+
+def test_a_validation_that_can_ask_nothing_is_refused_before_the_training(tmp_path: Path) -> None:
+    train_images = [[0, 1], [0, 1], [2]]
+    single = labelled(tmp_path / "single", train=train_images, val=[[0], [1], [2]])
+    said = r"Nothing can be asked of the validation images.*got 3 images, 3 boxes.*--val-limit 0.*fewer classes unseen"
+    with pytest.raises(DataError, match=said):
+        session_of(single)
+    with pytest.raises(DataError, match="Nothing can be asked of the validation images"):
+        train(single, tmp_path / "run", **little())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    apart = labelled(tmp_path / "apart", train=train_images, val=[[2], [2], [0], [0]])
+    with pytest.raises(DataError, match="got 3 images, 3 boxes"):
+        session_of(apart, unseen="washer", val_limit=3)  # only washers are in two of them
+    assert session_of(apart, unseen="washer").seen == (0, 1)
+    assert session_of(apart, val_limit=3).seen == (0, 1, 2)
+
+
 def test_validation_is_of_the_first_images(drawn: Path) -> None:
     assert len(session_of(drawn, val_limit=2).val) == 2
     assert len(session_of(drawn, val_limit=0).val) == len(session_of(drawn).val) == 3
@@ -228,6 +293,22 @@ def test_a_training_goes_on_from_another_and_says_so(drawn: Path, trained: Path)
     assert "of another make, and begins anew" in "\n".join(other.notes)
 
 
+def test_a_damaged_start_is_an_error_and_no_new_beginning(drawn: Path, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "model", folder)
+    file = folder / "one_shot.safetensors"
+    content = file.read_bytes()
+    for broken in (content[: len(content) // 2], b"nothing"):
+        file.write_bytes(broken)
+        with pytest.raises(ModelError, match=r"one_shot\.safetensors.*cannot be read"):
+            session_of(drawn, init=str(folder))
+    file.unlink()
+    with pytest.raises(ModelError, match=r"one_shot\.safetensors"):
+        session_of(drawn, init=str(folder))
+    file.write_bytes(content)
+    assert "finding by example is kept, too" in "\n".join(session_of(drawn, init=str(folder)).notes)
+
+
 def test_a_detector_is_trained_on_what_finds_by_example(drawn: Path, trained: Path, tmp_path: Path) -> None:
     tuned = detrkit.train(drawn, out=tmp_path / "tuned", **tiny(init=str(trained), epochs=1)).load(device="cpu")
     assert tuned.one_shot is None
@@ -245,7 +326,7 @@ def test_an_unreadable_training_image_is_told(tmp_path: Path) -> None:
 def test_scores_that_cannot_be_calibrated_are_told(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(annotations, draws):
+    def refuse(found):
         raise UsageError("No detection is right, so there is nothing to calibrate on")
 
     monkeypatch.setattr("detrkit.training.episodes.calibrate", refuse)

@@ -169,10 +169,11 @@ def draw_episodes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What is looked for in the images of a batch.
 
-    Of each image up to `questions` classes are asked: those that it holds, one place or more being kept for some that it
-    does not, where the other images show any such. A class that only the image itself holds cannot be asked. Where no
-    image can be asked anything, the first is asked for the whole of the last, which is not in it: every step has
-    something to learn, and all processes take it.
+    Of each image up to `questions` classes are asked: those that it holds, one place or more being kept for some that
+    it does not, where the other images show any such. A class that only the image itself holds cannot be asked.
+
+    Where no image can be asked anything, the first is asked for the whole of the last, which is not in it: every step
+    has something to learn, and all processes take it.
 
     Args:
         items: the images.

@@ -41,6 +41,9 @@ STEP = 0.15
 LEAST_STEP = 8.0
 """How far windows are apart at least, in pixels: features that are 16 pixels apart change little in less."""
 
+AT_ONCE = 1 << 24
+"""Numbers of looks that are computed in one go; bounds the memory, changes no result."""
+
 PEAKS = 300
 """The most windows of one size that are kept of an image."""
 
@@ -218,9 +221,10 @@ class Finder:
             width, height = (min(side * scale, float(limit)) for side, limit in zip(one.size, image[::-1], strict=True))
             x, y = _starts(width, image[1], encoded.extent), _starts(height, image[0], encoded.extent)
             size = (width / image[1], height / image[0])
-            looks = self.model.look_everywhere(encoded, x, y, size).flatten(0, 1)
+            rows = max(1, AT_ONCE // (len(x) * one.looks.shape[1]))
+            looked = (self.model.look_everywhere(encoded, x, part, size).flatten(0, 1) for part in torch.split(y, rows))
+            evidence = torch.cat([self._bounded(self._evidence(looks, one), looks, one) for looks in looked])
             corner = torch.cartesian_prod(y, x).flip(-1)
-            evidence = self._bounded(self._evidence(looks, one), looks, one)
             best = evidence.topk(min(PEAKS, len(evidence))).indices
             boxes.append(torch.cat([corner[best], corner[best] + corner.new_tensor(size)], 1))
             logits.append(evidence[best])

@@ -35,6 +35,10 @@ DISTINCT = 4.0
 """How much larger than a token a prompt starts."""
 
 
+MIRRORED = 2
+"""Cells of the map by which images are continued on each side before places are compared."""
+
+
 class Encoded(NamedTuple):
     """Images that can be searched for many things: what the encoder made of them, and how much of each map is image.
 
@@ -134,9 +138,16 @@ class OneShot(nn.Module):
         return Encoded(memory, cells / torch.tensor(grid, device=images.device))
 
     def see(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
-        """What the backbone alone says of images without padding: enough to compare places with exemplars."""
+        """What the backbone alone says of images without padding: enough to compare places with exemplars.
+
+        Images are continued as in a mirror. Else all places at a border would look alike, as nothing else does.
+        """
         backbone: Any = self.detector.backbone
-        features = tuple(backbone(images))
+        stride = backbone.strides[-1]
+        bottom, right = (-side % stride for side in images.shape[-2:])
+        margin = MIRRORED * stride
+        continued = F.pad(images, (margin, margin + right, margin, margin + bottom), mode="reflect")
+        features = (backbone(continued)[-1][..., MIRRORED:-MIRRORED, MIRRORED:-MIRRORED],)
         none = images.new_zeros(len(images), 0, 0)
         return Encoded(Memory(none, none, None, (0, 0), features), images.new_ones(len(images), 2))
 
