@@ -386,7 +386,7 @@ def test_options_and_examples_that_make_no_sense_are_refused(detector: Detector,
     with pytest.raises(UsageError, match="2 pictures and 1 boxes"):
         examples_of("red", [files[-1], files[0]], [RED])
     for pictures in (str(files[0]), files[0], (file for file in files)):
-        with pytest.raises(UsageError, match="no list of pictures; got .*; expected a list of files or images"):
+        with pytest.raises(UsageError, match=r"no list of pictures; got .*; expected a list of files or images"):
             next(find.__wrapped__(detector, [Thing("red", ((files[-1], RED),))], pictures))  # types unchecked
     for things in ([], [Thing("red", ())], [Thing("red", ((files[-1], RED),)), Thing("blue", ())]):
         with pytest.raises(UsageError, match="no example"):

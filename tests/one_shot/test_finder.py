@@ -104,8 +104,23 @@ def test_scores_say_what_model_and_likeness_say(candidates: str):
         expected = told.logits[-1, 0, :, model.matched].sigmoid()
         for score in expected:
             assert (scored.scores - score).abs().min() < 1e-4
-    counts = {one: len(found(Finder(model, one, overlap=1.0), sought).scores) for one in ("queries", "windows")}
-    assert len(scored.scores) == min(sum(counts.values()) if candidates == "both" else counts[candidates], 100)
+    with torch.inference_mode():
+        ((windows, _),) = finder._windows(finder._encode(to_tensor(SCENE)), sought, (96, 128))
+    count = len(windows) * (candidates != "queries") + model.detector.config.num_queries * (candidates != "windows")
+    assert len(scored.scores) == min(count, 100)
+
+
+def test_windows_are_the_same_in_small_portions(raw: Finder, monkeypatch: pytest.MonkeyPatch):
+    finder = adapted(raw)
+    sought = seek(finder.show(*shown(EXAMPLE, 8, 12)))
+    whole, calls = found(finder, sought), []
+    look = finder.model.look_everywhere
+    monkeypatch.setattr(finder.model, "look_everywhere", lambda *given: calls.append(len(given[2])) or look(*given))
+    monkeypatch.setattr("detrkit.one_shot.finder.AT_ONCE", 1)
+    portions = found(finder, sought)
+    assert set(calls) == {1}  # row by row
+    torch.testing.assert_close(portions.boxes, whole.boxes)
+    torch.testing.assert_close(portions.scores, whole.scores, atol=1e-5, rtol=1e-5)
 
 
 def test_what_it_is_not_lies_below_even_odds(raw: Finder):

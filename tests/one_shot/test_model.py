@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.errors import UsageError
 from detrkit.nn.pooling import pool_boxes
 from detrkit.one_shot.background import whitening
-from detrkit.one_shot.model import OneShot
+from detrkit.one_shot.model import MIRRORED, OneShot
 from detrkit.prompts import ask
 from detrkit.structures import Batch
 
@@ -236,8 +237,36 @@ def test_what_makes_no_sense_is_refused():
         small(width=16).adapt([torch.ones(256, 2, 2)])
 
 
+@pytest.mark.parametrize("size", [(64, 80), (50, 37), (90, 5), (1, 16)])
+def test_images_are_continued_as_in_a_mirror(size: tuple[int, int]):
+    model, given = small(), []
+    backbone = Samples(model.detector.backbone.channels[-1])
+    backbone.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    model.detector.backbone = backbone
+    image = torch.randn(2, 3, *size)
+    encoded = model.see(image)
+    bottom, right = (-side % STRIDE for side in size)
+    margin = MIRRORED * STRIDE
+    expected = np.pad(image.numpy(), ((0, 0), (0, 0), (margin, margin + bottom), (margin, margin + right)), "reflect")
+    np.testing.assert_array_equal(given[0].numpy(), expected)
+    # Of the map only what is image is kept.
+    torch.testing.assert_close(encoded.memory.features[-1], backbone(image)[0])
+    assert encoded.extent.tolist() == [[1, 1]] * 2
+
+
+def test_a_border_hardly_shows_in_windows():
+    model = small(config={"stride": 8})
+    plain = torch.randn(3, 1, 1).expand(1, 3, 72, 96)
+    uneven = []
+    for encoded in (model.see(plain), model.encode(plain, torch.zeros(1, 72, 96, dtype=torch.bool))):
+        features = encoded.memory.features[-1].detach()
+        uneven.append(float((features - features[..., 4:5, 6:7]).abs().max()))
+    assert uneven[0] < 0.6 * uneven[1]
+
+
 def test_an_image_without_padding_is_seen_alike_by_both_ways():
     model = small()
+    model.detector.backbone = Samples(model.detector.backbone.channels[-1])
     image = torch.randn(2, 3, 64, 4 * STRIDE)
     seen, encoded = model.see(image), model.encode(image, torch.zeros(2, 64, 64, dtype=torch.bool))
     torch.testing.assert_close(seen.memory.features[-1], encoded.memory.features[-1])

@@ -228,6 +228,10 @@ def _things(options: Options, terminal: Terminal) -> list[Thing]:
 
     unlike = tuple((file, tuple(box)) for file, *box in options.unlike)
     if options.example:
+        for file, *box in options.example:
+            image = open_image(file)
+            if min(box[:2]) < 1 or box[2] > image.width - 1 or box[3] > image.height - 1:
+                terminal.note(f"{file}: the example touches the border; one that is whole finds more.")
         return [Thing(options.name.strip(), tuple((file, tuple(box)) for file, *box in options.example), unlike)]
     annotations = _examples(options, terminal)
     chosen: dict[int, list[tuple[str, tuple[float, ...]]]] = {row: [] for row in range(len(annotations.categories))}

@@ -143,11 +143,8 @@ class OneShot(nn.Module):
         Images are continued as in a mirror. Else all places at a border would look alike, as nothing else does.
         """
         backbone: Any = self.detector.backbone
-        stride = backbone.strides[-1]
-        bottom, right = (-side % stride for side in images.shape[-2:])
-        margin = MIRRORED * stride
-        continued = F.pad(images, (margin, margin + right, margin, margin + bottom), mode="reflect")
-        features = (backbone(continued)[-1][..., MIRRORED:-MIRRORED, MIRRORED:-MIRRORED],)
+        rows, columns = (_mirrored(side, backbone.strides[-1]).to(images.device) for side in images.shape[-2:])
+        features = (backbone(images[..., rows[:, None], columns])[-1][..., MIRRORED:-MIRRORED, MIRRORED:-MIRRORED],)
         none = images.new_zeros(len(images), 0, 0)
         return Encoded(Memory(none, none, None, (0, 0), features), images.new_ones(len(images), 2))
 
@@ -268,3 +265,9 @@ class OneShot(nn.Module):
         """The features of the parts of places, in maps of which some is padding."""
         height, width = extent[:, None].unbind(-1)
         return pool_grids(maps, boxes * torch.stack([width, height, width, height], -1), cells)
+
+
+def _mirrored(side: int, stride: int) -> Int64[Tensor, " n"]:
+    """Where the pixels of a side come from that is continued at both ends, also where it is shorter than these."""
+    places = torch.arange(-MIRRORED * stride, side + -side % stride + MIRRORED * stride) % max(2 * side - 2, 1)
+    return torch.minimum(places, 2 * side - 2 - places)
