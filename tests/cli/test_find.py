@@ -234,6 +234,17 @@ def test_an_image_of_examples_that_cannot_be_read_is_named(detrkit, images, trai
     assert str(root / "2.png") in said.err
 
 
+@pytest.mark.parametrize(
+    ("box", "touches"),
+    [((0, 4, 20, 30), True), ((3, 4, 49.5, 30), True), ((3, 4, 20, 40.5), True), ((1, 1, 49, 39), False)],
+)
+def test_an_example_that_is_cut_by_the_border_is_told(detrkit, images, trained, searched, tmp_path, box, touches):
+    file = images / "a" / "1.png"
+    said = detrkit("find", trained, "--example", file, *box, images, "--out", tmp_path / "found")
+    assert said.code == 0
+    assert (f"{file}: the example touches the border" in said.err) == touches
+
+
 def test_what_is_wrong_with_the_examples_is_told(detrkit, images, trained, searched, labels, tmp_path):
     root = labels(lambda document: None)
     (root / "1.png").unlink()

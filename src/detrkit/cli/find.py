@@ -230,7 +230,8 @@ def _things(options: Options, terminal: Terminal) -> list[Thing]:
     if options.example:
         for file, *box in options.example:
             image = open_image(file)
-            if min(box[:2]) < 1 or box[2] > image.width - 1 or box[3] > image.height - 1:
+            left, top, right, bottom = box
+            if -1 <= min(left, top, image.width - right, image.height - bottom) < 1:  # what is further out is refused
                 terminal.note(f"{file}: the example touches the border; one that is whole finds more.")
         return [Thing(options.name.strip(), tuple((file, tuple(box)) for file, *box in options.example), unlike)]
     annotations = _examples(options, terminal)
