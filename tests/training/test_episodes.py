@@ -76,6 +76,16 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_the_packaged_recipe_fits_its_model() -> None:
+    file = Path(detrkit.__file__).parent / "recipes" / "one-shot-conditional-nano.toml"
+    recipe = read(file, of_task("", file))
+    assert isinstance(recipe, EpisodeRecipe)
+    _, config = detrkit.models.configure(recipe.model.model)
+    assert config.num_queries
+    with pytest.raises(UsageError, match="recipe of another task; got task = 'one-shot'"):
+        detrkit.pretrain("images", out="run", recipe=file)
+
+
 @pytest.mark.parametrize("model", ["detr-nano", "conditional-detr-nano"])
 def test_a_one_shot_detector_is_trained_from_end_to_end(model: str, drawn: Path, tmp_path: Path) -> None:
     seen: list[Event] = []

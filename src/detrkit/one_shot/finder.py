@@ -51,7 +51,7 @@ APART = 0.3
 """Windows that overlap a better one by more than this (IoU) are dropped: they are the same peak."""
 
 CERTAIN = 4.0
-"""The logit of what is as alike to the examples as they are to each other, where nothing was learnt."""
+"""The logit of what is two deviations more alike than at even odds, where nothing was learnt."""
 
 KINSHIP = (0.2, 0.1)
 """How alike things of a kind are expected to be before any example says so: mean and deviation of the cosine."""
@@ -86,8 +86,7 @@ class Sought(NamedTuple):
     @property
     def slope(self) -> float:
         """How fast the logit rises with likeness, where nothing was learnt."""
-        mean = self.kinship[0]
-        return CERTAIN / max(mean - self.even, mean / 4)
+        return CERTAIN / (2 * self.kinship[1])
 
 
 class Shown(NamedTuple):

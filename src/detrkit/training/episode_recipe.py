@@ -90,7 +90,9 @@ def of_task(task: str, recipe: AnyRecipe | str | Path | None = None) -> AnyRecip
     """
     if isinstance(recipe, AnyRecipe):
         return type(recipe)()
-    task = task or (task_of(recipe) if recipe is not None else "") or DETECTION
+    if not task and recipe is not None and (named := task_of(recipe)) in TASKS:
+        task = named  # any other is refused where the file is read
+    task = task or DETECTION
     if task not in TASKS:
         raise UsageError("There is no such task", where="task", got=repr(task), expected=f"one of {', '.join(TASKS)}")
     return TASKS[task]()

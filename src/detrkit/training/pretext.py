@@ -174,8 +174,8 @@ def of_task(task: str, recipe: str | Path | None = None) -> PretextRecipe:
     Raises:
         UsageError: there is no such task or recipe.
     """
-    if not task and recipe is not None:
-        task = task_of(recipe, PatchRecipe)
+    if not task and recipe is not None and (named := task_of(recipe, PatchRecipe)) in TASKS:
+        task = named  # any other is refused where the file is read
     task = task or PatchRecipe.task
     if task not in TASKS:
         raise UsageError("There is no such task", where="task", got=repr(task), expected=f"one of {', '.join(TASKS)}")
