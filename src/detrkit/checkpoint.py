@@ -183,6 +183,26 @@ def fill(model: nn.Module, folder: Path) -> None:
         raise ModelError(error.what, where=file, got=error.got) from error
 
 
+def fill_beside(holder: nn.Module, folder: Path, part: str) -> None:
+    """Give what holds a detector its own weights, which lie beside those of the detector.
+
+    Args:
+        holder: has the detector as `detector`, which stays as it is.
+        folder: a model folder.
+        part: the file's name without its ending.
+
+    Raises:
+        ModelError: the file is missing or damaged, or its weights do not fit: names the file and the tensors.
+    """
+    file = folder / f"{part}.safetensors"
+    held = {name: tensor for name, tensor in holder.state_dict().items() if name.startswith("detector.")}
+    own = read_tensors(file)
+    try:
+        load_strictly(holder, {**held, **own})
+    except ModelError as error:
+        raise ModelError(error.what, where=file, got=error.got) from error
+
+
 def load_training(folder: Path) -> TrainingState:
     """Read what `save_training` added to a model folder.
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from detrkit.checkpoint import TrainingState, model_folder, read_tensors, save_model, save_training
+from detrkit.checkpoint import TrainingState, fill_beside, model_folder, save_model, save_training
 from detrkit.checkpoint import fill as fill_detector
-from detrkit.convert import load_strictly
 from detrkit.errors import ModelError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.one_shot.model import OneShot
@@ -82,12 +81,7 @@ def fill(model: OneShot, folder: Path) -> None:
 
 def fill_heads(model: OneShot, folder: Path) -> None:
     """Give a model what `save` wrote beside the detector; errors as of `fill`."""
-    file = folder / f"{ONE_SHOT}.safetensors"
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_DETECTOR)}
-    try:
-        load_strictly(model, {**own, **read_tensors(file)})
-    except ModelError as error:
-        raise ModelError(error.what, where=file, got=error.got) from error
+    fill_beside(model, folder, ONE_SHOT)
 
 
 def is_one_shot(about: Mapping[str, Any] | None) -> bool:

@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from detrkit.checkpoint import TrainingState, load_model, model_folder, read_tensors, save_model, save_training
+from detrkit.checkpoint import TrainingState, fill_beside, load_model, model_folder, save_model, save_training
 from detrkit.checkpoint import fill as fill_detector
-from detrkit.convert import load_strictly
 from detrkit.errors import ModelError
 from detrkit.pretrain.up_detr import UpDetr
 from detrkit.structures import Category
@@ -90,12 +87,7 @@ def fill(task: UpDetr, folder: Path) -> None:
 
 def fill_heads(task: UpDetr, folder: Path) -> None:
     """Give a task's heads the weights that `save` wrote; errors as of `fill`."""
-    file = folder / f"{PRETEXT}.safetensors"
-    heads = read_tensors(file)
-    try:
-        load_strictly(task, {**_detector_of(task), **heads})
-    except ModelError as error:
-        raise ModelError(error.what, where=file, got=error.got) from error
+    fill_beside(task, folder, PRETEXT)
 
 
 def is_pretrained(about: Mapping[str, Any] | None) -> bool:
@@ -116,10 +108,6 @@ def options_of(task: UpDetr) -> dict[str, Any]:
         "place": task.place,
         "frozen_backbone": not any(parameter.requires_grad for parameter in backbone.parameters()),
     }
-
-
-def _detector_of(task: UpDetr) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in task.state_dict().items() if name.startswith(_DETECTOR)}
 
 
 def _categories(task: UpDetr) -> tuple[Category, ...]:
