@@ -7,6 +7,7 @@ from PIL import Image
 
 from detrkit import visualize
 from detrkit.errors import DataError, MissingExtraError, UsageError
+from detrkit.masks import RunLengths
 from detrkit.structures import Category, Detections
 from detrkit.visualize.labels import Label, place_labels, shorten
 from detrkit.visualize.pictures import PALETTE, font_of, ink_on
@@ -23,7 +24,7 @@ def found(boxes, scores, labels, size=(120, 160), masks=None):
         np.array(labels, np.int64),
         CATEGORIES,
         size,
-        masks=masks,
+        segments=None if masks is None else RunLengths.encode(masks),
     )
 
 

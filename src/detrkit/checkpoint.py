@@ -318,7 +318,9 @@ def _described(about: Mapping[str, Any]) -> tuple[nn.Module, tuple[Category, ...
         if type(value) not in wanted:
             raise ValueError(f"{name} = {value!r}, which should be of type {wanted[-1].__name__}")
     config = module.Config(**values)
-    categories = tuple(Category(int(number), str(name)) for number, name in about["categories"])
+    categories = tuple(
+        Category(int(number), str(name), not rest or bool(rest[0])) for number, name, *rest in about["categories"]
+    )
     if len(categories) != config.num_classes:
         raise ValueError(f"{len(categories)} categories for num_classes {config.num_classes}")
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced; the caller's random state stays
@@ -359,7 +361,7 @@ def _write_model(
         "variant": type(model).__module__.rsplit(".", 1)[-1],
         "preset": preset,
         "config": dataclasses.asdict(model.config),  # type: ignore[call-overload]
-        "categories": [list(category) for category in categories],
+        "categories": [category.to_json() for category in categories],
         "about": dict(about),
     }
     (to / "config.json").write_text(json.dumps(description, indent=1), encoding="utf-8")

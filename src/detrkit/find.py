@@ -262,12 +262,12 @@ def _sought(thing: Thing, shown: Shown, search: Search) -> Sought:
 
 def _joined(found: Sequence[Scored], search: Search) -> Scored:
     """What was found of all things, best first; of a place only the best answer where that is asked for."""
-    together = Scored(*(torch.cat(column) for column in zip(*found, strict=True)))
+    together = Scored(*(torch.cat(column) for column in zip(*(one[:3] for one in found), strict=True)))
     if search.exclusive and len(found) > 1:
         order = nms(together.boxes, together.scores, torch.zeros_like(together.labels), min(search.overlap, SAME))
     else:
         order = together.scores.argsort(descending=True, stable=True)
-    return Scored(*(column[order] for column in together))
+    return Scored(*(column[order] for column in together[:3]))
 
 
 def examples_of(

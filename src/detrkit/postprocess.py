@@ -20,11 +20,14 @@ MOST = 100
 
 
 class Scored(NamedTuple):
-    """Detections of one image: boxes xyxy in pixels, scores in [0, 1], labels."""
+    """Detections of one image: boxes xyxy in pixels, scores in [0, 1], labels, and which query of the last layer each
+    comes from; None where several layers answer together.
+    """
 
     boxes: Float[Tensor, "n 4"]
     scores: Float[Tensor, " n"]
     labels: Int64[Tensor, " n"]
+    queries: Int64[Tensor, " n"] | None = None
 
 
 def to_pixels(boxes: Float[Tensor, "*n q 4"], sizes: Int64[Tensor, "b 2"]) -> Float[Tensor, "*n q 4"]:
@@ -44,7 +47,8 @@ def softmax_detections(predictions: Predictions, sizes: Int64[Tensor, "b 2"]) ->
     """
     scores, labels = predictions.logits[-1].float().softmax(-1)[..., :-1].max(-1)
     boxes = to_pixels(predictions.boxes[-1].float(), sizes)
-    return [Scored(*image) for image in zip(boxes, scores, labels, strict=True)]
+    queries = torch.arange(boxes.shape[1], device=boxes.device)
+    return [Scored(*image, queries) for image in zip(boxes, scores, labels, strict=True)]
 
 
 def softmax_ensemble(
@@ -95,7 +99,8 @@ def sigmoid_ensemble(
         for layer in zip(predictions.logits, predictions.boxes, strict=True)
     ]
     together = [
-        Scored(*(torch.cat(column) for column in zip(*image, strict=True))) for image in zip(*layers, strict=True)
+        Scored(*(torch.cat(column) for column in zip(*(layer[:3] for layer in image), strict=True)))
+        for image in zip(*layers, strict=True)
     ]
     return [_without_overlaps(candidates, iou, top) for candidates in together]
 
@@ -110,9 +115,9 @@ def _chances(
 def _best(chances: Float[Tensor, "q c"], boxes: Float[Tensor, "q 4"], top: int) -> Scored:
     scores, pairs = chances.flatten().topk(min(top, chances.numel()))
     query, label = pairs // chances.shape[1], pairs % chances.shape[1]
-    return Scored(boxes[query], scores, label)
+    return Scored(boxes[query], scores, label, query)
 
 
 def _without_overlaps(candidates: Scored, iou: float, top: int) -> Scored:
     kept = nms(candidates.boxes, candidates.scores, candidates.labels, iou)[:top]
-    return Scored(*(column[kept] for column in candidates))
+    return Scored(candidates.boxes[kept], candidates.scores[kept], candidates.labels[kept])

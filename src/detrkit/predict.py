@@ -233,7 +233,7 @@ class Detector:
         with torch.inference_mode():  # and not over the whole: the caller acts between two answers
             predictions = self.model(batch.images, batch.padding)
             scored = self.variant.postprocess(predictions, sizes, ensemble=ensemble)
-        for image, (boxes, scores, labels) in zip(group, scored, strict=True):
+        for image, (boxes, scores, labels, _) in zip(group, scored, strict=True):
             order = scores.argsort(descending=True, stable=True)
             height, width = image.original
             limit = np.array([width, height, width, height], np.float32)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from detrkit.errors import MissingExtraError, UsageError
+from detrkit.masks import RunLengths
 
 if TYPE_CHECKING:
     import supervision
@@ -30,27 +31,36 @@ NORMALIZATION_STD = (0.229, 0.224, 0.225)
 class Category(NamedTuple):
     """A row of the category table: `id` as the data set's files say it, `name` for people.
 
-    The label of a category is its row number, 0 … c − 1; ids may have gaps and start anywhere.
+    The label of a category is its row number, 0 … c − 1; ids may have gaps and start anywhere. `is_thing`: what can be
+    counted, such as a person; False for stuff, such as the sky, of which an image holds one segment at most.
     """
 
     id: int
     name: str
+    is_thing: bool = True
+
+    def to_json(self) -> list[int | str | bool]:
+        """Id and name, and, of stuff only, that it is no thing."""
+        return [self.id, self.name] if self.is_thing else [self.id, self.name, False]
 
 
 class Target(NamedTuple):
     """What an image truly holds, as the losses want it.
 
     `labels` are rows of the category table; `boxes` are cxcywh in [0, 1] of the unpadded image; `name` is the image's
-    file, for messages.
+    file, for messages. `masks`, where they were asked for, are in pixels of the resized, unpadded image; one without
+    any pixel is not known, or too small to be seen at this size.
     """
 
     labels: Int64[Tensor, " t"]
     boxes: Float[Tensor, "t 4"]
     name: str = ""
+    masks: Bool[Tensor, "t h w"] | None = None
 
     def to(self, device: torch.device | str) -> Target:
         """The same target on another device."""
-        return Target(self.labels.to(device), self.boxes.to(device), self.name)
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return Target(self.labels.to(device), self.boxes.to(device), self.name, masks)
 
 
 class Batch(NamedTuple):
@@ -207,7 +217,8 @@ class Memory(NamedTuple):
     """What the encoder made of a batch of images: `n` tokens each, row by row over the grid.
 
     `padding` is True where a token lies in the padded part; None where nothing is padded. `features` are the
-    backbone's maps, finest first, for heads that need more than the tokens.
+    backbone's maps, finest first, and `projected` is the coarsest of them at the tokens' width before the encoder, for
+    heads that need more than the tokens.
     """
 
     tokens: Float[Tensor, "b n d"]
@@ -215,6 +226,7 @@ class Memory(NamedTuple):
     padding: Bool[Tensor, "b n"] | None
     grid: tuple[int, int]
     features: tuple[Float[Tensor, "b _ _ _"], ...] = ()
+    projected: Float[Tensor, "b d _ _"] | None = None
 
     def select(self, images: Int64[Tensor, " e"]) -> Memory:
         """The memory of some of the images, as often as they are named, without the features.
@@ -222,7 +234,7 @@ class Memory(NamedTuple):
         That of a single image stays one row, which serves any number of rows of queries.
         """
         if len(self.tokens) == 1:
-            return self._replace(features=())
+            return self._replace(features=(), projected=None)
         padding = None if self.padding is None else self.padding[images]
         return Memory(self.tokens[images], self.position[images], padding, self.grid)
 
@@ -261,7 +273,7 @@ class Detections:
         categories: the category table that the labels point into.
         image_size: height and width of the original image in pixels.
         source: the file that the image came from, where there is one.
-        masks: (n, height, width) bool, where the model makes them.
+        segments: the mask of each detection, of the image's size, where the model makes them.
     """
 
     boxes: np.ndarray
@@ -270,7 +282,7 @@ class Detections:
     categories: tuple[Category, ...]
     image_size: tuple[int, int]
     source: str = ""
-    masks: np.ndarray | None = None
+    segments: RunLengths | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -284,8 +296,15 @@ class Detections:
             self.categories,
             self.image_size,
             self.source,
-            None if self.masks is None else self.masks[chosen],
+            None if self.segments is None else self.segments[chosen],
         )
+
+    @property
+    def masks(self) -> Bool[np.ndarray, "n h w"] | None:
+        """The pixels of each detection, decoded anew at each call; None where the model makes no masks."""
+        if self.segments is None:
+            return None
+        return self.segments.decode() if len(self) else np.zeros((0, *self.image_size), bool)
 
     @property
     def names(self) -> list[str]:
@@ -297,15 +316,20 @@ class Detections:
         return self[self.scores >= threshold]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO results: a dict for each detection, with the data set's category id and the box as xywh pixels."""
+        """COCO results: a dict for each detection, with the data set's category id and the box as xywh pixels.
+
+        Masks, where there are any, stand under `segmentation` as compressed run lengths.
+        """
+        masks = [{}] * len(self) if self.segments is None else self.segments.to_coco()
         return [
             {
                 "image_id": int(image_id),
                 "category_id": int(self.categories[label].id),
                 "bbox": [float(x0), float(y0), float(x1) - float(x0), float(y1) - float(y0)],
                 "score": float(score),
+                **({"segmentation": mask} if mask else {}),
             }
-            for (x0, y0, x1, y1), score, label in zip(self.boxes, self.scores, self.labels, strict=True)
+            for (x0, y0, x1, y1), score, label, mask in zip(self.boxes, self.scores, self.labels, masks, strict=True)
         ]
 
     def to_supervision(self) -> supervision.Detections:

@@ -74,6 +74,7 @@ class Model(nn.Module):
             outside.flatten(1),
             (x.shape[-2], x.shape[-1]),
             tuple(features),
+            x,
         )
 
     def queries(self, batch_size: int) -> Queries:

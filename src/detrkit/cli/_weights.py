@@ -58,7 +58,7 @@ def weights_document(found: Found) -> dict[str, Any]:
         "preset": found.preset,
         "parameters": sum(parameter.numel() for parameter in found.model.parameters()),
         "config": dataclasses.asdict(config),
-        "categories": [list(category) for category in found.categories],
+        "categories": [category.to_json() for category in found.categories],
         "assumed": list(_assumed(found)),
         "tensors": counts(found.report),
         "report": [dataclasses.asdict(fate) for fate in found.report],

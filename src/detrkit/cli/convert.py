@@ -74,7 +74,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         "model": out,
         **weights_document(found),
         "format": options.to,
-        "categories": [list(category) for category in categories],
+        "categories": [category.to_json() for category in categories],
     }
     use = f"Use it:  detrkit predict {shell(out)} IMAGES --out found"
     if options.to == "huggingface":

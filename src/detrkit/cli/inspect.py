@@ -121,7 +121,7 @@ def _run_document(path: Path) -> dict[str, Any]:
         "variant": saved.variant,
         "preset": saved.preset,
         "config": config["config"],
-        "categories": [list(category) for category in saved.categories],
+        "categories": [category.to_json() for category in saved.categories],
         "parameters": {"all": sum(numbers.values()), **numbers},
         "about": saved.about,
     }

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload, runtime_checkable
 
 import numpy as np
 
 from detrkit.data.problems import Problems
+from detrkit.masks import RunLengths
 from detrkit.structures import Category
 
 
@@ -46,6 +47,25 @@ class Strings(Sequence[str]):
         return (self[position] for position in range(len(self)))
 
 
+@runtime_checkable
+class Masks(Protocol):
+    """The masks of objects, one a row, kept small: as run lengths, or as places in files of pictures."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Masks:
+        """Some of them, in the order that is asked for."""
+        ...
+
+    def encoded(self, rows: slice) -> RunLengths:
+        """The masks of the objects of one image as run lengths; those that are not known have none.
+
+        Raises:
+            DataError: a file that holds them cannot be read; it is named.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
     """One split of an annotated data set, in columns. `n` images, `m` boxes; the boxes of image i are
@@ -65,6 +85,7 @@ class Annotations:
         categories: the table from label to (id, name).
         problems: what was wrong with the files, counted.
         source: the format and the path that this was read from, for messages.
+        masks: m masks in pixels of the upright image, where they were asked for and there are any.
     """
 
     root: Path
@@ -80,6 +101,7 @@ class Annotations:
     categories: tuple[Category, ...]
     problems: Problems = field(default_factory=Problems)
     source: str = ""
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -109,6 +131,7 @@ class Annotations:
             areas=self.areas[rows],
             crowd=self.crowd[rows],
             difficult=self.difficult[rows],
+            masks=None if self.masks is None else self.masks[rows],
         )
 
     def summary(self) -> str:

@@ -260,6 +260,7 @@ def with_categories(annotations: Annotations, categories: Sequence[Category]) ->
         areas=annotations.areas[good],
         crowd=annotations.crowd[good],
         difficult=annotations.difficult[good],
+        masks=None if annotations.masks is None else annotations.masks[np.flatnonzero(good)],
         categories=tuple(categories),
         problems=problems,
     )

@@ -274,7 +274,7 @@ class Model(nn.Module):
         hidden = outside.flatten(1) if bool(padding.any()) else None
         tokens = x.flatten(2).transpose(1, 2)
         tokens = self.encoder(tokens, position, hidden)
-        return Memory(tokens, position, hidden, grid, features)
+        return Memory(tokens, position, hidden, grid, features, x)
 
     def queries(self, batch_size: int) -> Queries:
         """The learned queries: a position and no content. All groups in training."""

@@ -190,7 +190,7 @@ class Model(nn.Module):
         if self.config.position_in_content:
             tokens = tokens + position
         tokens = self.encoder(tokens, position, hidden)
-        return Memory(tokens, position, hidden, grid, features)
+        return Memory(tokens, position, hidden, grid, features, x)
 
     def queries(self, batch_size: int) -> Queries:
         """The learned queries: a position and, unless they started on a grid, no content. All groups in training."""

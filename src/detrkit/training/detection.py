@@ -107,7 +107,7 @@ class DetectionSession(Session[Batch]):
     def describe(self) -> dict[str, Any]:
         """The category table, and both splits."""
         return {
-            "categories": [list(category) for category in self.train.categories],
+            "categories": [category.to_json() for category in self.train.categories],
             "splits": {"train": describe(self.train), "val": describe(self.val)},
         }
 

@@ -137,7 +137,7 @@ class EpisodeSession(Session[EpisodeBatch]):
     def describe(self) -> dict[str, Any]:
         """The category table, and both splits."""
         return {
-            "categories": [list(category) for category in self.train.categories],
+            "categories": [category.to_json() for category in self.train.categories],
             "splits": {"train": describe(self.train), "val": describe(self.val)},
         }
 

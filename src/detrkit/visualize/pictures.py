@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError, UsageError
+from detrkit.masks import RunLengths
 from detrkit.structures import Detections
 from detrkit.visualize.labels import Label, place_labels, shorten
 
@@ -104,8 +105,8 @@ def draw(
     detections, dashes = detections[shown], dashes[shown]
     order = np.argsort(-detections.scores, kind="stable")
     detections, dashes = detections[order], dashes[order]
-    if detections.masks is not None:
-        picture = _draw_masks(picture, detections)
+    if detections.segments is not None:
+        picture = _draw_masks(picture, detections, detections.segments)
     pen = ImageDraw.Draw(picture)
     width = line_width(picture)
     boxes = detections.boxes.astype(np.float64) * scale
@@ -137,10 +138,9 @@ def _check_size(picture: Image.Image, detections: Detections) -> None:
         )
 
 
-def _draw_masks(picture: Image.Image, detections: Detections) -> Image.Image:
-    assert detections.masks is not None
+def _draw_masks(picture: Image.Image, detections: Detections, segments: RunLengths) -> Image.Image:
     for row in range(len(detections))[::-1]:
-        stencil = Image.fromarray(detections.masks[row].astype(np.uint8) * 115).resize(picture.size)
+        stencil = Image.fromarray(segments[[row]].decode()[0].astype(np.uint8) * 115).resize(picture.size)
         picture.paste(Image.new("RGB", picture.size, colour_of(int(detections.labels[row]))), (0, 0), stencil)
     return picture
 
