@@ -25,7 +25,7 @@ TIERS = (
     ("losses", "nn", "data", "evaluation", "postprocess", "visualize"),
     ("boxes",),
     ("structures",),
-    ("masks",),
+    ("masks", "whole"),
     ("errors",),
 )
 """The parts of the library, the highest first. A part imports from the tiers below its own."""

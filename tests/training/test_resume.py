@@ -19,6 +19,7 @@ from detrkit.training.events import Event, Saved, Started, Step
 from detrkit.training.log import RunFolder
 from detrkit.training.loop import fit
 from detrkit.training.setup import prepare
+from detrkit.whole import CHECKSUMS
 
 pytestmark = pytest.mark.usefixtures("plotless")
 
@@ -214,5 +215,6 @@ def test_another_number_of_processes_is_refused(drawn: Path, finished: Path, tmp
     shutil.copytree(finished, out)
     file = out / "checkpoints" / "last" / "training.json"
     file.write_text(file.read_text().replace('"processes": 1', '"processes": 2'))
+    (file.parent / CHECKSUMS).unlink()  # nobody damaged it
     with pytest.raises(UsageError, match="another number of processes; got 1; expected 2"):
         detrkit.train(drawn, out=out, resume=True)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from detrkit.checkpoint import standing
 from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.training import recipe as recipes
 from detrkit.training.distributed import World, world
@@ -20,6 +19,7 @@ from detrkit.training.log import RunFolder, TensorBoard
 from detrkit.training.loop import fit
 from detrkit.training.recipe import AnyRecipe
 from detrkit.training.session import Session
+from detrkit.whole import standing
 
 WEIGHTS_NOTES = ("Start from ", "Backbone ", "Backbone: ")
 """How the note begins that says where a run's first weights came from."""

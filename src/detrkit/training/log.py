@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from detrkit import __version__
-from detrkit.checkpoint import standing, write_text_whole, write_whole
 from detrkit.errors import MissingExtraError
 from detrkit.training.distributed import processors
 from detrkit.training.events import Evaluated, Event, Started, Step, Stopped
 from detrkit.training.recipe import to_toml
 from detrkit.training.session import Session
 from detrkit.visualize import plot_history
+from detrkit.whole import standing, write_text_whole, write_whole
 
 
 class RunFolder:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrkit.checkpoint import TrainingState, load_training, standing
+from detrkit.checkpoint import TrainingState, load_training
 from detrkit.convert import load_strictly
 from detrkit.data.dataset import random_stream
 from detrkit.data.loading import EpochBatches
@@ -25,6 +25,7 @@ from detrkit.losses.matching import NonFiniteError
 from detrkit.training.events import Evaluated, Event, Saved, Started, Step, Stopped
 from detrkit.training.optimizer import rate_factor, set_rates
 from detrkit.training.session import Loaded, Session
+from detrkit.whole import standing
 
 _DROPOUT_STREAM = 3  # streams 1 and 2 shuffle and augment
 
