@@ -31,7 +31,7 @@ from detrkit.whole import write_whole
 
 CATEGORIES_SHOWN = 100
 
-_OF_THE_MACHINE = {"device", "workers", "log_every", "save_every", "tensorboard", "samples", "model"}
+_OF_THE_MACHINE = {"device", "workers", "log_every", "save_every", "save_minutes", "tensorboard", "samples", "model"}
 _PATHS = ("backbone_weights", "init")
 
 

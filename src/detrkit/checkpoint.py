@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ from detrkit.whole import damage, standing, write_whole
 
 FORMAT = 1
 
-PREVIOUS = "previous"
-"""The folder beside a training checkpoint in which the one before it is kept."""
+LAST, PREVIOUS, WITHIN = "last", "previous", "within"
+"""A run's training checkpoints: of the end of an epoch, the one before that, and of a step in between."""
 
 
 class SavedModel(NamedTuple):
@@ -91,13 +91,16 @@ def save_training(
     categories: tuple[Category, ...],
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a training checkpoint with checksums, keeping the one before; arguments as of `save_model`."""
+    """Write a training checkpoint with checksums; where it is called `last`, the one before is kept as `previous`.
+
+    Arguments are those of `save_model`.
+    """
 
     def write(to: Path) -> None:
         _write_model(to, model, preset, categories, about or {}, half=False)
         _write_state(to, state)
 
-    write_whole(folder, write, keep=folder.with_name(PREVIOUS), checksums=True)
+    _write_checkpoint(folder, write)
 
 
 def save_backbone(
@@ -128,10 +131,7 @@ def save_backbone(
         if state is not None:
             _write_state(to, state)
 
-    if state is None:
-        write_whole(folder, write)
-    else:
-        write_whole(folder, write, keep=folder.with_name(PREVIOUS), checksums=True)
+    write_whole(folder, write) if state is None else _write_checkpoint(folder, write)
 
 
 def load_model(path: str | Path) -> SavedModel:
@@ -227,12 +227,12 @@ def load_training(folder: Path) -> TrainingState:
 
 
 def model_folder(path: Path) -> Path:
-    """The model folder that a path means: itself, a run's `model`, or a run's best or last checkpoint.
+    """The model folder that a path means: itself, a run's `model`, or a run's best or newest checkpoint.
 
     Raises:
         ModelError: there is none.
     """
-    tried = [path, path / "model", path / "checkpoints" / "best", path / "checkpoints" / "last"]
+    tried = [path, path / "model", *(path / "checkpoints" / name for name in ("best", LAST, WITHIN))]
     for folder in map(standing, tried):
         if (folder / "config.json").is_file():
             return folder
@@ -281,6 +281,11 @@ def _described(about: Mapping[str, Any]) -> tuple[nn.Module, tuple[Category, ...
 
 def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+
+
+def _write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:
+    keep = folder.with_name(PREVIOUS) if folder.name == LAST else None
+    write_whole(folder, write, keep=keep, checksums=True)
 
 
 def _write_state(to: Path, state: TrainingState) -> None:

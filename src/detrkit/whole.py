@@ -109,8 +109,13 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def write_text_whole(file: Path, text: str) -> None:
+def write_text_whole(file: Path, text: str, *, flush: bool = True) -> None:
     """Replace a small file so that a reader never sees half of it.
+
+    Args:
+        file: what is replaced.
+        text: what it holds then.
+        flush: wait until the disk has it, which may take a tenth of a second; not for what is soon written anew.
 
     Raises:
         Error: the disk is full or cannot be written; what stood there still stands.
@@ -118,7 +123,8 @@ def write_text_whole(file: Path, text: str) -> None:
     fresh = file.with_name(f".{file.name}.new")
     try:
         fresh.write_text(text, encoding="utf-8")
-        _flush(fresh)
+        if flush:
+            _flush(fresh)
         fresh.replace(file)
     except OSError as error:
         with contextlib.suppress(OSError):
