@@ -183,20 +183,22 @@ def _batches(session: Session[Any], step: int) -> Iterator[Loaded[Any]]:
     return session.batches(sampler)
 
 
-def _saves(session: Session[Any], position: Position) -> bool:
-    """Whether the recipe asks for a checkpoint here. None is made where step after step is skipped: it would be no good
-    one to go back to.
+def _asked_for(every: int, session: Session[Any], position: Position) -> bool:
+    """Whether something is done here that the recipe asks for after so many epochs, and after the last one.
+
+    It is left out where the last steps were skipped: there would be no sense in evaluating a model that cannot be used,
+    and no use in going back to it.
     """
     epoch, within = divmod(position.step, steps_per_epoch(session))
     is_last = epoch == session.optimization.epochs
-    return within == 0 and (is_last or (epoch % session.run.save_every == 0 and position.in_row == 0))
+    return within == 0 and (is_last or (epoch % every == 0 and position.in_row == 0))
 
 
 def _stop(checkpoints: Checkpoints, position: Position) -> Generator[Event, None, Position]:
     """Save before the training stops; where an epoch was ended, what is done at its end is still to come."""
     session = checkpoints.session
     position = position._replace(pending=position.step % steps_per_epoch(session) == 0)
-    yield checkpoints.save(position, within=not _saves(session, position))
+    yield checkpoints.save(position, within=not _asked_for(session.run.save_every, session, position))
     session.world.share(None)  # nobody leaves before all is written
     return position
 
@@ -206,8 +208,8 @@ def _end_epoch(
 ) -> Generator[Event, None, Position]:
     """Evaluate and save, where an epoch is one after which this is done; `pending` if that was interrupted."""
     session = checkpoints.session
-    epoch, saves = position.step // steps_per_epoch(session), _saves(session, position)
-    if epoch % session.run.evaluate_every == 0 or epoch == session.optimization.epochs:
+    epoch, saves = position.step // steps_per_epoch(session), _asked_for(session.run.save_every, session, position)
+    if _asked_for(session.run.evaluate_every, session, position):
         started, waiting = time.perf_counter(), position._replace(pending=True)
         if saves and not position.pending:
             # What an evaluation may meet, such as an image that cannot be read, must not cost what was trained.
