@@ -61,11 +61,11 @@ ANSWERING = 0.1
 """Least share of the queries that should answer for some object."""
 
 
-FOLLOWING = 0.05
-"""A `response` from which boxes are being learnt."""
+FOLLOWING = 0.08
+"""A `following` from which boxes are being learnt; chance alone gives half of it at most."""
 
-SLOW_STEPS, SLOW_RESPONSE = 1000, 0.03
-"""Steps after which a `response` below this is told."""
+SLOW_STEPS = 1000
+"""Steps after which it is told if boxes do not follow the images."""
 
 
 class Block(NamedTuple):
@@ -82,7 +82,8 @@ class Block(NamedTuple):
         box_spread: standard deviation of a query's boxes over the images of a batch, in image sizes.
         logit_spread: the same of its logits.
         target_spread: standard deviation of the objects' centres, in image sizes.
-        response: how far boxes follow their objects from image to image: 0 not at all, 1 wholly.
+        following: correlation of how a query's box differs from image to image with where the objects are: around 0
+            where boxes do not depend on the image, whatever dropout does to them.
         outside: share of the objects whose boxes reach out of the image.
         cut: share that ends at the right or the lower border.
         begun: share that begins at the left or the upper border.
@@ -102,7 +103,7 @@ class Block(NamedTuple):
     box_spread: float = math.nan
     logit_spread: float = math.nan
     target_spread: float = math.nan
-    response: float = math.nan
+    following: float = math.nan
     outside: float = math.nan
     cut: float = math.nan
     begun: float = math.nan
@@ -206,7 +207,7 @@ def _constant(blocks: Sequence[Block]) -> Alarm | None:
 def _classes(blocks: Sequence[Block]) -> Alarm | None:
     """Boxes are found, classes are not: labels that do not belong to their boxes, or a head that does not train."""
     last = blocks[-PATIENCE:]
-    if sum(block.pairs for block in last) < 4 * LEAST_COMPARED or not _mean(last, "response") > FOLLOWING:
+    if sum(block.pairs for block in last) < 4 * LEAST_COMPARED or not _mean(last, "following") > FOLLOWING:
         return None
     chance = _mean(last, "chance")
     errors = [_known(block.error) for block in last]
@@ -223,13 +224,13 @@ def _classes(blocks: Sequence[Block]) -> Alarm | None:
 
 def _slow(blocks: Sequence[Block], total_steps: int) -> Alarm | None:
     last, step = blocks[-PATIENCE:], blocks[-1].step
-    if step < max(SLOW_STEPS, total_steps / 5) or not _mean(last, "response") < SLOW_RESPONSE:
+    if step < max(SLOW_STEPS, total_steps / 5) or not _mean(last, "following") < FOLLOWING / 2:
         return None
     return Alarm(
-        f"It is slow: after {step:,} steps boxes hardly depend on the image yet ({_mean(last, 'response'):.0%} of the "
-        "way); nothing else seems wrong, and on few images DETR may take hundreds of epochs",
-        "Go on if the loss still falls. Else start from trained weights (--init, detrkit pretrain), or take a preset "
-        "for few images (--model conditional-detr-nano).",
+        f"It is slow: after {step:,} steps boxes do not depend on the image yet, but only on what is usual; nothing "
+        "else seems wrong, and on few images DETR may take hundreds of epochs",
+        "Go on if the loss still falls. Else see whether boxes belong to their images (detrkit inspect DATA), start "
+        "from trained weights (--init, detrkit pretrain), or take a preset for few images: conditional-detr-nano.",
     )
 
 

@@ -39,13 +39,13 @@ class Watched(NamedTuple):
     """What a batch tells, on its way from the device.
 
     `pairs` are the matched pairs of the last layer: image, query, label and the object's cx, cy, w, h. `figures` are
-    the spreads of boxes and logits over images, and how far boxes follow objects: a sum of products and one of squares.
+    the spreads of boxes and logits over images, and how boxes follow objects: a sum of products and two of squares.
     """
 
     names: tuple[str, ...]
     queries: int
     pairs: Float[Tensor, "p 7"]
-    figures: Float[Tensor, " 4"]
+    figures: Float[Tensor, " 5"]
 
 
 class Guard:
@@ -175,7 +175,7 @@ class Tally:
     labels: Counter[int] = field(default_factory=Counter)
     answering: set[int] = field(default_factory=set)
     moments: list[float] = field(default_factory=lambda: [0.0] * 5)
-    follows: list[float] = field(default_factory=lambda: [0.0] * 2)
+    follows: list[float] = field(default_factory=lambda: [0.0] * 3)
     outside: int = 0
     cut: int = 0
     begun: int = 0
@@ -222,7 +222,7 @@ class Tally:
             box_spread=spreads[0],
             logit_spread=spreads[1],
             target_spread=math.sqrt(max(sum(variance), 0.0) / 2) if variance else math.nan,
-            response=self.follows[0] / self.follows[1] if self.follows[1] else math.nan,
+            following=self.follows[0] / root if (root := math.sqrt(self.follows[1] * self.follows[2])) else math.nan,
             outside=self.outside / pairs if pairs else math.nan,
             cut=self.cut / pairs if pairs else math.nan,
             begun=self.begun / pairs if pairs else math.nan,
@@ -250,12 +250,14 @@ def watched(evidence: Evidence) -> Watched:
     boxes, objects = evidence.boxes, evidence.targets.boxes[image, target].float()
     numbers = torch.stack([image, query, evidence.targets.labels[image, target]], 1).float()
     if len(boxes) > 1:
-        middle = boxes.mean(0)[query]
-        moved, due = boxes[image, query] - middle, objects - middle
-        spreads = (boxes.std(0).mean(), evidence.logits.std(0).mean())
-        figures = torch.stack([*spreads, (moved * due).sum(), due.square().sum()])
+        # The query that usually answers nearby, not the matched one: matching would choose what moved there by chance.
+        usual = boxes.mean(0)
+        nearest = torch.cdist(objects, usual, p=1).argmin(1)
+        moved, due = boxes[image, nearest] - usual[nearest], objects - usual[nearest]
+        products = ((moved * due).sum(), moved.square().sum(), due.square().sum())
+        figures = torch.stack([boxes.std(0).mean(), evidence.logits.std(0).mean(), *products])
     else:
-        figures = boxes.new_full((4,), math.nan)
+        figures = boxes.new_full((5,), math.nan)
     pairs = torch.cat([numbers, objects], 1)
     return Watched(
         evidence.targets.names,
