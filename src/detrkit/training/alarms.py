@@ -77,7 +77,8 @@ class Block(NamedTuple):
         lr: learning rate of the last one.
         relative_rate: learning rate over the root mean square of the weights.
         pairs: matched pairs of a query and an object.
-        error: share of them with the wrong class; NaN where there are no classes.
+        error: share of them in which another class than the object's is the best, no-object left aside: a query that is
+            not sure yet that there is something may know already what it would be.
         chance: what that would be if the block's most frequent class were always named.
         box_spread: standard deviation of a query's boxes over the images of a batch, in image sizes.
         logit_spread: the same of its logits.

@@ -38,13 +38,14 @@ _SHOWN = 8  # images that a message names
 class Watched(NamedTuple):
     """What a batch tells, on its way from the device.
 
-    `pairs` are the matched pairs of the last layer: image, query, label and the object's cx, cy, w, h. `figures` are
-    the spreads of boxes and logits over images, and how boxes follow objects: a sum of products and two of squares.
+    `pairs` are the matched pairs of the last layer: image, query, label, whether that is the query's best class, and
+    the object's cx, cy, w, h. `figures` are the spreads of boxes and logits over images, and how boxes follow objects:
+    a sum of products and two of squares.
     """
 
     names: tuple[str, ...]
     queries: int
-    pairs: Float[Tensor, "p 7"]
+    pairs: Float[Tensor, "p 8"]
     figures: Float[Tensor, " 5"]
 
 
@@ -82,8 +83,6 @@ class Guard:
         batches, self._watched = self._watched, []
         tally = self._tally
         tally.losses.append(event.loss)
-        if not math.isnan(event.class_error):
-            tally.errors.append(event.class_error)
         for batch in batches:
             tally.add(batch)
             self._compare(batch)
@@ -157,12 +156,12 @@ class Guard:
             here = pairs[pairs[:, 0] == index][:REMEMBERED_BOXES]
             if before and len(here):
                 known = np.array(before)
-                overlap = _ious(here[:, 3:], known[:, 1:])
+                overlap = _ious(here[:, 4:], known[:, 1:])
                 nearest = overlap.argmax(1)
                 same = overlap.max(1) > SAME_PLACE
                 self._tally.compared += int(same.sum())
                 self._tally.changed += int((same & (known[nearest, 0] != here[:, 1])).sum())
-            self._memory[name] = [[int(row[1]), *(round(float(value), 4) for value in row[3:])] for row in here]
+            self._memory[name] = [[int(row[1]), *(round(float(value), 4) for value in row[4:])] for row in here]
 
 
 @dataclass
@@ -170,12 +169,12 @@ class Tally:
     """What the steps of a block come to, as far as they are done."""
 
     losses: list[float] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
     spreads: list[list[float]] = field(default_factory=list)
     labels: Counter[int] = field(default_factory=Counter)
     answering: set[int] = field(default_factory=set)
     moments: list[float] = field(default_factory=lambda: [0.0] * 5)
     follows: list[float] = field(default_factory=lambda: [0.0] * 3)
+    wrong: int = 0
     outside: int = 0
     cut: int = 0
     begun: int = 0
@@ -189,7 +188,8 @@ class Tally:
         self.queries = max(self.queries, batch.queries)
         self.labels.update(pairs[:, 2].astype(int).tolist())
         self.answering.update(pairs[:, 1].astype(int).tolist())
-        centres, sizes = pairs[:, 3:5], pairs[:, 5:7]
+        self.wrong += int((pairs[:, 3] == 0).sum())
+        centres, sizes = pairs[:, 4:6], pairs[:, 6:8]
         first, last = centres - sizes / 2, centres + sizes / 2
         odd = (sizes <= 0).any(1) | (first < -TOLERANCE).any(1) | (last > 1 + TOLERANCE).any(1)
         self.outside += int(odd.sum())
@@ -217,7 +217,7 @@ class Tally:
             lr=event.lr,
             relative_rate=relative_rate,
             pairs=pairs,
-            error=statistics.fmean(self.errors) if self.errors else math.nan,
+            error=self.wrong / pairs if pairs else math.nan,
             chance=1 - max(self.labels.values()) / pairs if pairs else math.nan,
             box_spread=spreads[0],
             logit_spread=spreads[1],
@@ -248,7 +248,9 @@ def watched(evidence: Evidence) -> Watched:
     """The figures of a batch, on their way from the device. Spreads of a batch of one image are NaN."""
     image, query, target = evidence.matches.image, evidence.matches.query[-1], evidence.matches.target[-1]
     boxes, objects = evidence.boxes, evidence.targets.boxes[image, target].float()
-    numbers = torch.stack([image, query, evidence.targets.labels[image, target]], 1).float()
+    labels = evidence.targets.labels[image, target]
+    right = evidence.logits[image, query].argmax(-1) == labels
+    numbers = torch.stack([image, query, labels, right], 1).float()
     if len(boxes) > 1:
         # The query that usually answers nearby, not the matched one: matching would choose what moved there by chance.
         usual = boxes.mean(0)
@@ -282,7 +284,7 @@ def _jumped(event: Step, batches: Sequence[Watched], before: float) -> str:
     where = f" on {', '.join(names[:_SHOWN])}{' …' if len(names) > _SHOWN else ''}" if names else ""
     odd = []
     for batch in batches:
-        for image, _, _, cx, cy, w, h in batch.pairs.tolist():
+        for image, _, _, _, cx, cy, w, h in batch.pairs.tolist():
             reach = max(cx + w / 2 - 1, cy + h / 2 - 1, w / 2 - cx, h / 2 - cy)
             if min(w, h) <= 0 or reach > TOLERANCE:
                 odd.append(f"{batch.names[int(image)]} (cx, cy, w, h = {cx:.4g}, {cy:.4g}, {w:.4g}, {h:.4g})")
