@@ -140,6 +140,7 @@ def test_what_has_a_cause_that_is_known_is_not_told_as_well() -> None:
 
 def test_labels_are_not_blamed_while_nothing_is_found_yet() -> None:
     assert judged({"error": 0.4, "following": 0.01}) == {}
+    assert judged({"error": 0.4, "following": [0.01, 0.3, 0.4, 0.5]}) == {}  # only just
     assert judged({"error": 0.02, "chance": 0.02}) == {}  # one class, or nearly
     assert judged({"error": 0.4, "pairs": 10}) == {}
 

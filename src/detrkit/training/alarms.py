@@ -208,7 +208,8 @@ def _constant(blocks: Sequence[Block]) -> Alarm | None:
 def _classes(blocks: Sequence[Block]) -> Alarm | None:
     """Boxes are found, classes are not: labels that do not belong to their boxes, or a head that does not train."""
     last = blocks[-PATIENCE:]
-    if sum(block.pairs for block in last) < 4 * LEAST_COMPARED or not _mean(last, "following") > FOLLOWING:
+    are_found = all(block.following > FOLLOWING for block in last)
+    if not are_found or sum(block.pairs for block in last) < PATIENCE * LEAST_COMPARED:
         return None
     chance = _mean(last, "chance")
     errors = [_known(block.error) for block in last]
