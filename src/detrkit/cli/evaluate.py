@@ -34,6 +34,8 @@ class Options(DetectionOptions):
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
     split: str = "val"
     """Split to evaluate on."""
+    annotations: str = ""
+    """Format of the annotations that are meant where a folder holds several, such as coco_panoptic."""
     report: Path | None = None
     """Folder for a page with figures, curves, confusions and the best and worst images."""
     results: Path | None = None
@@ -56,7 +58,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     from detrkit.training.by_example import refuse_draws
 
     _check_files(options)
-    (annotations,) = formats.read(options.data, options.split).values()
+    (annotations,) = formats.read(options.data, options.split, annotations=options.annotations).values()
     for line in annotations.problems.lines():
         terminal.note(line)
     if not len(annotations):

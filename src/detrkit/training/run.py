@@ -147,6 +147,7 @@ def evaluate(
     workers: int = 0,
     draws: int = DRAWS,
     shots: int = SHOTS,
+    annotations: str = "",
 ) -> dict[str, float]:
     """The figures of a detector on a split of an annotated folder.
 
@@ -162,6 +163,7 @@ def evaluate(
         workers: processes that load images.
         draws: of a model that finds by example: draws of exemplars, over which figures are means.
         shots: of a model that finds by example: exemplars for each question.
+        annotations: the format that is meant where the folder holds several, such as "coco_panoptic".
 
     Returns:
         COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined. Of a model that
@@ -182,6 +184,7 @@ def evaluate(
         workers=workers,
         draws=draws,
         shots=shots,
+        annotations=annotations,
     ).figures
 
 
@@ -206,18 +209,19 @@ def evaluate_in_detail(
     split: str,
     draws: int = DRAWS,
     shots: int = SHOTS,
+    annotations: str = "",
     **options: Any,
 ) -> Evaluation | ByExample:
     """The same as `evaluate`, with the detections and all tables; takes its options and raises its errors."""
     detector = model if isinstance(model, Detector) else load(model)
-    (annotations,) = formats.read(data, split).values()  # `valid` and `val` are the same split
-    if not len(annotations):
-        raise DataError("The split has no images", where=annotations.source or data, got=split)
+    (truth,) = formats.read(data, split, annotations=annotations).values()  # `valid` and `val` are the same split
+    if not len(truth):
+        raise DataError("The split has no images", where=truth.source or data, got=split)
     if detector.one_shot is not None:
-        return evaluate_by_example(detector, annotations, draws=draws, shots=shots, **options)
+        return evaluate_by_example(detector, truth, draws=draws, shots=shots, **options)
     refuse_draws(draws, shots)
-    detections = detect(detector, annotations, **options)
-    return Evaluation(evaluation.run.evaluate(annotations, detections, voc=True), annotations, detections)
+    detections = detect(detector, truth, **options)
+    return Evaluation(evaluation.run.evaluate(truth, detections, voc=True), truth, detections)
 
 
 def _image_size(model: Any, preset: Any) -> tuple[int, int]:
