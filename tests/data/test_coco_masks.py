@@ -84,6 +84,7 @@ def test_polygons_and_runs_of_every_form_are_the_pixels_that_pycocotools_makes_o
 
 DAMAGED = [
     [[1, 2, 3, 4, 5]],
+    [[1, 2, 3, 4, 5, 6, 7]],
     [[1, 2, 3, 4]],
     [[1, 2, 3, 4, 5, 6], [1, 2]],
     [[]],
