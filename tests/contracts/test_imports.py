@@ -19,6 +19,7 @@ TIERS = (
     ("sources",),
     ("one_shot",),
     ("pretrain",),
+    ("holders",),
     ("checkpoint", "convert", "hub"),
     ("segmentation", "prompts"),
     ("models",),

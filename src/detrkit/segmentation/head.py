@@ -6,6 +6,7 @@ backbone's finer maps. Whatever is the same for all queries of an image is compu
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -71,7 +72,7 @@ class MaskHead(nn.Module):
         self.heads, self.attention = heads, attention
         self.attention_query, self.attention_key = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.layers = nn.ModuleList(
-            nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(_GROUPS, width), width) for width in widths[1:])
         self.adapters = nn.ModuleList(
