@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detrkit.data.annotations import Annotations, Strings
+from detrkit.data.annotations import Annotations, Masks, Strings
 from detrkit.data.files import Listing, safe_name, upright_size
 from detrkit.data.problems import EXAMPLES_KEPT, Problems
+from detrkit.data.segmentations import FINDINGS, MaskColumn
 from detrkit.errors import DataError
 from detrkit.structures import Category
 
@@ -44,7 +45,7 @@ class BoxColumns(NamedTuple):
 
     `images` (m,) rows of the image columns; `boxes` (m, 4) xyxy in 0-based pixels, not yet checked; `labels` (m,) rows
     of the category table; `areas` (m,) with NaN where unknown; `crowd` and `difficult` (m,) bool; `where(row)` tells
-    the place of a box in its file, for messages.
+    the place of a box in its file, for messages; `masks` are those of the same objects, where they were asked for.
     """
 
     images: np.ndarray
@@ -54,6 +55,20 @@ class BoxColumns(NamedTuple):
     crowd: np.ndarray
     difficult: np.ndarray
     where: Callable[[int], str]
+    masks: MaskColumn | None = None
+
+    def select(self, rows: np.ndarray) -> BoxColumns:
+        """Some of the boxes, in the order that is asked for."""
+        return BoxColumns(
+            self.images[rows],
+            self.boxes[rows],
+            self.labels[rows],
+            self.areas[rows],
+            self.crowd[rows],
+            self.difficult[rows],
+            lambda row: self.where(int(rows[row])),
+            None if self.masks is None else MaskColumn(self.masks.masks[rows], self.masks.findings[rows]),
+        )
 
 
 def count_rows(problems: Problems, kind: str, rows: np.ndarray, where: Callable[[int], str]) -> None:
@@ -128,7 +143,19 @@ def build(
         categories=tuple(categories),
         problems=problems,
         source=source,
+        masks=None if boxes.masks is None else _masks(boxes, rows, problems),
     )
+
+
+def _masks(boxes: BoxColumns, rows: np.ndarray, problems: Problems) -> Masks | None:
+    """The masks of the boxes that are left, and what is wrong with them; None where the file has none at all."""
+    assert boxes.masks is not None
+    findings = boxes.masks.findings[rows]
+    if len(rows) and (findings == FINDINGS.index("missing-mask")).all():
+        return None
+    for number, kind in enumerate(FINDINGS[1:], 1):
+        count_rows(problems, kind, np.flatnonzero(findings == number), lambda row: boxes.where(int(rows[row])))
+    return boxes.masks.masks[rows] if not len(rows) or (findings == 0).any() else None
 
 
 def sanitise(
