@@ -121,7 +121,7 @@ def _random_detections(annotations: Annotations, index: int, random: np.random.G
 def with_masks(
     annotations: Annotations, detections: list[Detections], seed: int
 ) -> tuple[Annotations, list[Detections]]:
-    """The same set with masks in images of 140 × 130 pixels: ellipses in the boxes, rectangles, some without a pixel."""
+    """The same set with masks in images of 140 × 130 pixels: ellipses in the boxes, rectangles, some empty."""
     random = np.random.default_rng(seed)
     height, width = 140, 130
     annotations = replace(
