@@ -115,10 +115,12 @@ class _Resized:
         answers = []
         for chunk in torch.split(rows, max(1, AT_ONCE // (len(logits) * width))):
             top, bottom, down = _neighbours(chunk, self.size[0], self.extent[0], logits.shape[1])
-            cells, at = torch.unique(torch.stack([top, bottom]), return_inverse=True)
+            cells, (above, below) = torch.unique(torch.stack([top, bottom]), return_inverse=True)
             band = logits[:, cells].float()
             band = torch.lerp(band[..., left], band[..., right], across)
-            answers.append(torch.lerp(band[:, at[0]], band[:, at[1]], down[:, None]).argmax(0))
+            weights = torch.zeros(len(chunk), len(cells), device=rows.device)
+            weights.scatter_add_(1, torch.stack([above, below], 1), torch.stack([1 - down, down], 1))
+            answers.append((weights @ band).max(0).indices)  # much faster than argmax
         return torch.cat(answers)
 
 
