@@ -25,6 +25,7 @@ TIERS = (
     ("models",),
     ("losses", "nn", "data", "evaluation", "postprocess", "visualize"),
     ("boxes",),
+    ("panoptic",),
     ("structures",),
     ("masks",),
     ("errors",),

@@ -1,4 +1,5 @@
-"""The detections of a whole split in columns, checked against the annotations that they are evaluated with."""
+"""The detections of a whole split in columns, checked against the annotations that they are evaluated with; and the
+true masks of a whole split."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError
+from detrkit.masks import RunLengths
 from detrkit.structures import Detections
 
 
@@ -20,12 +22,14 @@ class Found(NamedTuple):
         labels: (k,) int64, rows of the category table.
         scores: (k,) float64.
         boxes: (k, 4) float64, xyxy in pixels of the upright image.
+        segments: k masks of their images' sizes; None where the detector makes none.
     """
 
     images: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
+    segments: RunLengths | None = None
 
 
 def flatten(annotations: Annotations, detections: Sequence[Detections]) -> Found:
@@ -37,7 +41,8 @@ def flatten(annotations: Annotations, detections: Sequence[Detections]) -> Found
 
     Raises:
         DataError: there is no image, the numbers differ, a detection has an unknown label, a coordinate or a score
-            that is not finite, columns of unequal length, or another category table than the annotations.
+            that is not finite, columns of unequal length, another category table than the annotations, or no mask
+            where others have one.
     """
     if len(annotations) == 0:
         raise DataError(
@@ -73,9 +78,39 @@ def flatten(annotations: Annotations, detections: Sequence[Detections]) -> Found
         np.concatenate([one.labels for one in detections]).astype(np.int64),
         np.concatenate([one.scores for one in detections]).astype(np.float64),
         np.concatenate([one.boxes for one in detections]).astype(np.float64),
+        _segments(annotations, detections),
     )
     _check_values(annotations, found, len(names))
     return found
+
+
+def true_masks(annotations: Annotations) -> RunLengths:
+    """The masks of all objects of a split that has masks, one a row.
+
+    Raises:
+        DataError: a file that holds them cannot be read.
+    """
+    assert annotations.masks is not None, "only annotations with masks are asked for them"
+    if isinstance(annotations.masks, RunLengths):
+        return annotations.masks
+    return RunLengths.joined([annotations.masks.encoded(annotations.rows(index)) for index in range(len(annotations))])
+
+
+def _segments(annotations: Annotations, detections: Sequence[Detections]) -> RunLengths | None:
+    if all(one.segments is None for one in detections):
+        return None
+    parts = []
+    for index, one in enumerate(detections):
+        part = RunLengths.joined([]) if one.segments is None else one.segments
+        if len(part) != len(one) or not part.known.all():
+            raise DataError(
+                "Some detections have a mask and others have none",
+                where=_image(annotations, index),
+                got=f"{int(part.known.sum())} masks of {len(one)} detections",
+                expected="a mask, be it empty, for each of them",
+            )
+        parts.append(part)
+    return RunLengths.joined(parts)
 
 
 def _image(annotations: Annotations, index: int) -> str:
