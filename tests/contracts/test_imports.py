@@ -21,6 +21,7 @@ TIERS = (
     ("pretrain",),
     ("holders",),
     ("checkpoint", "convert", "hub"),
+    ("answers",),
     ("segmentation", "prompts"),
     ("models",),
     ("losses", "nn", "data", "evaluation", "postprocess", "visualize"),

@@ -45,10 +45,10 @@ class MaskTerms(NamedTuple):
 
 
 class Segmented(NamedTuple):
-    """Predictions, what masks are made of, and the loss of the masks that were asked for."""
+    """Predictions, what masks are made of (nothing without a mask head), and the loss of masks that were asked for."""
 
     predictions: Predictions
-    memory: Memory
+    memory: Memory | None
     terms: MaskTerms | None = None
 
 

@@ -20,12 +20,15 @@ from detrkit.training import recipe as recipes
 from detrkit.training.by_example import SHOTS, ByExample, evaluate_by_example, refuse_draws
 from detrkit.training.conduct import check_folder, conduct
 from detrkit.training.distributed import World
-from detrkit.training.episode_recipe import EpisodeRecipe, of_task
+from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.episodes import prepare_episodes
 from detrkit.training.events import Event
+from detrkit.training.mask_recipe import SegmentationRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
+from detrkit.training.segmentation import prepare_segmentation
 from detrkit.training.session import Session
 from detrkit.training.setup import prepare
+from detrkit.training.tasks import of_task, task_with
 from detrkit.training.validation import detect
 
 
@@ -51,6 +54,7 @@ def train(
     *,
     out: str | Path,
     task: str = "",
+    masks: bool = False,
     recipe: AnyRecipe | str | Path | None = None,
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
@@ -61,8 +65,9 @@ def train(
     Args:
         data: a data set in COCO, Pascal VOC or YOLO format; which one is recognised.
         out: the run folder to make.
-        task: what is trained for: `detection` of the data's classes, or `one-shot`, to find whatever is like an example
-            that it is shown. Empty: that of the recipe, else `detection`.
+        task: what is trained for: `detection` of the data's classes, `segmentation` of them with masks, or `one-shot`,
+            to find whatever is like an example that it is shown. Empty: that of the recipe, else `detection`.
+        masks: the same as the task `segmentation`.
         recipe: a recipe of the task, a TOML file, or the name of a recipe that comes with the package; by default the
             one named like the preset, where there is one. A run that goes on has its own.
         resume: go on with the run in `out` where its last checkpoint stands.
@@ -82,11 +87,14 @@ def train(
     check_folder(out)
     if resume and recipe is None and (out / "recipe.toml").exists():
         recipe = out / "recipe.toml"
+    task = task_with(task, masks=masks)
     resolved: AnyRecipe = resolve(recipe, fields, of_task(task, recipe), recipes.DEFAULT_MODEL)
 
     def open_session(here: World, came_from: str) -> Session[Any]:
         if isinstance(resolved, EpisodeRecipe):
             return prepare_episodes(resolved, data, here, came_from=came_from)
+        if isinstance(resolved, SegmentationRecipe):
+            return prepare_segmentation(resolved, data, here, came_from=came_from)
         assert isinstance(resolved, Recipe)
         return prepare(resolved, data, here, came_from=came_from)
 

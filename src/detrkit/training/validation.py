@@ -12,6 +12,7 @@ from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import annotated_frame
 from detrkit.data.images import open_image
 from detrkit.errors import DataError
+from detrkit.panoptic import PanopticMap
 from detrkit.predict import Detector
 from detrkit.structures import Category, Detections
 from detrkit.training.distributed import World
@@ -51,6 +52,29 @@ def detect(
     answers = []
     for index, one in zip(mine, found, strict=True):
         answers.append((index, _in_annotated_frame(_relabelled(one, table, annotations), annotations, index)))
+        if on_image is not None:
+            on_image()
+    gathered = dict(pair for part in world.gather(answers) for pair in part)
+    return [gathered[index] for index in range(len(annotations))] if gathered else []
+
+
+def segment(
+    detector: Detector,
+    annotations: Annotations,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    world: World | None = None,
+    on_image: Callable[[], None] | None = None,
+) -> list[PanopticMap]:
+    """Segments of every image of a split, in order, labelled by the split's own category table; as of `detect`."""
+    world = world or World()
+    table = label_table(detector.categories, annotations.categories)
+    mine = world.share_of(range(len(annotations)))
+    found = detector.segment_stream([annotations.path(index) for index in mine], batch_size=batch_size, workers=workers)
+    answers = []
+    for index, one in zip(mine, found, strict=True):
+        answers.append((index, _map_relabelled(one, table, annotations)))
         if on_image is not None:
             on_image()
     gathered = dict(pair for part in world.gather(answers) for pair in part)
@@ -97,6 +121,20 @@ def _relabelled(found: Detections, table: np.ndarray, annotations: Annotations) 
     known = replace(found, labels=labels, categories=annotations.categories)[labels >= 0]
     order = np.argsort(-known.scores, kind="stable")[:MOST_DETECTIONS]
     return known[order]
+
+
+def _map_relabelled(found: PanopticMap, table: np.ndarray, annotations: Annotations) -> PanopticMap:
+    """Segments of categories that the data set knows; the pixels of others belong to none."""
+    labels = table[found.labels]
+    known = labels >= 0
+    numbers = np.concatenate([[0], np.where(known, np.cumsum(known), 0)]).astype(np.int32)
+    return replace(
+        found,
+        ids=numbers[found.ids],
+        labels=labels[known],
+        scores=found.scores[known],
+        categories=annotations.categories,
+    )
 
 
 def _in_annotated_frame(found: Detections, annotations: Annotations, index: int) -> Detections:
