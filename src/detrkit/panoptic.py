@@ -15,6 +15,7 @@ from jaxtyping import Int32, Int64, UInt8
 from PIL import Image
 
 from detrkit.errors import UsageError
+from detrkit.masks import RunLengths
 from detrkit.structures import Category
 
 
@@ -73,6 +74,11 @@ class PanopticMap:
     def areas(self) -> Int64[np.ndarray, " k"]:
         """Pixels of each segment."""
         return np.bincount(self.ids.ravel(), minlength=len(self) + 1)[1:].astype(np.int64)
+
+    @property
+    def segments(self) -> RunLengths:
+        """The mask of each segment."""
+        return RunLengths.joined([RunLengths.encode((self.ids == row)[None]) for row in range(1, len(self) + 1)])
 
     def to_coco(self, image_id: int, file_name: str) -> dict[str, Any]:
         """COCO's panoptic results for the image: its segments, whose pixels stand in the PNG file of the given name.

@@ -14,7 +14,7 @@ import numpy as np
 
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError
-from detrkit.evaluation.columns import Found, true_masks
+from detrkit.evaluation.columns import Found, image_name, true_masks
 from detrkit.masks import RunLengths
 
 RECALL_GRID = np.linspace(0.0, 1.0, 101)
@@ -119,7 +119,7 @@ def _check_sizes(annotations: Annotations, found: Found, true: RunLengths) -> No
         row = int(np.flatnonzero(other)[0])
         raise DataError(
             "The mask of a detection has another size than the true masks of its image",
-            where=f"image {found.images[row]} ({annotations.file_names[int(found.images[row])]})",
+            where=image_name(annotations, int(found.images[row])),
             got=" × ".join(str(side) for side in found.segments.sizes[row]),
             expected=" × ".join(str(side) for side in wanted[row]),
             remedy="Make masks of the size that the annotations state, height and width.",

@@ -1,4 +1,6 @@
-"""COCO results files: detections as a list of image id, category id, box or mask, and score."""
+"""COCO results files: detections as a list of image id, category id, box or mask, and score; segments as pictures and
+a list of them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detrkit.data.annotations import Annotations
-from detrkit.errors import DataError
+from detrkit.errors import DataError, UsageError
 from detrkit.masks import RunLengths
+from detrkit.panoptic import PanopticMap
 from detrkit.structures import Detections
 
 
@@ -57,6 +60,37 @@ def write_results(path: Path | str, annotations: Annotations, detections: Sequen
         for entry in one.to_coco(int(number))
     ]
     Path(path).write_text(json.dumps(entries), encoding="utf-8")
+
+
+def write_panoptic(path: Path | str, folder: Path | str, annotations: Annotations, maps: Sequence[PanopticMap]) -> None:
+    """Write segments as COCO's tools expect panoptic results; entry i belongs to image i of the annotations.
+
+    Args:
+        path: the JSON file, which lists the segments of each image under its id.
+        folder: for one PNG file an image, named by its id; it is made where it does not exist.
+        annotations: n images.
+        maps: n entries.
+
+    Raises:
+        UsageError: a place that cannot be written.
+    """
+    path, folder = Path(path), Path(folder)
+    entries = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, one in zip(annotations.image_ids.tolist(), maps, strict=True):
+            name = f"{number:012d}.png"
+            (folder / name).write_bytes(one.to_png())
+            entries.append(one.to_coco(number, name))
+        categories = [
+            {"id": category.id, "name": category.name, "isthing": int(category.is_thing)}
+            for category in annotations.categories
+        ]
+        path.write_text(json.dumps({"annotations": entries, "categories": categories}), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"The segments cannot be written ({error.strerror})", where=error.filename or path, expected="a new file"
+        ) from error
 
 
 class _Entry(NamedTuple):

@@ -19,11 +19,13 @@ from detrkit.evaluation.average_precision import (
     mask_tables,
     mean_defined,
 )
-from detrkit.evaluation.columns import Found, flatten
+from detrkit.evaluation.columns import Found, flatten, only_things
 from detrkit.evaluation.confusion import confusion_matrix
 from detrkit.evaluation.matching import Matches, match, overlapping_pairs
+from detrkit.evaluation.panoptic_quality import ClassQuality, panoptic_quality
 from detrkit.evaluation.thresholds import best_f1
 from detrkit.evaluation.voc import voc_figures
+from detrkit.panoptic import PanopticMap
 from detrkit.structures import Detections
 
 FALLBACK_THRESHOLD = 0.5
@@ -65,8 +67,8 @@ class Metrics:
 
     Attributes:
         figures: name to value: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, the same of masks
-            (mask_AP and so on) where there are any, and VOC07, VOC12 where asked for; in [0, 1], NaN where undefined
-            (nothing to be found).
+            (mask_AP and so on) where there are any, VOC07 and VOC12 where asked for, and of panoptic maps PQ, SQ, RQ
+            and the same of things (PQ_things, …) and of stuff; in [0, 1], NaN where undefined (nothing to be found).
         per_class: one entry a category, in the table's order.
         recall: (101,) the recalls of the precision-recall curves.
         precision: (c, 101) the precision at those recalls at IoU 0.5; NaN for a class without boxes.
@@ -74,6 +76,7 @@ class Metrics:
         threshold: the score threshold of the confusion matrix.
         images: how many images were evaluated.
         boxes: how many ground-truth boxes, crowd left out.
+        panoptic: panoptic quality by class, where it was asked for.
     """
 
     figures: dict[str, float]
@@ -84,10 +87,11 @@ class Metrics:
     threshold: float
     images: int
     boxes: int
+    panoptic: tuple[ClassQuality, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; undefined figures are None."""
-        return {
+        document: dict[str, Any] = {
             "figures": {name: _number(value) for name, value in self.figures.items()},
             "images": self.images,
             "boxes": self.boxes,
@@ -102,16 +106,25 @@ class Metrics:
             },
             "confusion": {"iou": 0.5, "threshold": self.threshold, "counts": self.confusion.tolist()},
         }
+        return document | ({"panoptic": [one.to_json() for one in self.panoptic]} if self.panoptic else {})
 
 
 def evaluate(
-    annotations: Annotations, detections: Sequence[Detections], *, voc: bool = False, threshold: float | None = None
+    annotations: Annotations,
+    detections: Sequence[Detections],
+    *,
+    panoptic: Sequence[PanopticMap] | None = None,
+    voc: bool = False,
+    threshold: float | None = None,
 ) -> Metrics:
     """Compare detections with ground truth.
+
+    All figures but those of panoptic quality are of things alone, where some categories are stuff.
 
     Args:
         annotations: the split, n images.
         detections: n entries; entry i belongs to image i of the annotations.
+        panoptic: n entries, the same images cut into segments, of which panoptic quality is computed.
         voc: also compute Pascal VOC's average precision (2007 and 2012).
         threshold: score threshold of the confusion matrix; None takes the one of the best F1 over all classes.
 
@@ -125,12 +138,16 @@ def evaluate(
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError("The score threshold makes no sense", got=threshold, expected="a number from 0 to 1")
     found = flatten(annotations, detections)
+    quality = None if panoptic is None else panoptic_quality(annotations, panoptic)
+    annotations, found = only_things(annotations, found)
     tables, masks = coco_tables(annotations, found), mask_tables(annotations, found)
     pairs = overlapping_pairs(annotations, found)
     matches = match(annotations, found, pairs)
     named = dict(_figures(tables, masks))
     if voc:
         named.update(voc_figures(annotations, found, pairs))
+    if quality is not None:
+        named.update(quality.figures)
     boxes = int((~annotations.crowd).sum())
     if threshold is None:
         best = best_f1(found.scores[~matches.ignored], matches.right[~matches.ignored], boxes).threshold
@@ -145,6 +162,7 @@ def evaluate(
         threshold=threshold,
         images=len(annotations),
         boxes=boxes,
+        panoptic=() if quality is None else quality.per_class,
     )
 
 
@@ -152,7 +170,7 @@ def figures(
     annotations: Annotations, detections: Sequence[Detections], *, voc: bool = False
 ) -> Iterator[tuple[str, float]]:
     """Yield (name, value) of the overall figures alone; arguments and errors as in `evaluate`."""
-    found = flatten(annotations, detections)
+    annotations, found = only_things(annotations, flatten(annotations, detections))
     yield from _figures(coco_tables(annotations, found), mask_tables(annotations, found))
     if voc:
         yield from voc_figures(annotations, found, overlapping_pairs(annotations, found))
