@@ -18,6 +18,7 @@ from detrkit.data.files import Listing, safe_name, upright_size
 from detrkit.data.problems import EXAMPLES_KEPT, Problems
 from detrkit.data.segmentations import FINDINGS, MaskColumn
 from detrkit.errors import DataError
+from detrkit.masks import RunLengths
 from detrkit.structures import Category
 
 TOLERANCE = 0.01
@@ -129,6 +130,7 @@ def build(
     clean, good, repaired = sanitise(boxes.boxes[rows], box_sizes, problems, lambda row: boxes.where(int(rows[row])))
     rows, clean, repaired = rows[good], clean[good], repaired[good]
     counts = np.bincount(new_row[boxes.images[rows]], minlength=len(kept_images))
+    masks = None if boxes.masks is None else _masks(boxes, rows, problems)
     return Annotations(
         root=root,
         file_names=Strings(names if len(kept_images) == len(names) else (names[row] for row in kept_images)),
@@ -137,13 +139,13 @@ def build(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=clean,
         labels=boxes.labels[rows].astype(np.int64),
-        areas=_areas(boxes.areas[rows], clean, repaired),
+        areas=_areas(boxes.areas[rows], masks, clean, repaired),
         crowd=boxes.crowd[rows].astype(bool),
         difficult=boxes.difficult[rows].astype(bool),
         categories=tuple(categories),
         problems=problems,
         source=source,
-        masks=None if boxes.masks is None else _masks(boxes, rows, problems),
+        masks=masks,
     )
 
 
@@ -191,8 +193,11 @@ def sanitise(
     return np.concatenate([cut_low, cut_high], 1), good, inverted | outside
 
 
-def _areas(stated: np.ndarray, boxes: np.ndarray, repaired: np.ndarray) -> np.ndarray:
-    """The stated area where there is a sensible one, else the box's; a cut box cannot hold more than itself."""
+def _areas(stated: np.ndarray, masks: Masks | None, boxes: np.ndarray, repaired: np.ndarray) -> np.ndarray:
+    """The stated area where there is a sensible one, else the mask's, else the box's; a cut box cannot hold more than
+    itself."""
+    if isinstance(masks, RunLengths) and not (stated > 0).all():
+        stated = np.where(stated > 0, stated, masks.areas())
     side = boxes[:, 2:] - boxes[:, :2]
     of_box = side[:, 0] * side[:, 1]
     areas = np.where(np.isfinite(stated) & (stated > 0), stated, of_box).astype(np.float64)

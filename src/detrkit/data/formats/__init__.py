@@ -4,17 +4,15 @@ Each module of this package is one format, found by its name; a new one needs no
 
 - `EXPECTED`: a sentence that says what it looks for, for the message where nothing is found;
 - `recognise(root) -> dict[str, Source]`: the splits that it finds, empty where it finds none;
-- `read(source, *, check_files) -> Annotations`: one split; with the keyword `masks` where its files can hold masks:
-  then the annotations have them, or none where no object of the split has one;
+- `read(source, *, check_files, masks) -> Annotations`: one split; with masks, if they are asked for and there are any;
 - `write(splits, out, *, copy_images)`: a layout that it recognises again;
-- where several splits are cheaper read together, `read_together(sources, *, check_files)`;
+- where several splits are cheaper read together, `read_together(sources, *, check_files, masks)`;
 - `FALLBACK = True` where it is to be asked only after all others found nothing.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,10 +130,11 @@ def read(
         sources = {wanted: sources[wanted]}
     module = _module(next(iter(sources.values())).format)
     if hasattr(module, "read_together"):
-        splits: dict[str, Annotations] = module.read_together(sources, check_files=check_files)
+        splits: dict[str, Annotations] = module.read_together(sources, check_files=check_files, masks=bool(masks))
     else:
-        options = {"masks": True} if masks and "masks" in inspect.signature(module.read).parameters else {}
-        splits = {name: module.read(source, check_files=check_files, **options) for name, source in sources.items()}
+        splits = {
+            name: module.read(source, check_files=check_files, masks=bool(masks)) for name, source in sources.items()
+        }
     if masks is True:
         for annotations in splits.values():
             _check_masks(annotations)
@@ -154,7 +153,7 @@ def _check_masks(annotations: Annotations) -> None:
         where=annotations.source,
         got=", ".join([f"{len(annotations.boxes):,} boxes", *wrong]),
         expected="a segmentation of each object",
-        remedy="Export the annotations with their masks (COCO: segmentation), or go on with boxes alone.",
+        remedy="Export the annotations with their masks (COCO, or polygons as YOLO labels), or go on with boxes alone.",
     )
 
 
