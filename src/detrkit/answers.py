@@ -99,11 +99,10 @@ class Respondent:
     def _logits(self, found: Segmented, row: int, one: Scored, order: Tensor) -> Float[Tensor, "p _ _"]:
         """Logits of the masks of some detections of an image, at the backbone's finest level."""
         assert self.segmenter is not None
-        assert found.memory is not None
         assert one.queries is not None
         queries = one.queries[order]
         image = torch.full_like(queries, row)
-        return self.segmenter.masks(found.memory, found.predictions.hidden[-1], image, queries)
+        return self.segmenter.masks(found, image, queries)
 
     def _masks(self, found: Segmented, row: int, one: Scored, order: Tensor, size: tuple[int, int]) -> RunLengths:
         """Masks of some detections; those of one query, which may stand for several classes, are made once."""

@@ -91,7 +91,7 @@ def save_segmenter(
 
     Whoever wants the detector alone reads the folder as any other model.
     """
-    about = {**(about or {}), SEGMENTATION: {"attention": segmenter.mask_head.attention}}
+    about = {**(about or {}), SEGMENTATION: options_of(segmenter)}
     save_holder(folder, segmenter, MASK_HEAD, preset=preset, categories=categories, about=about, state=state)
 
 
@@ -109,7 +109,7 @@ def attach_mask_head(detector: nn.Module, about: Mapping[str, Any], folder: Path
     folder = model_folder(folder)
     try:
         with torch.random.fork_rng(devices=[]):
-            segmenter = Segmenter(detector, attention=about[SEGMENTATION]["attention"])
+            segmenter = Segmenter(detector, **about[SEGMENTATION])
     except (KeyError, TypeError, Error) as error:
         raise ModelError(
             "What is said of the mask head cannot be understood",
@@ -125,6 +125,11 @@ def fill_segmenter(segmenter: Segmenter, folder: Path) -> None:
     """Give a segmenter the weights that `save_segmenter` wrote; errors as of `fill_beside`."""
     fill_detector(segmenter.detector, folder)
     fill_beside(segmenter, folder, MASK_HEAD)
+
+
+def options_of(segmenter: Segmenter) -> dict[str, Any]:
+    """What a mask head was made with, by the names of the arguments."""
+    return {"attention": segmenter.mask_head.attention, "box": segmenter.mask_head.box}
 
 
 def has_mask_head(about: Mapping[str, Any] | None) -> bool:

@@ -243,7 +243,7 @@ class Detector:
         )
 
     @overload
-    def segment(
+    def segment(  # type: ignore[overload-overlap]  # a path is a sequence of text, and is one picture
         self, images: Picture, *, threshold: float | None = ..., batch_size: int = ..., workers: int = ...
     ) -> PanopticMap: ...
     @overload

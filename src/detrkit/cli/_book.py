@@ -79,14 +79,17 @@ class Book:
             "scores": [round(float(score), 4) for score in found.scores],
             "names": found.names,
         }
+        if found.segments is not None:
+            entry["masks"] = found.segments.to_coco()
         if self.pictures:
             save_picture(draw(open_image(file), found), self.out / name)
             entry["picture"] = name
         self.images.append(entry)
         number = len(self.images)
         self._coco_images.append({"id": number, "file_name": name, "height": height, "width": width})
-        for box in found.to_coco(number):
-            area = box["bbox"][2] * box["bbox"][3]
+        areas = [None] * len(found) if found.segments is None else found.segments.areas().tolist()
+        for box, area in zip(found.to_coco(number), areas, strict=True):
+            area = box["bbox"][2] * box["bbox"][3] if area is None else area
             self._coco_boxes.append({"id": len(self._coco_boxes) + 1, **box, "area": area, "iscrowd": 0})
         self.terminal.result(f"{file}: {summary(found.names)}")
 

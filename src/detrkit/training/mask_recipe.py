@@ -26,9 +26,11 @@ class MaskOptions:
     frozen_detector: bool = False
     """Train the mask head alone, on a detector that is finished (`init`): the paper's second stage. Otherwise boxes and
     masks are learnt together."""
-    mask_attention: Literal["joint", "per-head"] = "joint"
-    """Over what attention maps are normalised: all heads and positions at once (DETR), or the positions of each head
-    (UP-DETR)."""
+    mask_attention: Literal["joint", "per-head", "peak"] = "joint"
+    """How attention maps are normalised: to a sum of one over all heads and positions at once (DETR), over the
+    positions of each head (UP-DETR), or to a greatest value of one in each head (ours)."""
+    mask_box: bool = False
+    """Tell the mask head the predicted box as well, as a map beside those of attention; the paper's does not."""
     mask_weight: float = field(default=1.0, metadata=within(0))
     """Weight of the focal loss of masks."""
     dice_weight: float = field(default=1.0, metadata=within(0))

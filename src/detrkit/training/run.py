@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
-from detrkit import evaluation, models
+from detrkit import models
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError
 from detrkit.evaluation.run import Metrics
 from detrkit.one_shot.protocol import DRAWS
+from detrkit.panoptic import PanopticMap
 from detrkit.predict import Detector, load
 from detrkit.sources import architecture_of, open_model
 from detrkit.structures import Detections
@@ -29,7 +30,7 @@ from detrkit.training.segmentation import prepare_segmentation
 from detrkit.training.session import Session
 from detrkit.training.setup import prepare
 from detrkit.training.tasks import of_task, task_with
-from detrkit.training.validation import detect
+from detrkit.training.validation import judge
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,10 @@ def evaluate(
         shots: of a model that finds by example: exemplars for each question.
 
     Returns:
-        COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined. Of a model that
-        finds by example AP50 of seen and of unseen classes, their spread and ratio, and how honest its scores are.
+        COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined. Of a model with a
+        mask head, on data with masks, COCO's figures of masks, too (`mask_AP` and so on), and on panoptic data panoptic
+        quality (`PQ`, `SQ`, `RQ`, and the same of things and of stuff). Of a model that finds by example AP50 of seen
+        and of unseen classes, their spread and ratio, and how honest its scores are.
 
     Raises:
         DataError: no such split, images that cannot be read, categories that the model does not know, or, of a model
@@ -200,6 +203,7 @@ class Evaluation:
     metrics: Metrics
     annotations: Annotations
     detections: list[Detections]
+    maps: list[PanopticMap]
 
     @property
     def figures(self) -> dict[str, float]:
@@ -218,14 +222,15 @@ def evaluate_in_detail(
 ) -> Evaluation | ByExample:
     """The same as `evaluate`, with the detections and all tables; takes its options and raises its errors."""
     detector = model if isinstance(model, Detector) else load(model)
-    (annotations,) = formats.read(data, split).values()  # `valid` and `val` are the same split
+    masks: Literal["any", False] = "any" if detector.segmenter is not None else False
+    (annotations,) = formats.read(data, split, masks=masks).values()  # `valid` and `val` are the same split
     if not len(annotations):
         raise DataError("The split has no images", where=annotations.source or data, got=split)
     if detector.one_shot is not None:
         return evaluate_by_example(detector, annotations, draws=draws, shots=shots, **options)
     refuse_draws(draws, shots)
-    detections = detect(detector, annotations, **options)
-    return Evaluation(evaluation.run.evaluate(annotations, detections, voc=True), annotations, detections)
+    metrics, detections, maps = judge(detector, annotations, voc=True, **options)
+    return Evaluation(metrics, annotations, detections, maps)
 
 
 def _image_size(model: Any, preset: Any) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -11,21 +11,19 @@ import torch
 from torch import nn
 
 from detrkit.checkpoint import TrainingState
+from detrkit.convert import load_strictly
 from detrkit.data.annotations import Annotations
-from detrkit.data.columns import with_categories
 from detrkit.data.dataset import DetectionDataset
 from detrkit.data.loading import EpochBatches, LoadedBatch, training_batches
 from detrkit.errors import ModelError, UsageError
-from detrkit.evaluation.run import Metrics, evaluate
 from detrkit.holders import fill_segmenter, save_segmenter
 from detrkit.losses.criterion import Losses, SetCriterion, pad_targets
 from detrkit.losses.matching import Matches
 from detrkit.models import Variant
-from detrkit.panoptic import PanopticMap
 from detrkit.predict import Detector
 from detrkit.segmentation.model import Segmenter, Wanted, wanted_masks
 from detrkit.sources import open_model
-from detrkit.structures import Batch, Detections, Predictions
+from detrkit.structures import Batch, Predictions
 from detrkit.training.detection import describe
 from detrkit.training.distributed import World
 from detrkit.training.mask_recipe import SegmentationRecipe
@@ -38,7 +36,7 @@ from detrkit.training.setup import (
     make_transform,
     open_splits,
 )
-from detrkit.training.validation import detect, draw_samples, segment
+from detrkit.training.validation import draw_panoptic_samples, draw_samples, judge
 
 
 @final
@@ -104,44 +102,27 @@ class SegmentationSession(Session[Batch]):
         detector = Detector(
             model.detector, self.variant, self.train.categories, self.recipe.model.model, self.device, segmenter=model
         )
-        options: dict[str, Any] = {
-            "batch_size": max(self.optimization.batch_size, 4),
-            "workers": self.workers,
-            "world": self.world,
-        }
-        things = things_of(self.val)
-        detections = detect(detector, things, **options)
-        found: Metrics | None = evaluate(things, detections) if self.world.is_main else None
-        metrics = self.world.share(found)
-        maps: list[PanopticMap] = []
-        figures = dict(metrics.figures)
-        if is_panoptic(self.val):
-            detector = replace(detector, about={"threshold": metrics.threshold})
-            maps = segment(detector, self.val, **options)
-            quality = None
-            figures |= self.world.share(quality)
+        metrics, detections, maps = judge(
+            detector,
+            self.val,
+            batch_size=max(self.optimization.batch_size, 4),
+            workers=self.workers,
+            world=self.world,
+        )
+        is_panoptic = "PQ" in metrics.figures
         if self.world.is_main and self.run.samples:
-            self._draw(out / "samples" / f"epoch-{epoch:04d}.jpg", things, detections, maps, metrics.threshold)
+            file = out / "samples" / f"epoch-{epoch:04d}.jpg"
+            if is_panoptic:
+                draw_panoptic_samples(self.val, maps, self.run.samples, file)
+            else:
+                draw_samples(self.val, detections, self.run.samples, file, metrics.threshold)
         return Validation(
-            figures=figures,
-            chosen_by="PQ" if maps else "mask_AP",
-            headline=("PQ", "mask_AP", "AP") if maps else ("mask_AP", "mask_AP50", "AP"),
+            figures=metrics.figures,
+            chosen_by="PQ" if is_panoptic else "mask_AP",
+            headline=("PQ", "mask_AP", "AP") if is_panoptic else ("mask_AP", "mask_AP50", "AP"),
             about={"threshold": metrics.threshold},
             metrics=metrics,
         )
-
-    def _draw(
-        self,
-        file: Path,
-        things: Annotations,
-        detections: Sequence[Detections],
-        maps: Sequence[PanopticMap],
-        threshold: float,
-    ) -> None:
-        if maps:
-            pass
-        else:
-            draw_samples(things, detections, self.run.samples, file, threshold)
 
     def save_best(self, folder: Path, about: Mapping[str, Any]) -> None:
         """Write a model folder that `detrkit.load` takes."""
@@ -167,18 +148,6 @@ class SegmentationSession(Session[Batch]):
             "categories": [category.to_json() for category in self.train.categories],
             "splits": {"train": describe(self.train), "val": describe(self.val)},
         }
-
-
-def is_panoptic(annotations: Annotations) -> bool:
-    """Whether there is stuff among the categories, so that images are cut up as a whole."""
-    return not all(category.is_thing for category in annotations.categories)
-
-
-def things_of(annotations: Annotations) -> Annotations:
-    """The objects that can be counted, of data that hold stuff, too."""
-    things = tuple(category for category in annotations.categories if category.is_thing)
-    kept = with_categories(annotations, things)
-    return replace(kept, problems=annotations.problems)
 
 
 def prepare_segmentation(
@@ -241,7 +210,11 @@ def _build(
         torch.default_generator.manual_seed(recipe.run.seed)
         variant, detector = build_model(recipe.model, len(names), notes, names, came_from=came_from)
         model = Segmenter(
-            detector, attention=options.mask_attention, chunk=options.mask_chunk, frozen=options.frozen_detector
+            detector,
+            attention=options.mask_attention,
+            box=options.mask_box,
+            chunk=options.mask_chunk,
+            frozen=options.frozen_detector,
         )
     if recipe.model.init and not came_from:
         notes.append(_start_mask_head(model, recipe.model.init))
@@ -255,16 +228,12 @@ def _start_mask_head(model: Segmenter, init: str) -> str:
         return "The mask head begins anew: the model to start from has none"
     own, theirs = model.mask_head, other.mask_head
     if own.attention != theirs.attention:
-        raise ModelError(
-            "The mask head to start from normalises its attention maps in another way",
-            where=init,
-            got=theirs.attention,
-            expected=own.attention,
-            remedy=f"Say so: --mask-attention {theirs.attention}.",
+        return (
+            "The mask head begins anew, as the one to start from normalises its attention maps in another way "
+            f"(to keep it: --mask-attention {theirs.attention})"
         )
-    if {name: one.shape for name, one in own.state_dict().items()} != {
-        name: one.shape for name, one in theirs.state_dict().items()
-    }:
+    try:
+        load_strictly(own, theirs.state_dict())
+    except ModelError:
         return "The mask head there is of another make, and begins anew"
-    own.load_state_dict(theirs.state_dict())
     return "The mask head there is kept, too"
