@@ -20,7 +20,7 @@ from detrkit.checkpoint import load_model
 from detrkit.data import formats
 from detrkit.masks import RunLengths
 from detrkit.sources import open_model
-from detrkit.training.events import Event, Evaluated, Started, Step
+from detrkit.training.events import Evaluated, Event, Started, Step
 from detrkit.training.run import Run, evaluate_in_detail
 
 pytestmark = pytest.mark.usefixtures("plotless")
@@ -173,7 +173,7 @@ def test_a_damaged_mask_head_is_named(together: tuple[Path, list[Event]], tmp_pa
     shutil.copytree(together[0] / "model", broken)
     file = broken / "mask_head.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ModelError, match="mask_head.safetensors"):
+    with pytest.raises(ModelError, match=r"mask_head\.safetensors"):
         detrkit.load(broken)
     shutil.copy(together[0] / "model" / "mask_head.safetensors", file)
     config = json.loads((broken / "config.json").read_text())
