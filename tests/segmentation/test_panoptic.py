@@ -118,3 +118,16 @@ def test_halves_are_merged_like_floats(generator):
         merge(logits, scores, labels, IS_THING, (30, 40)).ids,
         merge(logits.float(), scores, labels, IS_THING, (30, 40)).ids,
     )
+
+
+def test_without_stuff_there_is_background():
+    logits = torch.full((3, 6, 8), -2.0)
+    logits[0, :3, :4], logits[1, :, 6:], logits[2, 5, 0] = 3.0, 1.0, 4.0
+    scores, labels = torch.tensor([0.9, 0.95, 0.99]), torch.tensor([0, 1, 1])
+    merged = merge(logits, scores, labels, torch.tensor([True, True]), (6, 8))
+    assert merged.queries.tolist() == [1, 0], "a stray pixel is no segment"
+    expected = torch.zeros(6, 8, dtype=torch.int32)
+    expected[:3, :4], expected[:, 6:] = 2, 1
+    assert torch.equal(merged.ids, expected)
+    with_stuff = merge(logits, scores, labels, torch.tensor([True, False]), (6, 8))
+    assert bool((with_stuff.ids > 0).all()), "stuff leaves nothing over"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,14 +117,19 @@ class Book:
             f"{'Pictures and files' if self.pictures else 'Files'} lie in {self.out}."
         )
         unreadable = list(self.unreadable.values())
-        if unreadable:
-            note(f"{count(len(unreadable), 'image')} could not be read:")
-            for line in unreadable[:LISTED]:
-                note(f"  {line}")
-            if len(unreadable) > LISTED:
-                note(f"  and {len(unreadable) - LISTED} more, listed in {self.out / 'detections.json'}")
+        note_unreadable(unreadable, self.out, self.terminal)
         document = {"out": self.out, "objects": self.boxes, "images": self.images, "unreadable": unreadable}
         return Outcome({**document, **further}, exit_code=DataError.exit_code if unreadable else 0)
+
+
+def note_unreadable(unreadable: Sequence[str], out: Path, terminal: Terminal) -> None:
+    """Name on standard error the first images that could not be read."""
+    if unreadable:
+        terminal.note(f"{count(len(unreadable), 'image')} could not be read:")
+        for line in unreadable[:LISTED]:
+            terminal.note(f"  {line}")
+        if len(unreadable) > LISTED:
+            terminal.note(f"  and {len(unreadable) - LISTED} more, listed in {out / 'detections.json'}")
 
 
 def summary(names: list[str]) -> str:

@@ -51,7 +51,8 @@ def merge(
     few pixels are dropped, and their pixels go to the greatest logit among the others.
 
     The published code drops what all but the first query of a stuff class found, since it takes them for empty after
-    they were merged; here their pixels stay with the stuff.
+    they were merged; here their pixels stay with the stuff. Where no class is stuff, not every pixel is something: those
+    that no mask claims (logits below zero) belong to no segment.
 
     Args:
         logits: of each query's mask.
@@ -65,28 +66,32 @@ def merge(
         stray: a segment of so many pixels at most is dropped.
 
     Returns:
-        Segments that cover the whole image, or none at all where no query is certain enough.
+        Segments that cover the whole image where some class is stuff, or none at all where no query is certain enough.
     """
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] > threshold]
     nothing = Merged(torch.zeros(size, dtype=torch.int32, device=logits.device), order[:0])
     if not len(order):
         return nothing
-    resized = _Resized(logits[order], size, extent or (float(logits.shape[1]), float(logits.shape[2])))
-    owners = _owners(labels[order], is_thing)
+    kept, owners = logits[order], _owners(labels[order], is_thing)
+    if bool(is_thing.all()):
+        kept = torch.cat([kept, torch.zeros_like(kept[:1])])
+        owners = torch.cat([owners, torch.full_like(owners[:1], len(order))])
+    resized = _Resized(kept, size, extent or (float(logits.shape[1]), float(logits.shape[2])))
     found = owners[resized.greatest(torch.arange(size[0], device=logits.device))]
-    areas = torch.bincount(found.flatten(), minlength=len(order))
+    areas = torch.bincount(found.flatten(), minlength=len(kept))
     stays = areas > stray
-    segments = stays.nonzero()[:, 0]
+    segments = stays[: len(order)].nonzero()[:, 0]
     if not len(segments):
         return nothing
+    stays[len(order) :] = True  # the background, however small
     left = stays[owners].nonzero()[:, 0]
     strays = ~stays[found]
     rows = strays.any(1).nonzero()[:, 0]
     if len(rows):
         again = owners[left[resized.greatest(rows, left)]]
         found[rows] = torch.where(strays[rows], again, found[rows])
-    numbers = torch.zeros(len(order), dtype=torch.int32, device=logits.device)
+    numbers = torch.zeros(len(kept), dtype=torch.int32, device=logits.device)
     numbers[segments] = torch.arange(1, len(segments) + 1, dtype=torch.int32, device=logits.device)
     return Merged(numbers[found], order[segments])
 
