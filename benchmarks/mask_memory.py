@@ -9,10 +9,10 @@ objects, on one thread, with the same weights:
               as the published code does it
     ours      masks of matched queries alone, eight at a time, computed again for the gradient
 
-Both sides must find the same loss. `together` learns boxes and masks, `head alone` freezes the detector. Memory is of one
+Both sides must find the same loss. `together` learns boxes and masks, `head alone` freezes the detector. Memory is of a
 new process a side: how far its peak rises in a step above what model and data hold, gradients included. It is taken
 twice: with an allocator that gives back what is freed (glibc's, told so by MALLOC_MMAP_THRESHOLD_), which is what the
-tensors need, and with the allocator's own settings (`usual`), under which it keeps much of what was freed. Seconds are of
+tensors need, and with the settings that the allocator has (`usual`), under which it keeps much of that. Seconds are of
 processor time in one process, sides in turn, and a ratio is the median of the rounds' ratios.
 """
 

@@ -51,8 +51,8 @@ def merge(
     few pixels are dropped, and their pixels go to the greatest logit among the others.
 
     The published code drops what all but the first query of a stuff class found, since it takes them for empty after
-    they were merged; here their pixels stay with the stuff. Where no class is stuff, not all pixels are something: those
-    that no mask claims (logits below zero) belong to no segment.
+    they were merged; here their pixels stay with the stuff. Where no class is stuff, not all pixels are something:
+    those that no mask claims (logits below zero) belong to no segment.
 
     Args:
         logits: of each query's mask.
