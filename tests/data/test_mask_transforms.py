@@ -40,7 +40,7 @@ def scene(rng: np.random.Generator, height: int, width: int) -> Sample:
 
 
 def check(sample: Sample) -> None:
-    """Each mask is where its colour is, and inside its box, but for two pixels at its border: crops are scaled twice."""
+    """Each mask is where its colour is, and inside its box, but for two pixels at its border (crops scale twice)."""
     width, height = sample.image.size
     assert sample.masks is not None
     assert sample.masks.shape == (len(sample.boxes), height, width)
