@@ -14,7 +14,7 @@ import pytest
 
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.errors import DataError, UsageError
-from detrkit.evaluation import evaluate, panoptic_quality, write_panoptic
+from detrkit.evaluation import evaluate, figures, panoptic_quality, write_panoptic
 from detrkit.masks import RunLengths
 from detrkit.panoptic import PanopticMap
 from detrkit.structures import Category, Detections
@@ -235,6 +235,8 @@ def test_stands_beside_the_figures_of_detection_which_are_of_things_alone():
     assert math.isnan(metrics.per_class[2].ap)
     assert metrics.confusion.sum() == 1
     assert metrics.to_json()["panoptic"][2] == metrics.panoptic[2].to_json()
+    assert [one.name for one in metrics.things] == ["cat", "dog"]
+    assert dict(figures(annotations, [detections]))["AP"] == pytest.approx(1)
     assert "panoptic" not in evaluate(annotations, [detections]).to_json()
 
 

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class Options(DetectionOptions):
     """Compare a detector's answers with the truth, in figures.
 
-    COCO's twelve figures, Pascal VOC's average precision, and a table of the classes. A model that was trained to find
-    by example (detrkit train --task one-shot) is asked about each class that an image holds, shown by others.
+    COCO's twelve figures, of masks too where there are any, Pascal VOC's average precision, and a table of the classes.
+    A model that was trained to find by example (detrkit train --task one-shot) is asked about each class that an image
+    holds, shown by others.
     """
 
     model: tyro.conf.Positional[str]

@@ -89,6 +89,15 @@ class Metrics:
     boxes: int
     panoptic: tuple[ClassQuality, ...] = ()
 
+    @property
+    def things(self) -> tuple[ClassMetrics, ...]:
+        """The entries of `per_class` that are not stuff, of which nothing is detected."""
+        return tuple(one for row, one in enumerate(self.per_class) if self.is_thing(row))
+
+    def is_thing(self, label: int) -> bool:
+        """Whether a class is a thing, as far as panoptic quality was asked for and so says it."""
+        return not self.panoptic or self.panoptic[label].is_thing
+
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; undefined figures are None."""
         document: dict[str, Any] = {

@@ -86,8 +86,8 @@ def draw(
         picture = tint(picture, detections.segments, colours, width)
     pen = ImageDraw.Draw(picture)
     for row in range(len(detections))[::-1]:
-        # A mask says where a thing ends; its box only ties the label to it.
-        line = max(1, width // 2) if has_mask[row] else width
+        # A mask says where a thing ends; its box only ties the label to it, unless it is to be set apart.
+        line = max(1, width // 2) if has_mask[row] and not dashes[row] else width
         _draw_box(pen, boxes[row], colours[row], line, bool(dashes[row]))
     texts = [
         f"{name} {score:.2f}" if scores else name
