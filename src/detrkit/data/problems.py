@@ -44,6 +44,8 @@ POLICIES: dict[str, Policy] = {
     "malformed-box": Policy("dropped", "a box does not consist of four numbers"),
     "malformed-annotation": Policy("dropped", "an annotation lacks a readable image or category id"),
     "missing-mask": Policy("noted", "an object has no mask, though others have; its box is used"),
+    "missing-mask-file": Policy("noted", "a picture of masks does not exist; its objects have none"),
+    "unreadable-mask-file": Policy("noted", "a picture of masks cannot be read; its objects have none"),
     "malformed-mask": Policy("dropped", "a mask cannot be understood, or does not fit its image; its object stays"),
     "mask-size-mismatch": Policy("dropped", "a mask is of another size than its image; its object stays"),
     "polygon-label": Policy("repaired", "a label is a polygon and is taken as the box around it"),

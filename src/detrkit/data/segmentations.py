@@ -6,7 +6,7 @@ Polygons are drawn by COCO's own rule, so a mask has exactly the pixels that eva
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,12 +28,9 @@ class MaskColumn(NamedTuple):
     findings: np.ndarray
 
 
-class Segmentations:
-    """Takes what a file says about the masks of its objects, batch by batch, and keeps run lengths."""
-
-    def __init__(self) -> None:
-        self.parts: list[RunLengths] = []
-        self.findings: list[np.ndarray] = []
+@runtime_checkable
+class MaskParts(Protocol):
+    """Takes what a file says about the masks of its objects, batch by batch."""
 
     def add(self, segmentations: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> None:
         """Take a batch.
@@ -42,6 +39,22 @@ class Segmentations:
             segmentations: what the file says of each object, whatever it is.
             sizes: height and width in pixels of each object's image, 0 where not known.
         """
+        ...
+
+    def column(self) -> MaskColumn:
+        """All batches as one; they are given away."""
+        ...
+
+
+class Segmentations:
+    """Masks that stand in the annotation file itself; run lengths are kept of them. See `MaskParts`."""
+
+    def __init__(self) -> None:
+        self.parts: list[RunLengths] = []
+        self.findings: list[np.ndarray] = []
+
+    def add(self, segmentations: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> None:
+        """Take a batch: polygons or runs as `encode` takes them, or anything else."""
         counts, findings = [], np.zeros(len(segmentations), np.uint8)
         for row, (segmentation, (height, width)) in enumerate(zip(segmentations, sizes, strict=True)):
             found = encode(segmentation, height, width)

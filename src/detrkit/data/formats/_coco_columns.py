@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ import numpy as np
 from detrkit.data.columns import LONGEST_SIDE, BoxColumns, ImageColumns, count_rows
 from detrkit.data.files import safe_name, upright_size
 from detrkit.data.problems import Problems
-from detrkit.data.segmentations import Segmentations
+from detrkit.data.segmentations import MaskParts
 from detrkit.errors import DataError
 from detrkit.structures import Category
 
@@ -27,10 +28,17 @@ class Collector:
     Args:
         path: the file, for messages.
         problems: where findings are counted.
-        masks: whether segmentations are kept; then `finish_images` comes before the first annotation.
+        masks: takes the segmentations where they are kept; then `finish_images` comes before the first annotation.
+        describe: says which object of the file has an id.
     """
 
-    def __init__(self, path: Path, problems: Problems, masks: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        problems: Problems,
+        masks: MaskParts | None = None,
+        describe: Callable[[int], str] = "annotation {}".format,
+    ):
         self.path = path
         self.problems = problems
         self.texts: dict[str, int] = {}
@@ -40,7 +48,8 @@ class Collector:
         self.table: list[Category] = []
         self.count = 0
         self.parts: list[tuple[np.ndarray, ...]] = []
-        self.segmentations = Segmentations() if masks else None
+        self.masks = masks
+        self.describe = describe
         self.size_of: dict[int, tuple[int, int]] = {}
 
     def add(self, key: str, items: list[Any]) -> None:
@@ -55,9 +64,9 @@ class Collector:
                 columns, sound = self._careful(items)
             self.parts.append(columns)
             self.count += len(items)
-            if self.segmentations is not None:
+            if self.masks is not None:
                 sizes = [self.size_of.get(image, (0, 0)) for image in columns[1].tolist()]
-                self.segmentations.add([item.get("segmentation") for item in sound], sizes)
+                self.masks.add([item.get("segmentation") for item in sound], sizes)
 
     def finish_images(self, root: Path, *, measure: bool) -> None:
         """Make the sizes of all images known to the masks that follow.
@@ -117,7 +126,8 @@ class Collector:
             identifier = self._identifier(item.get("id")) if isinstance(item, dict) else None
             if identifier is None or identifier in self.texts.values():
                 self._refuse("a category lacks an id", _brief(item), "an object with an integer id and a name")
-            self.table.append(Category(identifier, str(item.get("name") or identifier)))
+            is_thing = item.get("isthing") not in (0, "0", "false", "False")
+            self.table.append(Category(identifier, str(item.get("name") or identifier), is_thing))
 
     def _quick(self, items: list[Any]) -> tuple[np.ndarray, ...] | None:
         """Columns of sound items; None where one item is not, as NumPy finds out by itself."""
@@ -152,10 +162,8 @@ class Collector:
             if not isinstance(item, dict):
                 self.problems.add("malformed-annotation", where)
                 continue
-            if "segments_info" in item:
-                self._refuse("this is a panoptic file", "segments_info", "object detection annotations (instances)")
             own, image, label = (self._identifier(item.get(key)) for key in ("id", "image_id", "category_id"))
-            where = where if own is None else f"{self.path}: annotation {item['id']}"
+            where = where if own is None else f"{self.path}: {self.describe(item['id'])}"
             if image is None or label is None:
                 self.problems.add("malformed-annotation", where)
                 continue
@@ -211,7 +219,7 @@ class Collector:
             names = f"{self.names[first]!r} and {self.names[second]!r}"
             self.problems.add("duplicate-image-id", f"{self.path}: id {image_ids[first]}, {names}")
         ids, images, labels, boxes, areas, crowd, difficult = self._joined()
-        where = _Where(self.path, ids)
+        where = _Where(self.path, ids, self.describe)
         self._count_duplicates(ids, where)
         rows, image_known = _find(image_ids, order, images)
         category_ids = np.array([category.id for category in sorted(self.table)], np.int64)
@@ -231,7 +239,7 @@ class Collector:
             image_ids = np.arange(1, len(image_ids) + 1, dtype=np.int64)
         sizes = np.array(self.sizes, np.int64).reshape(-1, 2)
         found = ImageColumns(self.names, image_ids, sizes)
-        masks = None if self.segmentations is None else self.segmentations.column()
+        masks = None if self.masks is None else self.masks.column()
         objects = BoxColumns(rows, boxes, labels, areas, crowd, difficult, where, masks)
         return found, objects if good.all() else objects.select(np.flatnonzero(good))
 
@@ -256,13 +264,13 @@ class Collector:
 class _Where:
     """Tells the place of an annotation in its file."""
 
-    def __init__(self, path: Path, ids: np.ndarray):
-        self.path, self.ids = path, ids
+    def __init__(self, path: Path, ids: np.ndarray, describe: Callable[[int], str]):
+        self.path, self.ids, self.describe = path, ids, describe
 
     def __call__(self, row: int) -> str:
         identifier = int(self.ids[row])
         known = identifier > _NAMED_FROM // 2
-        return f"{self.path}: annotation {identifier}" if known else f"{self.path}: an annotation without a number"
+        return f"{self.path}: {self.describe(identifier) if known else 'an annotation without a number'}"
 
 
 def _find(known: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

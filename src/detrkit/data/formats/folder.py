@@ -15,7 +15,7 @@ from detrkit.data.files import IMAGE_SUFFIXES, CopyImages, place_images, walk_im
 from detrkit.data.formats import Source
 
 EXPECTED = f"images ({' '.join(IMAGE_SUFFIXES)}) at any depth"
-FALLBACK = True
+PRECEDENCE = 0
 
 
 def recognise(root: Path) -> dict[str, Source]:

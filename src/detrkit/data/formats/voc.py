@@ -44,6 +44,7 @@ from detrkit.errors import DataError
 from detrkit.structures import Category
 
 EXPECTED = "Annotations/*.xml with JPEGImages/ and ImageSets/Main/*.txt, or XML files beside their images"
+PRECEDENCE = 3
 TABLE = "classes.txt"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 

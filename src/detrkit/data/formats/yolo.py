@@ -35,6 +35,7 @@ from detrkit.data.segmentations import Segmentations
 from detrkit.errors import DataError
 
 EXPECTED = "a data.yaml with names and train/val/test, or images/{split} and labels/{split}"
+PRECEDENCE = 3
 BOX_NUMBERS = 4
 SHORTEST_POLYGON = 6
 PIXELS_FROM = 2.0
