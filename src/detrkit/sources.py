@@ -12,6 +12,7 @@ from detrkit.checkpoint import SavedModel, load_model, standing
 from detrkit.convert import Conversion
 from detrkit.data.coco_names import NAMES as COCO_NAMES
 from detrkit.errors import ModelError
+from detrkit.holders import attach_mask_head, has_mask_head
 from detrkit.structures import Category
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
@@ -71,7 +72,8 @@ def open_model(name: str | Path) -> SavedModel:
     place = locate(name)
     if place.is_ours:
         saved = load_model(place.path)
-        saved = saved._replace(origin=place.origin(saved.origin))
+        segmenter = attach_mask_head(saved.model, saved.about, place.path) if has_mask_head(saved.about) else None
+        saved = saved._replace(origin=place.origin(saved.origin), segmenter=segmenter)
     else:
         found = read_weights(place)
         refuse_plain_dc5(place, found)

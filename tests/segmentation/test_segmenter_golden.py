@@ -56,7 +56,7 @@ def test_masks_of_all_queries(case: Case, model: Segmenter) -> None:
     image, query = torch.arange(2).repeat_interleave(100), torch.arange(100).repeat(2)
     with torch.no_grad():
         found = model.eval()(images, padding)
-        masks = model.masks(found.memory, found.predictions.hidden[-1], image, query)
+        masks = model.masks(found, image, query)
     official = case.arrays["eval_pred_masks"]
     np.testing.assert_allclose(masks.numpy().reshape(official.shape), official, atol=1e-3, rtol=0)
     np.testing.assert_allclose(found.predictions.boxes[-1].numpy(), case.arrays["eval_pred_boxes"], atol=1e-4, rtol=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -15,6 +15,8 @@ from detrkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from detrkit.data.annotations import Annotations
+    from detrkit.evaluation import Metrics
+    from detrkit.panoptic import PanopticMap
     from detrkit.predict import Detector
     from detrkit.structures import Detections
 
@@ -52,21 +54,21 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     """
     from detrkit.cli._weights import load_detector
     from detrkit.data import formats
-    from detrkit.evaluation import evaluate, write_report, write_results
+    from detrkit.evaluation import write_report, write_results
     from detrkit.training.by_example import refuse_draws
 
     _check_files(options)
-    (annotations,) = formats.read(options.data, options.split).values()
+    detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
+    masks: Literal["any", False] = "any" if detector is None or detector.segmenter is not None else False
+    (annotations,) = formats.read(options.data, options.split, masks=masks).values()
     for line in annotations.problems.lines():
         terminal.note(line)
     if not len(annotations):
         raise DataError("The split has no images", where=annotations.source or options.data, got=options.split)
-    detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
     if detector is not None and detector.one_shot is not None:
         return _by_example(options, detector, annotations, terminal)
     refuse_draws(options.draws, options.shots)
-    detections = _detections(options, detector, annotations, terminal)
-    metrics = evaluate(annotations, detections, voc=True)
+    metrics, detections, _ = _judged(options, detector, annotations, terminal)
     document = {"model": options.model, "data": options.data, "split": options.split, **figures_document(metrics)}
     heading = f"{options.model} on {count(metrics.images, 'image')} with {count(metrics.boxes, 'box', 'boxes')}"
     text = [f"{heading} ({options.split})", "", figures_text(metrics)]
@@ -118,18 +120,21 @@ def _by_example(options: Options, detector: Detector, annotations: Annotations, 
     return Outcome(document, text="\n".join(text))
 
 
-def _detections(
+def _judged(
     options: Options, detector: Detector | None, annotations: Annotations, terminal: Terminal
-) -> list[Detections]:
-    from detrkit.evaluation import read_results
-    from detrkit.training.validation import detect
+) -> tuple[Metrics, list[Detections], list[PanopticMap]]:
+    from detrkit.evaluation import evaluate, read_results
+    from detrkit.training.validation import has_stuff, judge
 
     if detector is None:
-        return read_results(options.model, annotations)
-    with terminal.counting(len(annotations), "Detecting") as tick:
-        return detect(
+        detections = read_results(options.model, annotations)
+        return evaluate(annotations, detections, voc=True), detections, []
+    passes = 2 if detector.segmenter is not None and annotations.masks is not None and has_stuff(annotations) else 1
+    with terminal.counting(passes * len(annotations), "Detecting") as tick:
+        return judge(
             detector,
             annotations,
+            voc=True,
             batch_size=options.batch_size,
             workers=options.workers,
             ensemble=options.ensemble,

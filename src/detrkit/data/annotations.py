@@ -79,7 +79,8 @@ class Annotations:
         offsets: (n + 1,) int64.
         boxes: (m, 4) float64, xyxy in pixels of the upright image, 0-based, inside the image, of positive area.
         labels: (m,) int64, rows of `categories`.
-        areas: (m,) float64, the object's area in pixels (of its mask where the file says so, else of its box).
+        areas: (m,) float64, the object's area in pixels: as the file says it, else of its mask where that was read,
+            else of its box.
         crowd: (m,) bool, one box around many objects: never a target, ignored in evaluation.
         difficult: (m,) bool, Pascal VOC's flag: trained on, ignored in VOC evaluation.
         categories: the table from label to (id, name).

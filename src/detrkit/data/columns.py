@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detrkit.data.annotations import Annotations, Strings
+from detrkit.data.annotations import Annotations, Masks, Strings
 from detrkit.data.files import Listing, safe_name, upright_size
 from detrkit.data.problems import EXAMPLES_KEPT, Problems
+from detrkit.data.segmentations import FINDINGS, MaskColumn
 from detrkit.errors import DataError
+from detrkit.masks import RunLengths
 from detrkit.structures import Category
 
 TOLERANCE = 0.01
@@ -44,7 +46,7 @@ class BoxColumns(NamedTuple):
 
     `images` (m,) rows of the image columns; `boxes` (m, 4) xyxy in 0-based pixels, not yet checked; `labels` (m,) rows
     of the category table; `areas` (m,) with NaN where unknown; `crowd` and `difficult` (m,) bool; `where(row)` tells
-    the place of a box in its file, for messages.
+    the place of a box in its file, for messages; `masks` are those of the same objects, where they were asked for.
     """
 
     images: np.ndarray
@@ -54,6 +56,20 @@ class BoxColumns(NamedTuple):
     crowd: np.ndarray
     difficult: np.ndarray
     where: Callable[[int], str]
+    masks: MaskColumn | None = None
+
+    def select(self, rows: np.ndarray) -> BoxColumns:
+        """Some of the boxes, in the order that is asked for."""
+        return BoxColumns(
+            self.images[rows],
+            self.boxes[rows],
+            self.labels[rows],
+            self.areas[rows],
+            self.crowd[rows],
+            self.difficult[rows],
+            lambda row: self.where(int(rows[row])),
+            None if self.masks is None else MaskColumn(self.masks.masks[rows], self.masks.findings[rows]),
+        )
 
 
 def count_rows(problems: Problems, kind: str, rows: np.ndarray, where: Callable[[int], str]) -> None:
@@ -114,6 +130,7 @@ def build(
     clean, good, repaired = sanitise(boxes.boxes[rows], box_sizes, problems, lambda row: boxes.where(int(rows[row])))
     rows, clean, repaired = rows[good], clean[good], repaired[good]
     counts = np.bincount(new_row[boxes.images[rows]], minlength=len(kept_images))
+    masks = None if boxes.masks is None else _masks(boxes, rows, problems)
     return Annotations(
         root=root,
         file_names=Strings(names if len(kept_images) == len(names) else (names[row] for row in kept_images)),
@@ -122,13 +139,25 @@ def build(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=clean,
         labels=boxes.labels[rows].astype(np.int64),
-        areas=_areas(boxes.areas[rows], clean, repaired),
+        areas=_areas(boxes.areas[rows], masks, clean, repaired),
         crowd=boxes.crowd[rows].astype(bool),
         difficult=boxes.difficult[rows].astype(bool),
         categories=tuple(categories),
         problems=problems,
         source=source,
+        masks=masks,
     )
+
+
+def _masks(boxes: BoxColumns, rows: np.ndarray, problems: Problems) -> Masks | None:
+    """The masks of the boxes that are left, and what is wrong with them; None where the file has none at all."""
+    assert boxes.masks is not None
+    findings = boxes.masks.findings[rows]
+    if len(rows) and (findings == FINDINGS.index("missing-mask")).all():
+        return None
+    for number, kind in enumerate(FINDINGS[1:], 1):
+        count_rows(problems, kind, np.flatnonzero(findings == number), lambda row: boxes.where(int(rows[row])))
+    return boxes.masks.masks[rows] if not len(rows) or (findings == 0).any() else None
 
 
 def sanitise(
@@ -164,8 +193,11 @@ def sanitise(
     return np.concatenate([cut_low, cut_high], 1), good, inverted | outside
 
 
-def _areas(stated: np.ndarray, boxes: np.ndarray, repaired: np.ndarray) -> np.ndarray:
-    """The stated area where there is a sensible one, else the box's; a cut box cannot hold more than itself."""
+def _areas(stated: np.ndarray, masks: Masks | None, boxes: np.ndarray, repaired: np.ndarray) -> np.ndarray:
+    """The stated area where there is a sensible one, else the mask's, else the box's; a cut box cannot hold more than
+    itself."""
+    if isinstance(masks, RunLengths) and not (stated > 0).all():
+        stated = np.where(stated > 0, stated, masks.areas())
     side = boxes[:, 2:] - boxes[:, :2]
     of_box = side[:, 0] * side[:, 1]
     areas = np.where(np.isfinite(stated) & (stated > 0), stated, of_box).astype(np.float64)

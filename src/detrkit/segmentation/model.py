@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from detrkit.errors import UsageError
 from detrkit.losses.functional import dice_loss, mask_focal_loss
 from detrkit.losses.matching import Matches
-from detrkit.segmentation.head import Canvas, MaskHead, Normalisation
+from detrkit.segmentation.head import Canvas, MaskHead
 from detrkit.structures import Memory, Predictions, Target
 
 CHUNK = 8
@@ -45,10 +45,10 @@ class MaskTerms(NamedTuple):
 
 
 class Segmented(NamedTuple):
-    """Predictions, what masks are made of, and the loss of the masks that were asked for."""
+    """Predictions, what masks are made of (nothing without a mask head), and the loss of masks that were asked for."""
 
     predictions: Predictions
-    memory: Memory
+    memory: Memory | None
     terms: MaskTerms | None = None
 
 
@@ -57,7 +57,8 @@ class Segmenter(nn.Module):
 
     Args:
         detector: a model of any variant. Its backbone returns its finer maps from now on.
-        attention: over what attention maps are normalised.
+        attention: how attention maps are normalised (`MaskHead`).
+        box: tell the mask head the predicted boxes, too.
         chunk: masks that are computed together; less takes less memory and more time.
         frozen: the detector does not train, and keeps no activations.
 
@@ -66,7 +67,13 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, detector: nn.Module, *, attention: Normalisation = "joint", chunk: int = CHUNK, frozen: bool = False
+        self,
+        detector: nn.Module,
+        *,
+        attention: str = "joint",
+        box: bool = False,
+        chunk: int = CHUNK,
+        frozen: bool = False,
     ):
         super().__init__()
         if chunk < 1:
@@ -82,7 +89,8 @@ class Segmenter(nn.Module):
                 remedy="Take a backbone with several stages, or a coarser stride.",
             )
         self.detector, self.chunk, self.frozen = detector, chunk, frozen
-        self.mask_head = MaskHead(config.dim, getattr(config, "heads", 1), backbone.channels[-2::-1], attention)
+        heads = getattr(config, "heads", 1)
+        self.mask_head = MaskHead(config.dim, heads, backbone.channels[-2::-1], attention, box=box)
         if frozen:
             detector.requires_grad_(False)
 
@@ -113,26 +121,27 @@ class Segmenter(nn.Module):
         terms = None if wanted is None else self._judge(memory, predictions, wanted(predictions))
         return Segmented(predictions, memory, terms)
 
-    def masks(
-        self, memory: Memory, hidden: Float[Tensor, "b q d"], image: Int64[Tensor, " p"], query: Int64[Tensor, " p"]
-    ) -> Float[Tensor, "p _ _"]:
+    def masks(self, found: Segmented, image: Int64[Tensor, " p"], query: Int64[Tensor, " p"]) -> Float[Tensor, "p _ _"]:
         """The masks of some queries, as logits of the pixels at the backbone's finest level.
 
         Args:
-            memory: of the images.
-            hidden: the last layer's `Predictions.hidden`.
+            found: what `forward` said of the images.
             image: which image each mask is in.
             query: whose mask it is.
         """
-        canvas = self.mask_head.prepare(memory)
+        assert found.memory is not None
+        canvas = self.mask_head.prepare(found.memory)
         if not len(image):
-            return hidden.new_zeros(0, *canvas.skips[-1].shape[-2:])
-        asked = hidden[image, query]
-        return torch.cat([self.mask_head(canvas, image[rows], asked[rows]) for rows in _chunks(len(image), self.chunk)])
+            return canvas.base.new_zeros(0, *canvas.skips[-1].shape[-2:])
+        asked, boxes = found.predictions.hidden[-1][image, query], found.predictions.boxes[-1][image, query]
+        return torch.cat(
+            [self.mask_head(canvas, image[rows], asked[rows], boxes[rows]) for rows in _chunks(len(image), self.chunk)]
+        )
 
     def _judge(self, memory: Memory, predictions: Predictions, wanted: Wanted) -> MaskTerms:
         canvas, hidden = self.mask_head.prepare(memory), predictions.hidden[-1]
         asked = hidden[wanted.image, wanted.query]
+        boxes = predictions.boxes[-1][wanted.image, wanted.query].detach()
         # Without a single mask every parameter still gets a gradient, which other processes may be waiting for.
         nothing = torch.stack([parameter.sum() for parameter in self.mask_head.parameters()]).sum().float() * 0
         total = torch.stack([nothing, nothing])
@@ -142,6 +151,7 @@ class Segmenter(nn.Module):
                 canvas,
                 wanted.image[rows],
                 asked[rows],
+                boxes[rows],
                 wanted.masks[rows],
                 use_reentrant=False,
                 preserve_rng_state=False,
@@ -153,9 +163,10 @@ class Segmenter(nn.Module):
         canvas: Canvas,
         image: Int64[Tensor, " p"],
         hidden: Float[Tensor, "p d"],
+        boxes: Float[Tensor, "p 4"],
         masks: Bool[Tensor, "p h w"],
     ) -> Float[Tensor, " term"]:
-        logits = self.mask_head(canvas, image, hidden).float()
+        logits = self.mask_head(canvas, image, hidden, boxes).float()
         logits = F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         true = masks.to(logits.dtype)
         return torch.stack([mask_focal_loss(logits, true).sum(), dice_loss(logits, true).sum()])

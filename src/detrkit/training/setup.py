@@ -29,6 +29,7 @@ from detrkit.training.distributed import World, processors
 from detrkit.training.ema import Average
 from detrkit.training.optimizer import make_optimizer
 from detrkit.training.recipe import (
+    AnyRecipe,
     AugmentationOptions,
     DataOptions,
     ModelOptions,
@@ -67,13 +68,10 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
             [category.name for category in train.categories],
             came_from=came_from,
         )
-    model = model.to(device)
-    if recipe.optimization.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config: Any = model.config
     transform = make_transform(recipe.augmentation, config.image_size, config.longest)
-    dtype = choose_dtype(recipe.optimization.precision, device)
-    optimizer = make_optimizer(model, recipe.optimization)
+    equipment = equip(model, recipe, device)
+    dtype = equipment["dtype"]
     if recipe.model.backbone_weights == RANDOM and not recipe.model.init:
         notes.extend(_random_and_frozen(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -91,19 +89,43 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     return DetectionSession(
         recipe=recipe,
         world=world,
-        device=device,
-        dtype=dtype,
         variant=variant,
-        model=model,
         criterion=variant.criterion(config),
-        optimizer=optimizer,
-        average=Average(model, recipe.optimization.ema) if recipe.optimization.ema else None,
         dataset=DetectionDataset(train, transform, recipe.run.seed),
         train=train,
         val=val,
         workers=count_workers(recipe.data.workers),
         notes=tuple(notes),
+        **equipment,
     )
+
+
+def equip(
+    model: nn.Module, recipe: AnyRecipe, device: torch.device, detector: nn.Module | None = None
+) -> dict[str, Any]:
+    """What every session needs to train a model, by the names of its fields: the model laid out on its device, the
+    arithmetic, the optimiser, and the average where the recipe has one.
+
+    Args:
+        model: what trains.
+        recipe: the resolved recipe.
+        device: where to.
+        detector: the module inside `model` whose parts the recipe can freeze; by default `model` itself.
+
+    Raises:
+        UsageError: a part to freeze that there is not, or nothing is left to train.
+    """
+    options = recipe.optimization
+    model.to(device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return {
+        "device": device,
+        "dtype": choose_dtype(options.precision, device),
+        "model": model,
+        "optimizer": make_optimizer(model, options, detector),
+        "average": Average(model, options.ema) if options.ema else None,
+    }
 
 
 def choose_place(options: RunOptions, world: World) -> torch.device:
@@ -120,8 +142,12 @@ def count_workers(wanted: int) -> int:
     return wanted if wanted >= 0 else min(8, processors())
 
 
-def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[str]) -> tuple[Annotations, Annotations]:
+def open_splits(
+    data: str | Path, options: DataOptions, seed: int, notes: list[str], *, masks: bool = False
+) -> tuple[Annotations, Annotations]:
     """The training and the validation split: found, or made from the training split; says which in `notes`.
+
+    With `masks` they have the masks of their objects.
 
     Raises:
         DataError: no such split, one without images or boxes, or splits without a common category.
@@ -129,12 +155,12 @@ def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[s
     found = formats.recognise(data)
     wanted, other = split_name(options.train_split), split_name(options.val_split)
     name = wanted if wanted in found or len(found) > 1 else next(iter(found))
-    train = formats.read(data, name)[name]
+    train = formats.read(data, name, masks=masks)[name]
     if options.val_fraction == 0 and other == name:
         val = train
         notes.append("Validation: the training images themselves, which shows whether they can be learnt by heart")
     elif options.val_fraction == 0 and other in found:
-        val = formats.read(data, other)[other]
+        val = formats.read(data, other, masks=masks)[other]
         notes.append(f"Validation: the data's split {other!r}, {val.summary()}")
     elif options.val_fraction == 0 and other != DataOptions().val_split:
         raise DataError(

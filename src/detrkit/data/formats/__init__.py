@@ -4,9 +4,9 @@ Each module of this package is one format, found by its name; a new one needs no
 
 - `EXPECTED`: a sentence that says what it looks for, for the message where nothing is found;
 - `recognise(root) -> dict[str, Source]`: the splits that it finds, empty where it finds none;
-- `read(source, *, check_files) -> Annotations`: one split;
+- `read(source, *, check_files, masks) -> Annotations`: one split; with masks, if they are asked for and there are any;
 - `write(splits, out, *, copy_images)`: a layout that it recognises again;
-- where several splits are cheaper read together, `read_together(sources, *, check_files)`;
+- where several splits are cheaper read together, `read_together(sources, *, check_files, masks)`;
 - `FALLBACK = True` where it is to be asked only after all others found nothing.
 """
 
@@ -17,11 +17,12 @@ import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from detrkit.data.annotations import Annotations
 from detrkit.data.columns import with_categories
 from detrkit.data.files import CopyImages, fresh_folder, split_name
+from detrkit.data.segmentations import FINDINGS
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Category
 
@@ -98,7 +99,9 @@ def _contents(root: Path) -> str:
     return "the entries " + ", ".join(entries[:ENTRIES_SHOWN]) + more
 
 
-def read(path: str | Path, split: str | None = None, *, check_files: bool = True) -> dict[str, Annotations]:
+def read(
+    path: str | Path, split: str | None = None, *, check_files: bool = True, masks: bool | Literal["any"] = False
+) -> dict[str, Annotations]:
     """Read a data set.
 
     Args:
@@ -108,12 +111,14 @@ def read(path: str | Path, split: str | None = None, *, check_files: bool = True
         check_files: whether images must exist. Missing ones are dropped and counted, images lying beside them that
             nobody mentions are noted. Without it COCO and VOC files are read though no image is at hand; YOLO needs the
             size of each image to understand its labels.
+        masks: whether the masks of the objects are read, which takes longer; "any" does without where there are none.
 
     Returns:
         The splits by name, with what was wrong with each in `problems`.
 
     Raises:
-        DataError: nothing is recognised, there is no such split, a file is malformed, or not one image exists.
+        DataError: nothing is recognised, there is no such split, a file is malformed, not one image exists, or masks
+            are asked for and no object of a split has one.
     """
     sources = recognise(path)
     if split is not None:
@@ -125,10 +130,31 @@ def read(path: str | Path, split: str | None = None, *, check_files: bool = True
         sources = {wanted: sources[wanted]}
     module = _module(next(iter(sources.values())).format)
     if hasattr(module, "read_together"):
-        splits: dict[str, Annotations] = module.read_together(sources, check_files=check_files)
+        splits: dict[str, Annotations] = module.read_together(sources, check_files=check_files, masks=bool(masks))
     else:
-        splits = {name: module.read(source, check_files=check_files) for name, source in sources.items()}
+        splits = {
+            name: module.read(source, check_files=check_files, masks=bool(masks)) for name, source in sources.items()
+        }
+    if masks is True:
+        for annotations in splits.values():
+            _check_masks(annotations)
     return _with_one_table(splits, path)
+
+
+def _check_masks(annotations: Annotations) -> None:
+    if annotations.masks is not None:
+        return
+    kinds = [kind for kind in FINDINGS if kind in annotations.problems.counts]
+    wrong = [
+        f"{annotations.problems.counts[kind]} × {kind} ({annotations.problems.examples[kind][0]})" for kind in kinds
+    ]
+    raise DataError(
+        "No object has a mask",
+        where=annotations.source,
+        got=", ".join([f"{len(annotations.boxes):,} boxes", *wrong]),
+        expected="a segmentation of each object",
+        remedy="Export the annotations with their masks (COCO, or polygons as YOLO labels), or go on with boxes alone.",
+    )
 
 
 def _with_one_table(splits: dict[str, Annotations], path: str | Path) -> dict[str, Annotations]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from detrkit.data.columns import LONGEST_SIDE, BoxColumns, ImageColumns, count_rows
+from detrkit.data.files import safe_name, upright_size
 from detrkit.data.problems import Problems
+from detrkit.data.segmentations import Segmentations
 from detrkit.errors import DataError
 from detrkit.structures import Category
 
@@ -24,9 +27,10 @@ class Collector:
     Args:
         path: the file, for messages.
         problems: where findings are counted.
+        masks: whether segmentations are kept; then `finish_images` comes before the first annotation.
     """
 
-    def __init__(self, path: Path, problems: Problems):
+    def __init__(self, path: Path, problems: Problems, masks: bool = False):
         self.path = path
         self.problems = problems
         self.texts: dict[str, int] = {}
@@ -36,6 +40,8 @@ class Collector:
         self.table: list[Category] = []
         self.count = 0
         self.parts: list[tuple[np.ndarray, ...]] = []
+        self.segmentations = Segmentations() if masks else None
+        self.size_of: dict[int, tuple[int, int]] = {}
 
     def add(self, key: str, items: list[Any]) -> None:
         """Take some items of the list `key`."""
@@ -44,8 +50,30 @@ class Collector:
         elif key == "categories":
             self._add_categories(items)
         elif items:
-            self.parts.append(self._quick(items) or self._careful(items))
+            columns, sound = self._quick(items), items
+            if columns is None:
+                columns, sound = self._careful(items)
+            self.parts.append(columns)
             self.count += len(items)
+            if self.segmentations is not None:
+                sizes = [self.size_of.get(image, (0, 0)) for image in columns[1].tolist()]
+                self.segmentations.add([item.get("segmentation") for item in sound], sizes)
+
+    def finish_images(self, root: Path, *, measure: bool) -> None:
+        """Make the sizes of all images known to the masks that follow.
+
+        Args:
+            root: the folder of the images.
+            measure: whether to look into the images whose size the file does not say.
+
+        Raises:
+            DataError: the name of such an image points outside its folder.
+        """
+        for row, size in enumerate(self.sizes):
+            if measure and 0 in size:
+                with contextlib.suppress(DataError):  # missing or unreadable: counted where images are checked
+                    self.sizes[row] = upright_size(root / safe_name(self.names[row], str(self.path)))
+        self.size_of = dict(zip(self.image_ids, self.sizes, strict=True))
 
     def _refuse(self, what: str, got: object, expected: str) -> NoReturn:
         raise DataError(
@@ -115,9 +143,10 @@ class Collector:
         flagged = (crowd != 0, difficult != 0)
         return ids, images, labels, boxes.astype(np.float64), areas.astype(np.float64), *flagged
 
-    def _careful(self, items: list[Any]) -> tuple[np.ndarray, ...]:
-        """Columns of what is sound among the items; the rest is counted."""
+    def _careful(self, items: list[Any]) -> tuple[tuple[np.ndarray, ...], list[Any]]:
+        """Columns of what is sound among the items, and these items; the rest is counted."""
         rows: list[tuple[Any, ...]] = []
+        sound: list[Any] = []
         for position, item in enumerate(items, self.count):
             where = f"{self.path}: annotation number {position}"
             if not isinstance(item, dict):
@@ -135,6 +164,7 @@ class Collector:
                 self.problems.add("malformed-box", where)
                 continue
             area: Any = item.get("area")
+            sound.append(item)
             rows.append(
                 (
                     _NO_ID if own is None else own,
@@ -150,7 +180,7 @@ class Collector:
         types = (np.int64, np.int64, np.int64, np.float64, np.float64, np.bool_, np.bool_)
         ready: list[np.ndarray] = [np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)]
         ready[3] = ready[3].reshape(-1, 4)
-        return tuple(ready)
+        return tuple(ready), sound
 
     def categories(self) -> tuple[Category, ...]:
         """The category table, in the order of the ids.
@@ -201,17 +231,13 @@ class Collector:
             image_ids = np.arange(1, len(image_ids) + 1, dtype=np.int64)
         sizes = np.array(self.sizes, np.int64).reshape(-1, 2)
         found = ImageColumns(self.names, image_ids, sizes)
-        if good.all():
-            return found, BoxColumns(rows, boxes, labels, areas, crowd, difficult, where)
-        where = _Where(self.path, ids[good])
-        rows, boxes, labels, areas, crowd, difficult = (
-            column[good] for column in (rows, boxes, labels, areas, crowd, difficult)
-        )
-        return found, BoxColumns(rows, boxes, labels, areas, crowd, difficult, where)
+        masks = None if self.segmentations is None else self.segmentations.column()
+        objects = BoxColumns(rows, boxes, labels, areas, crowd, difficult, where, masks)
+        return found, objects if good.all() else objects.select(np.flatnonzero(good))
 
     def _joined(self) -> list[np.ndarray]:
         """All batches as one; each column's batches are freed as soon as they are copied."""
-        parts = self.parts or [self._careful([])]
+        parts = self.parts or [self._careful([])[0]]
         self.parts = []
         columns: list[list[np.ndarray]] = [list(column) for column in zip(*parts, strict=True)]
         parts.clear()

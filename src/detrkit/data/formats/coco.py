@@ -2,7 +2,8 @@
 
 Boxes are x, y, width, height in pixels, 0-based. Layouts: `annotations/instances_{split}.json` with images in
 `{split}/`, `{split}2017/`, `images/{split}/`, `images/` or beside; `{split}/_annotations.coco.json` (Roboflow); any
-single JSON with those lists. Polygons and run-length masks are passed over without being parsed.
+single JSON with those lists. Polygons and run-length masks are passed over without being parsed, unless masks are
+asked for.
 
 Writing keeps everything that `Annotations` holds; `difficult`, which COCO does not know, is written under that name.
 """
@@ -15,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from detrkit.data.annotations import Annotations
 from detrkit.data.columns import build
@@ -146,7 +148,7 @@ def _first_names(path: Path) -> list[str]:
     return names
 
 
-def read(source: Source, *, check_files: bool = True) -> Annotations:
+def read(source: Source, *, check_files: bool = True, masks: bool = False) -> Annotations:
     """Read one COCO file.
 
     Ids of images and categories may be any integers, also written as strings; the category table is in the order of the
@@ -156,15 +158,16 @@ def read(source: Source, *, check_files: bool = True) -> Annotations:
     Args:
         source: what `recognise` found.
         check_files: whether images must exist, see `formats.read`.
+        masks: whether segmentations are read: polygons, and runs of both forms.
 
     Raises:
         DataError: the file is not JSON, lacks a list or what an image or category must have, two images or two
             categories share an id, a file name is unsafe, or not one image exists.
     """
     problems = Problems()
-    collector = Collector(source.path, problems)
+    collector = Collector(source.path, problems, masks)
     seen = set()
-    for key, items in read_lists(source.path, KEYS):
+    for key, items in _lists(source, collector, check_files) if masks else read_lists(source.path, KEYS):
         seen.add(key)
         collector.add(key, items)
     for key in KEYS:
@@ -190,6 +193,21 @@ def read(source: Source, *, check_files: bool = True) -> Annotations:
         note_others=own_folder,
         looked=_image_folders(source.path)[1:] if check_files else (),
     )
+
+
+def _lists(source: Source, collector: Collector, check_files: bool) -> Iterator[tuple[str, list[Any]]]:
+    """The items of the file with their segmentations, all images first, as masks are drawn at the size of their image.
+
+    Images stand first in most files; then this is no more than one pass.
+    """
+    images, others, *_ = KEYS
+    for key, items in read_lists(source.path, (images, others)):
+        if key == images:
+            yield key, items
+        elif collector.names:
+            break
+    collector.finish_images(source.images, measure=check_files)
+    yield from read_lists(source.path, tuple(key for key in KEYS if key != images), whole=True)
 
 
 def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImages = "link") -> None:
