@@ -174,7 +174,9 @@ def test_two_formats_in_one_folder_are_refused(tmp_path):
     (tmp_path / "other").rename(tmp_path / "out" / "inner")
     (tmp_path / "out" / "inner" / "data.yaml").rename(tmp_path / "out" / "data.yaml")
     (tmp_path / "out" / "inner" / "images").rename(tmp_path / "out" / "images")
-    with pytest.raises(DataError, match=r"More than one format.*coco: .*yolo: .*--annotations coco .*pass the annotation file"):
+    with pytest.raises(
+        DataError, match=r"More than one format.*coco: .*yolo: .*--annotations coco .*pass the annotation file"
+    ):
         formats.recognise(tmp_path / "out")
     assert formats.recognise(tmp_path / "out" / "data.yaml")["train"].format == "yolo"
     for format in ("coco", "yolo"):

@@ -20,7 +20,7 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def attentive(model: nn.Module) -> Any:
-    """The model with a mask head that looks closely and listens to what it sees, so that each query has its own mask."""
+    """The model with a mask head that looks closely and listens to what it sees: each query has its own mask."""
     for name, value in model.state_dict().items():
         if name.endswith(("attention_query.weight", "bbox_attention.q_proj.weight")):
             value *= 3

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training.drawing import content, tiny, write_coco
 
 import detrkit
@@ -22,6 +23,7 @@ from detrkit.masks import RunLengths
 from detrkit.sources import open_model
 from detrkit.training.events import Evaluated, Event, Started, Step
 from detrkit.training.run import Run, evaluate_in_detail
+from detrkit.training.validation import detect, segment
 
 pytestmark = pytest.mark.usefixtures("plotless")
 
@@ -198,3 +200,22 @@ def test_true_masks_as_answers_are_perfect(drawn: Path) -> None:
     ]
     figures = dict(detrkit.evaluation.figures(annotations, detections))
     assert figures["mask_AP"] == pytest.approx(1.0)
+
+
+def test_answers_come_in_the_frame_of_the_annotations(
+    together: tuple[Path, list[Event]], drawn: Path, tmp_path: Path
+) -> None:
+    halved = tmp_path / "halved"
+    shutil.copytree(drawn, halved)
+    for file in (halved / "val").glob("*.png"):
+        with Image.open(file) as image:
+            image.resize((image.width // 2, image.height // 2)).save(file)
+    annotations = formats.read(halved, "val", masks=True)["val"]
+    detector = detrkit.load(together[0])
+    figures = dict(detrkit.evaluation.figures(annotations, (found := detect(detector, annotations))))
+    assert "mask_AP" in figures
+    for index, (one, cut) in enumerate(zip(found, segment(detector, annotations), strict=True)):
+        size = tuple(annotations.image_sizes[index].tolist())
+        assert one.image_size == cut.image_size == size
+        assert one.segments is not None
+        assert (one.segments.sizes == size).all()

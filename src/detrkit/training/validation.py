@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from detrkit.data.annotations import Annotations
-from detrkit.data.dataset import annotated_frame
+from detrkit.data.dataset import annotated_frame, masks_in_file
 from detrkit.data.images import open_image
 from detrkit.errors import DataError
 from detrkit.evaluation.panoptic_quality import panoptic_quality
 from detrkit.evaluation.run import Metrics, evaluate
+from detrkit.masks import RunLengths
 from detrkit.panoptic import PanopticMap
 from detrkit.predict import Detector
 from detrkit.structures import Category, Detections
@@ -78,7 +79,7 @@ def segment(
     found = detector.segment_stream([annotations.path(index) for index in mine], batch_size=batch_size, workers=workers)
     answers = []
     for index, one in zip(mine, found, strict=True):
-        answers.append((index, _map_relabelled(one, table, annotations)))
+        answers.append((index, _map_in_annotated_frame(_map_relabelled(one, table, annotations), annotations, index)))
         if on_image is not None:
             on_image()
     gathered = dict(pair for part in world.gather(answers) for pair in part)
@@ -213,19 +214,38 @@ def _map_relabelled(found: PanopticMap, table: np.ndarray, annotations: Annotati
 
 
 def _in_annotated_frame(found: Detections, annotations: Annotations, index: int) -> Detections:
-    """Boxes scaled to the size that the annotation file states, where the image was scaled after it was annotated.
+    """Boxes and masks scaled to the size that the annotation file states, where the image was scaled after that.
 
     The inverse of what training does to the annotated boxes (`boxes_in_file`): where the aspect ratios differ, boxes
-    stay where they are.
+    stay where they are, and masks are cut or filled up.
     """
-    annotated = (int(annotations.image_sizes[index][0]), int(annotations.image_sizes[index][1]))
+    annotated = _annotated_size(annotations, index)
     height, width = annotated_frame(annotated, found.image_size)
-    factors = np.array([width / found.image_size[1], height / found.image_size[0]] * 2, np.float32)
-    return (
-        found
-        if (height, width) == found.image_size
-        else replace(found, boxes=found.boxes * factors, image_size=(height, width))
-    )
+    if (height, width) != found.image_size:
+        factors = np.array([width / found.image_size[1], height / found.image_size[0]] * 2, np.float32)
+        found = replace(found, boxes=found.boxes * factors, image_size=(height, width))
+    if found.segments is not None and 0 not in annotated and len(found) and (found.segments.sizes != annotated).any():
+        pixels = masks_in_file(found.segments.decode(), annotated)
+        found = replace(found, segments=RunLengths.encode(pixels), image_size=annotated)
+    return found
+
+
+def _map_in_annotated_frame(found: PanopticMap, annotations: Annotations, index: int) -> PanopticMap:
+    """Segments in pixels of the image as the annotation file states its size; as of boxes and masks."""
+    annotated = _annotated_size(annotations, index)
+    if 0 in annotated or annotated == found.image_size:
+        return found
+    numbers = np.arange(len(found) + 1)
+    masks = masks_in_file(found.ids == numbers[1:, None, None], annotated)
+    ids = np.zeros(annotated, np.int32)
+    for number, mask in zip(numbers[1:], masks, strict=True):
+        ids[mask] = number
+    return replace(found, ids=ids, image_size=annotated)
+
+
+def _annotated_size(annotations: Annotations, index: int) -> tuple[int, int]:
+    height, width = annotations.image_sizes[index].tolist()
+    return int(height), int(width)
 
 
 def _listed(categories: Sequence[Category], limit: int = 8) -> str:
