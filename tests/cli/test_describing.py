@@ -147,7 +147,7 @@ def test_what_cannot_be_rewritten(detrkit, data, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     cases = [
-        ((data, tmp_path / "out", "--format", "yollo"), 2, "coco, folder, voc, yolo"),
+        ((data, tmp_path / "out", "--format", "yollo"), 2, "coco, coco_panoptic, folder, instance_masks, voc, yolo"),
         ((data, tmp_path / "full", "--format", "coco"), 2, "full"),
         ((tmp_path / "none", tmp_path / "out", "--format", "coco"), 3, "none"),
     ]

@@ -37,6 +37,8 @@ class Options(DetectionOptions):
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
     split: str = "val"
     """Split to evaluate on."""
+    annotations: str = ""
+    """Format of the annotations that are meant where a folder holds several, such as coco_panoptic."""
     report: Path | None = None
     """Folder for a page with figures, curves, confusions and the best and worst images."""
     results: Path | None = None
@@ -61,7 +63,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     _check_files(options)
     detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
     masks: Literal["any", False] = "any" if detector is None or detector.segmenter is not None else False
-    (annotations,) = formats.read(options.data, options.split, masks=masks).values()
+    (annotations,) = formats.read(options.data, options.split, masks=masks, annotations=options.annotations).values()
     for line in annotations.problems.lines():
         terminal.note(line)
     if not len(annotations):

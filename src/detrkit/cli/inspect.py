@@ -15,6 +15,9 @@ from detrkit.cli._weights import weights_document, weights_lines
 from detrkit.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from detrkit.data.annotations import Annotations
     from detrkit.sources import Place
 
 CLASSES_SHOWN = 40
@@ -32,6 +35,8 @@ class Options(CommonOptions):
     path: tyro.conf.Positional[str]
     """Run folder, model folder, weight file, Hugging Face folder or name on its hub, data set folder or annotation
     file."""
+    annotations: str = ""
+    """Format of a data set's annotations that is meant where a folder holds several, such as coco_panoptic."""
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:
@@ -46,7 +51,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     if not path.exists() and not _is_on_hub(name):
         raise DataError("There is no such file or folder", where=name, remedy="Check the path.")
     if path.exists() and not _is_model(path):
-        document = _data_document(path)
+        document = _data_document(path, options.annotations)
         return Outcome(document, text=_data_text(document))
     from detrkit.sources import locate
 
@@ -187,13 +192,13 @@ def _by_example(about: dict[str, Any]) -> list[str]:
     return [f"By example  it finds what it is shown; trained on {_shortened(told.get('seen', []))}; {calibrated}"]
 
 
-def _data_document(path: Path) -> dict[str, Any]:
+def _data_document(path: Path, annotations: str) -> dict[str, Any]:
     import numpy as np
 
     from detrkit.data import formats
 
-    sources = formats.recognise(path)
-    found = formats.read(path)
+    sources = formats.recognise(path, annotations=annotations)
+    found = formats.read(path, masks="any", annotations=annotations)
     order = [name for name in ("train", "val", "test") if name in found]
     splits = {name: found[name] for name in dict.fromkeys([*order, *found])}
     document: dict[str, Any] = {"path": path, "kind": "data", "splits": {}}
@@ -208,6 +213,9 @@ def _data_document(path: Path) -> dict[str, Any]:
             "images": len(part),
             "boxes": len(part.boxes),
             "crowd": int(part.crowd.sum()),
+            "masks": 0 if part.masks is None else int(part.masks.known.sum()),
+            "things": _counted(part, boxes, is_thing=True),
+            "stuff": _counted(part, boxes, is_thing=False),
             "most_boxes": int(images.max(initial=0)),
             "image_sizes": [sizes.min(0).tolist(), sizes.max(0).tolist()] if len(sizes) else [],
             "boxes_of": {category.name: int(number) for category, number in zip(part.categories, boxes, strict=True)},
@@ -215,6 +223,12 @@ def _data_document(path: Path) -> dict[str, Any]:
             "problem_lines": list(part.problems.lines()),
         }
     return document
+
+
+def _counted(part: Annotations, boxes: np.ndarray, *, is_thing: bool) -> dict[str, int]:
+    """How many classes of things or of stuff there are, and how many objects of them."""
+    chosen = [row for row, category in enumerate(part.categories) if category.is_thing == is_thing]
+    return {"classes": len(chosen), "boxes": int(boxes[chosen].sum())}
 
 
 def _data_text(document: dict[str, Any]) -> str:
@@ -228,6 +242,14 @@ def _data_text(document: dict[str, Any]) -> str:
             lines.append(f"  heights {low_h} to {high_h}, widths {low_w} to {high_w} pixels")
         if part["boxes"]:
             lines.append(f"  at most {count(part['most_boxes'], 'box', 'boxes')} in an image")
+            lines.append(f"  masks of {part['masks']:,} of them" if part["masks"] else "  no masks")
+        if part["stuff"]["classes"]:
+            for kind in ("things", "stuff"):
+                classes, boxes = (
+                    count(part[kind]["classes"], "class", "classes"),
+                    count(part[kind]["boxes"], "box", "boxes"),
+                )
+                lines.append(f"  {kind}: {boxes} of {classes}")
         lines += [f"  {line}" for line in part["problem_lines"]]
     names = list(dict.fromkeys(name for part in splits.values() for name in part["boxes_of"]))
     if names:

@@ -57,6 +57,11 @@ class Masks(Protocol):
         """Some of them, in the order that is asked for."""
         ...
 
+    @property
+    def known(self) -> np.ndarray:
+        """Which of them are known (m,), as far as can be told without opening a file."""
+        ...
+
     def encoded(self, rows: slice) -> RunLengths:
         """The masks of the objects of one image as run lengths; those that are not known have none.
 

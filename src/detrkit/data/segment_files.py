@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from PIL import Image
+from scipy import ndimage
 
-from detrkit.data.annotations import Strings
+from detrkit.data.annotations import Annotations, Strings
 from detrkit.data.files import upright_size
 from detrkit.data.images import open_values
 from detrkit.data.problems import Problems
@@ -46,6 +47,11 @@ class SegmentFiles:
     def __getitem__(self, rows: np.ndarray | slice) -> SegmentFiles:
         """Some of them, in the order that is asked for; no picture is opened."""
         return SegmentFiles(self.root, self.names, self.sizes, self.files[rows], self.numbers[rows])
+
+    @property
+    def known(self) -> Bool[np.ndarray, " m"]:
+        """Which objects have a place in a picture, be it that the picture lacks them."""
+        return self.numbers > 0
 
     def encoded(self, rows: slice) -> RunLengths:
         """The masks of some objects. Each picture is decoded once; an object that it lacks has no mask.
@@ -108,6 +114,46 @@ def to_colours(numbers: np.ndarray) -> Image.Image:
     """The picture whose colours stand for the numbers (height, width), each at least 0 and below 256³."""
     channels = [(numbers // COLOURS**power % COLOURS).astype(np.uint8) for power in range(3)]
     return Image.fromarray(np.stack(channels, -1))
+
+
+def objects_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers in a picture (height, width) but 0, the box around the pixels of each (xyxy in pixels) and its area
+    in pixels."""
+    numbers, places, areas = np.unique(values, return_inverse=True, return_counts=True)
+    slices = ndimage.find_objects(places.reshape(values.shape) + 1)
+    boxes = np.array([(across.start, down.start, across.stop, down.stop) for down, across in slices], np.float64)
+    chosen = numbers > 0
+    return numbers[chosen].astype(np.int64), boxes.reshape(-1, 4)[chosen], areas[chosen].astype(np.float64)
+
+
+def numbers_of(annotations: Annotations, index: int, *, crowds: bool = True) -> np.ndarray:
+    """The picture (height, width) of an image's objects, numbered from 1 as they stand: small ones over large ones over
+    crowds; 0 where there is none.
+
+    Args:
+        annotations: the data set.
+        index: of the image.
+        crowds: whether crowds are drawn.
+
+    Raises:
+        DataError: the size of the image is not known, or a file of masks cannot be read.
+    """
+    height, width = annotations.image_sizes[index].tolist()
+    if not height:
+        raise DataError(
+            "The size of the image is not known, and pictures of masks have that size",
+            where=annotations.path(index),
+            remedy="Read the data set with its images at hand.",
+        )
+    numbers = np.zeros((height, width), np.int32)
+    if annotations.masks is None:
+        return numbers
+    rows = annotations.rows(index)
+    masks, crowd = annotations.masks.encoded(rows), annotations.crowd[rows]
+    for place in np.lexsort((-masks.areas(), ~crowd)):
+        if masks.known[place] and (crowds or not crowd[place]):
+            numbers[masks[[int(place)]].decode()[0]] = place + 1
+    return numbers
 
 
 def runs_of(values: np.ndarray, numbers: Int64[np.ndarray, " n"]) -> RunLengths:

@@ -156,6 +156,7 @@ def evaluate(
     workers: int = 0,
     draws: int = DRAWS,
     shots: int = SHOTS,
+    annotations: str = "",
 ) -> dict[str, float]:
     """The figures of a detector on a split of an annotated folder.
 
@@ -171,6 +172,7 @@ def evaluate(
         workers: processes that load images.
         draws: of a model that finds by example: draws of exemplars, over which figures are means.
         shots: of a model that finds by example: exemplars for each question.
+        annotations: the format that is meant where the folder holds several, such as "coco_panoptic".
 
     Returns:
         COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined. Of a model with a
@@ -193,6 +195,7 @@ def evaluate(
         workers=workers,
         draws=draws,
         shots=shots,
+        annotations=annotations,
     ).figures
 
 
@@ -218,19 +221,21 @@ def evaluate_in_detail(
     split: str,
     draws: int = DRAWS,
     shots: int = SHOTS,
+    annotations: str = "",
     **options: Any,
 ) -> Evaluation | ByExample:
     """The same as `evaluate`, with the detections and all tables; takes its options and raises its errors."""
     detector = model if isinstance(model, Detector) else load(model)
     masks: Literal["any", False] = "any" if detector.segmenter is not None else False
-    (annotations,) = formats.read(data, split, masks=masks).values()  # `valid` and `val` are the same split
-    if not len(annotations):
-        raise DataError("The split has no images", where=annotations.source or data, got=split)
+    # `valid` and `val` are the same split
+    (truth,) = formats.read(data, split, masks=masks, annotations=annotations).values()
+    if not len(truth):
+        raise DataError("The split has no images", where=truth.source or data, got=split)
     if detector.one_shot is not None:
-        return evaluate_by_example(detector, annotations, draws=draws, shots=shots, **options)
+        return evaluate_by_example(detector, truth, draws=draws, shots=shots, **options)
     refuse_draws(draws, shots)
-    metrics, detections, maps = judge(detector, annotations, voc=True, **options)
-    return Evaluation(metrics, annotations, detections, maps)
+    metrics, detections, maps = judge(detector, truth, voc=True, **options)
+    return Evaluation(metrics, truth, detections, maps)
 
 
 def _image_size(model: Any, preset: Any) -> tuple[int, int]:

@@ -147,20 +147,27 @@ def open_splits(
 ) -> tuple[Annotations, Annotations]:
     """The training and the validation split: found, or made from the training split; says which in `notes`.
 
-    With `masks` they have the masks of their objects.
+    Args:
+        data: the data set.
+        options: the recipe's.
+        seed: of the division, where the validation split is made.
+        notes: what the user should know is added here.
+        masks: whether masks are read with the boxes.
 
     Raises:
-        DataError: no such split, one without images or boxes, or splits without a common category.
+        DataError: no such split, one without images, boxes or, where they are asked for, masks, or splits without a
+            common category.
+        UsageError: an unknown format of annotations.
     """
-    found = formats.recognise(data)
+    found = formats.recognise(data, annotations=options.annotations)
     wanted, other = split_name(options.train_split), split_name(options.val_split)
     name = wanted if wanted in found or len(found) > 1 else next(iter(found))
-    train = formats.read(data, name, masks=masks)[name]
+    train = formats.read(data, name, masks=masks, annotations=options.annotations)[name]
     if options.val_fraction == 0 and other == name:
         val = train
         notes.append("Validation: the training images themselves, which shows whether they can be learnt by heart")
     elif options.val_fraction == 0 and other in found:
-        val = formats.read(data, other, masks=masks)[other]
+        val = formats.read(data, other, masks=masks, annotations=options.annotations)[other]
         notes.append(f"Validation: the data's split {other!r}, {val.summary()}")
     elif options.val_fraction == 0 and other != DataOptions().val_split:
         raise DataError(

@@ -28,7 +28,7 @@ from detrkit.data.formats._coco_columns import Collector
 from detrkit.data.formats._coco_reading import read_through
 from detrkit.data.formats._coco_writing import object_item, write_lists
 from detrkit.data.problems import Problems
-from detrkit.data.segment_files import COLOURS, SegmentFiles, check_pictures, to_colours
+from detrkit.data.segment_files import COLOURS, SegmentFiles, check_pictures, numbers_of, to_colours
 from detrkit.data.segmentations import FINDINGS, MaskColumn
 from detrkit.errors import DataError
 
@@ -160,7 +160,7 @@ def _annotation_items(annotations: Annotations, pictures: Path) -> Iterator[dict
     """The items of the images, whose pictures are written on the way."""
     names = [Path(name).with_suffix(".png").as_posix() for name in unique_stems(list(annotations.file_names))]
     for index, name in enumerate(names):
-        numbers = _numbers(annotations, index)
+        numbers = numbers_of(annotations, index)
         path = pictures / safe_name(name, annotations.source)
         path.parent.mkdir(parents=True, exist_ok=True)
         to_colours(numbers).save(path)
@@ -172,23 +172,3 @@ def _annotation_items(annotations: Annotations, pictures: Path) -> Iterator[dict
             if areas[number]
         ]
         yield {"image_id": int(annotations.image_ids[index]), "file_name": name, "segments_info": segments}
-
-
-def _numbers(annotations: Annotations, index: int) -> np.ndarray:
-    """The picture of an image's segments: its objects counted from 1, small ones over large ones over crowds."""
-    height, width = annotations.image_sizes[index].tolist()
-    if not height:
-        raise DataError(
-            "The size of the image is not known, and panoptic pictures have that size",
-            where=annotations.path(index),
-            remedy="Read the data set with its images at hand.",
-        )
-    numbers = np.zeros((height, width), np.int32)
-    if annotations.masks is None:
-        return numbers
-    rows = annotations.rows(index)
-    masks = annotations.masks.encoded(rows)
-    for place in np.lexsort((-masks.areas(), ~annotations.crowd[rows])):
-        if masks.known[place]:
-            numbers[masks[[int(place)]].decode()[0]] = place + 1
-    return numbers
