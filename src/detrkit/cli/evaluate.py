@@ -43,6 +43,8 @@ class Options(DetectionOptions):
     """Folder for a page with figures, curves, confusions and the best and worst images."""
     results: Path | None = None
     """File for the detections as COCO results."""
+    segments: Path | None = None
+    """File for the segments of panoptic data as COCO's panoptic results; PNG files go into a folder of its name."""
     draws: int = 5
     """Of a model that finds by example: draws of exemplars, over which figures are means."""
     shots: int = 1
@@ -57,7 +59,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     """
     from detrkit.cli._weights import load_detector
     from detrkit.data import formats
-    from detrkit.evaluation import write_report, write_results
+    from detrkit.evaluation import write_panoptic, write_report, write_results
     from detrkit.training.by_example import refuse_draws
 
     _check_files(options)
@@ -71,7 +73,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     if detector is not None and detector.one_shot is not None:
         return _by_example(options, detector, annotations, terminal)
     refuse_draws(options.draws, options.shots)
-    metrics, detections, _ = _judged(options, detector, annotations, terminal)
+    metrics, detections, maps = _judged(options, detector, annotations, terminal)
     document = {"model": options.model, "data": options.data, "split": options.split, **figures_document(metrics)}
     heading = f"{options.model} on {count(metrics.images, 'image')} with {count(metrics.boxes, 'box', 'boxes')}"
     text = [f"{heading} ({options.split})", "", figures_text(metrics)]
@@ -79,9 +81,19 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         write_results(options.results, annotations, detections)
         document["results"] = options.results
         text.append(f"Detections: {options.results}")
+    if options.segments is not None:
+        if not maps:
+            raise UsageError(
+                "There are no segments to write",
+                where="--segments",
+                expected="a model with a mask head, and data in which some categories are stuff",
+            )
+        write_panoptic(options.segments, options.segments.with_suffix(""), annotations, maps)
+        document["segments"] = options.segments
+        text.append(f"Segments: {options.segments}")
     if options.report is not None:
         title = f"{options.model} on {options.data}, {options.split}"
-        write_report(metrics, annotations, detections, options.report, title=title)
+        write_report(metrics, annotations, detections, options.report, title=title, panoptic=maps or None)
         document["report"] = options.report / "report.html"
         text.append(f"Report: {options.report / 'report.html'}")
     return Outcome(document, text="\n".join(text))
@@ -149,5 +161,7 @@ def _check_files(options: Options) -> None:
     """Refuse before minutes of work what could not be written after them."""
     if options.results is not None and (options.results.is_dir() or not options.results.parent.is_dir()):
         raise UsageError("The file of results cannot be written there", where=options.results, expected="a new file")
+    if options.segments is not None and (options.segments.suffix != ".json" or not options.segments.parent.is_dir()):
+        raise UsageError("The file of segments cannot be written there", where=options.segments, expected="a new .json")
     if options.report is not None and options.report.is_file():
         raise UsageError("The report needs a folder", where=options.report, got="a file")
