@@ -208,8 +208,8 @@ def test_a_folder_for_timm(tmp_path: Path) -> None:
 def test_mask_heads_without_a_place_there_name_what_stands_in_the_way(tmp_path: Path) -> None:
     cases = [
         (
-            Segmenter(of_huggingface().detector, attention="per-head"),
-            r"got mask_attention='per-head' \(there 'joint'\)",
+            Segmenter(of_huggingface().detector, attention="per-head", box=True),
+            r"got mask_attention='per-head' \(there 'joint'\), mask_box=True \(there False\)",
         ),
         (small(), r"got a mask head on 2 finer maps \(there 3\), 36 channels .* \(there a multiple of 8, or fewer\)"),
         (of_huggingface(dim=48, heads=8), r"got 12 channels in the mask head"),

@@ -79,7 +79,7 @@ def save_model(
     def write(to: Path) -> None:
         _write_model(to, model, preset, categories, about or {}, half)
         for part, tensors in (beside or {}).items():
-            _write_tensors(tensors, to / f"{part}.safetensors")
+            _write_tensors(_stored(tensors, half), to / f"{part}.safetensors")
 
     write_whole(folder, write)
 
@@ -319,6 +319,13 @@ def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
 
 
+def _stored(tensors: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
+    return {
+        name: tensor.to(torch.float16) if half and tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _write_state(to: Path, state: TrainingState) -> None:
     for part, tensors in state.tensors.items():
         _write_tensors(tensors, to / f"{part}.safetensors")
@@ -332,12 +339,7 @@ def _is_part(name: object) -> bool:
 def _write_model(
     to: Path, model: nn.Module, preset: str, categories: tuple[Category, ...], about: Mapping[str, Any], half: bool
 ) -> None:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if half:
-        state = {
-            name: tensor.to(torch.float16) if tensor.is_floating_point() else tensor for name, tensor in state.items()
-        }
-    save_file(state, to / "model.safetensors")
+    _write_tensors(_stored(model.state_dict(), half), to / "model.safetensors")
     description = {
         "format": FORMAT,
         "detrkit": __version__,

@@ -36,6 +36,7 @@ def save_holder(
     preset: str,
     categories: tuple[Category, ...],
     about: Mapping[str, Any],
+    half: bool = False,
     state: TrainingState | None = None,
 ) -> None:
     """Write a model folder of the detector that something holds, with the holder's own weights beside it.
@@ -47,13 +48,14 @@ def save_holder(
         preset: the preset that the detector was built from, for people.
         categories: the category table.
         about: anything JSON can hold.
+        half: store floats in 16 bits; loading gives 32 bits again. A checkpoint has 32 always.
         state: what a training needs to go on, which makes it a checkpoint.
     """
     detector: Any = holder.detector
     described: dict[str, Any] = {"preset": preset, "categories": categories, "about": about}
     own = {name: tensor for name, tensor in holder.state_dict().items() if not name.startswith(_DETECTOR)}
     if state is None:
-        save_model(folder, detector, **described, beside={part: own})
+        save_model(folder, detector, **described, half=half, beside={part: own})
     else:
         save_training(folder, detector, state._replace(tensors={**state.tensors, part: own}), **described)
 
@@ -85,6 +87,7 @@ def save_segmenter(
     preset: str,
     categories: tuple[Category, ...],
     about: Mapping[str, Any] | None = None,
+    half: bool = False,
     state: TrainingState | None = None,
 ) -> None:
     """Write a model folder of a detector with its mask head; arguments as of `save_holder`.
@@ -92,7 +95,8 @@ def save_segmenter(
     Whoever wants the detector alone reads the folder as any other model.
     """
     about = {**(about or {}), SEGMENTATION: options_of(segmenter)}
-    save_holder(folder, segmenter, MASK_HEAD, preset=preset, categories=categories, about=about, state=state)
+    described: dict[str, Any] = {"preset": preset, "categories": categories, "about": about}
+    save_holder(folder, segmenter, MASK_HEAD, **described, half=half, state=state)
 
 
 def attach_mask_head(detector: nn.Module, about: Mapping[str, Any], folder: Path) -> Segmenter:

@@ -20,7 +20,7 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def attentive(model: nn.Module) -> Any:
-    """The model with a mask head that looks closely and listens to what it sees: each query has its own mask."""
+    """The model with a mask head that listens to its attention maps, so that each query has its own mask."""
     for name, value in model.state_dict().items():
         if name.endswith(("attention_query.weight", "bbox_attention.q_proj.weight")):
             value *= 3
@@ -38,7 +38,7 @@ def masks(model: nn.Module) -> Tensor:
     found = model.eval()(images, padding)
     count, queries = found.predictions.boxes.shape[1:3]
     image, query = torch.arange(count).repeat_interleave(queries), torch.arange(queries).repeat(count)
-    return model.masks(found.memory, found.predictions.hidden[-1], image, query).unflatten(0, (count, queries))
+    return model.masks(found, image, query).unflatten(0, (count, queries))
 
 
 def assert_same_masks(one: nn.Module | None, other: nn.Module) -> None:

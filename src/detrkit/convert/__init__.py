@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from detrkit.convert.huggingface import HUGGINGFACE_WEIGHTS, is_huggingface, read_folder
 from detrkit.convert.keys import rename, rename_back, shortened
-from detrkit.convert.reading import Conversion, preset_of, understand
+from detrkit.convert.reading import Attention, Conversion, preset_of, understand
 from detrkit.convert.recognition import Source
 from detrkit.convert.report import FATES, Fate, counts, exceptions, summarise
 from detrkit.convert.writing import to_huggingface
 from detrkit.errors import ModelError
 from detrkit.nn.weights import WRAPPERS, read_checkpoint
-from detrkit.segmentation.head import Normalisation
 
 __all__ = [
     "FATES",
+    "Attention",
     "Conversion",
     "Fate",
     "counts",
@@ -46,7 +46,7 @@ _ARGUMENTS = {"nheads": "heads", "dilation": "dilated"}
 
 
 def read(
-    source: str | Path | Mapping[str, Any], *, mask_attention: Normalisation | None = None, **overrides: Any
+    source: str | Path | Mapping[str, Any], *, mask_attention: Attention | None = None, **overrides: Any
 ) -> Conversion:
     """The model that weights of others are, and what became of each tensor.
 
@@ -66,8 +66,8 @@ def read(
     Raises:
         ModelError: a file that cannot be read or holds code, tensors that no variant knows, that are missing or that
             have other shapes, each named as the source names it.
-        UsageError: overrides that are not fields of the config, backbones that are not known, or `mask_attention` of
-            weights without a mask head.
+        UsageError: overrides that are not fields of the config, backbones that are not known, a `mask_attention` that
+            there is not, or one of weights without a mask head.
     """
     return understand(_open(source), overrides, mask_attention)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detrkit import models
 from detrkit.convert.recognition import Source
+from detrkit.data.coco_names import STUFF
 from detrkit.errors import ModelError
 from detrkit.models._keys import HuggingFace
 from detrkit.nn.weights import read_weight_file
@@ -186,9 +187,10 @@ def _categories(folder: Path, names: object) -> tuple[Category, ...]:
         )
     if all(name == f"LABEL_{label}" for label, name in table.items()):
         return ()
-    # COCO's ids have gaps, which published models call N/A; names are told apart here.
+    # COCO's ids have gaps, which published models call N/A; names are told apart here. What is stuff is not said there.
     return tuple(
-        Category(label, f"unused-{label}" if table[label] == "N/A" else table[label]) for label in sorted(table)
+        Category(label, f"unused-{label}" if name == "N/A" else name, STUFF.get(label) != name)
+        for label, name in sorted(table.items())
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from detrkit.convert.recognition import Match, Source, recognise, title
 from detrkit.convert.report import Fate
 from detrkit.errors import ModelError, UsageError
 from detrkit.models import Variant
-from detrkit.segmentation.head import Normalisation
 from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category
+
+Attention = Literal["joint", "per-head"]
+"""How mask heads of others normalise attention maps (`detrkit.segmentation.head.Normalisation`)."""
 
 # Fields that tensors do not show, and that change what a model finds.
 _UNSEEN = ("dilated", "heads")
@@ -52,7 +54,7 @@ class Conversion:
     segmenter: Segmenter | None = None
 
 
-def understand(source: Source, overrides: Mapping[str, Any], mask_attention: Normalisation | None = None) -> Conversion:
+def understand(source: Source, overrides: Mapping[str, Any], mask_attention: Attention | None = None) -> Conversion:
     """The model that weights of others are.
 
     Args:
@@ -64,12 +66,11 @@ def understand(source: Source, overrides: Mapping[str, Any], mask_attention: Nor
     Raises:
         ModelError: names that no variant knows, missing tensors or other shapes, each named as the source names it.
         UsageError: overrides that are not fields of the config, backbones that are not known, or something said of a
-            mask head where there is none.
+            mask head that cannot be, or where there is none.
     """
     match = recognise(source)
-    if mask_attention is not None and not match.has_masks:
-        said_of_it = f"mask_attention={mask_attention!r}"
-        raise UsageError("The weights have no mask head", where=source.where, got=said_of_it, remedy="Leave it out.")
+    if mask_attention is not None:
+        _refuse_attention(mask_attention, source, match)
     state = _under_our_names(source, match)
     defaults = asdict(match.module.Config())
     fields = _fields(source, match, state, "heads" in defaults)
@@ -167,7 +168,15 @@ def _fill(model: nn.Module, segmenter: Segmenter | None, state: Mapping[str, Ten
         segmenter.mask_head.load_state_dict(masks)
 
 
-def _usual_attention(match: Match, config: Any) -> Normalisation:
+def _refuse_attention(said: str, source: Source, match: Match) -> None:
+    if not match.has_masks:
+        got = f"mask_attention={said!r}"
+        raise UsageError("The weights have no mask head", where=source.where, got=got, remedy="Leave it out.")
+    if said not in get_args(Attention):
+        raise UsageError("Bad value for mask_attention", got=repr(said), expected=" or ".join(get_args(Attention)))
+
+
+def _usual_attention(match: Match, config: Any) -> Attention:
     """What a mask head of these weights most likely normalises its attention maps over.
 
     The official UP-DETR does it for each head, and its models are pre-norm; everybody else does it over all heads.

@@ -126,6 +126,8 @@ def _ways_of_masks(mask_head: MaskHead) -> list[str]:
     ways = []
     if mask_head.attention != "joint":
         ways.append(f"mask_attention={mask_head.attention!r} (there 'joint')")
+    if mask_head.box:
+        ways.append("mask_box=True (there False)")
     if len(mask_head.adapters) != _FINER:
         ways.append(f"a mask head on {len(mask_head.adapters)} finer maps (there {_FINER})")
     norms = [norm for norm in mask_head.norms if isinstance(norm, nn.GroupNorm)]

@@ -270,6 +270,7 @@ def start_from(model: nn.Module, name: str, names: Sequence[str] = ()) -> str:
     anew = [key for key in heads if other_classes or key in differing]
     model.load_state_dict({**{key: source[key] for key in own if key not in anew}, **{key: own[key] for key in anew}})
     said = f"Start from {name}{f' ({saved.origin})' if saved.origin else ''}: {len(own) - len(anew)} tensors kept"
+    said += ", its mask head's not among them" if saved.segmenter is not None else ""
     if anew:
         count, before = len(names) or _classes(model), len(saved.categories)
         change = f"{count} classes for {before}" if count != before else "for other categories"
