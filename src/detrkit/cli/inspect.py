@@ -193,9 +193,6 @@ def _by_example(about: dict[str, Any]) -> list[str]:
     return [f"By example  it finds what it is shown; trained on {_shortened(told.get('seen', []))}; {calibrated}"]
 
 
-<<<<<<< HEAD
-def _data_document(path: Path, annotations: str) -> dict[str, Any]:
-=======
 def _masks(about: dict[str, Any]) -> list[str]:
     """What a model with a mask head says of it."""
     if not isinstance(told := about.get("segmentation"), dict):
@@ -204,8 +201,7 @@ def _masks(about: dict[str, Any]) -> list[str]:
     return [f"Masks       a mask head, its attention maps normalised {told.get('attention', '?')}{box}"]
 
 
-def _data_document(path: Path) -> dict[str, Any]:
->>>>>>> convert
+def _data_document(path: Path, annotations: str) -> dict[str, Any]:
     import numpy as np
 
     from detrkit.data import formats
