@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from official_keys import official_segmentation_state, official_state
 
 from detrkit import convert, models
 from detrkit.data import formats
+from detrkit.masks import RunLengths
 from detrkit.segmentation.model import Segmenter
 
 
@@ -145,6 +148,59 @@ def test_rewriting_as_a_document_and_without_images(detrkit, data, tmp_path):
     assert document["splits"] == {"train": {"images": 4, "boxes": 4}, "val": {"images": 2, "boxes": 2}}
     assert not list(out.rglob("*.png"))
     assert json.dumps(document)
+
+
+@pytest.fixture
+def masked(data, tmp_path):
+    """The data set with masks, of which one is not known, once as objects and once as segments of things and stuff."""
+    splits = {}
+    for name, part in formats.read(data).items():
+        sizes = np.repeat(part.image_sizes, np.diff(part.offsets), 0).astype(np.int64)
+        masks = np.zeros((len(part.boxes), 64, 80), bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, part.boxes.astype(int), strict=True):
+            mask[y0:y1, x0:x1] = True
+        runs = RunLengths.joined([RunLengths.unknown(sizes[:1]), RunLengths.encode(masks[1:])])
+        table = (part.categories[0]._replace(is_thing=False), part.categories[1])
+        splits[name] = replace(part, masks=runs, categories=table)
+    formats.write(splits, tmp_path / "masked", "coco")
+    formats.write(splits, tmp_path / "panoptic", "coco_panoptic", copy_images=False)
+    for file in (tmp_path / "panoptic" / "annotations").iterdir():
+        file.rename(tmp_path / "masked" / "annotations" / file.name)
+    return tmp_path / "masked"
+
+
+def test_masks_things_and_stuff(detrkit, data, masked):
+    said = detrkit("inspect", masked)
+    assert "format coco\n" in said.out
+    assert "  masks of 3 of 4 boxes\n  things: 2 boxes of 1 class\n  stuff: 2 boxes of 1 class\n" in said.out
+    assert "1 × missing-mask (noted)" in said.out
+    said = detrkit("inspect", masked, "--annotations", "coco_panoptic")
+    assert "format coco_panoptic\n" in said.out
+    assert "  masks of 3 of 3 boxes\n" in said.out
+    told = detrkit("inspect", masked, "--json").document["splits"]["val"]
+    assert (told["masks"], told["things"], told["stuff"]) == (
+        1,
+        {"classes": 1, "boxes": 1},
+        {"classes": 1, "boxes": 1},
+    )
+    plain = detrkit("inspect", data).out
+    assert "  masks of 0 of 4 boxes\n" in plain
+    assert "stuff" not in plain
+    assert detrkit("inspect", masked, "--annotations", "yolo").code == 3
+
+
+@pytest.mark.parametrize("format", ["coco", "coco_panoptic"])
+def test_rewriting_keeps_masks(detrkit, masked, tmp_path, format):
+    said = detrkit("rewrite", masked, tmp_path / "out", "--format", format, "--annotations", "coco_panoptic")
+    assert said.code == 0
+    before = formats.read(masked, annotations="coco_panoptic", masks=True)
+    after = formats.read(tmp_path / "out", masks=True)
+    assert {source.format for source in formats.recognise(tmp_path / "out").values()} == {format}
+    for split, part in before.items():
+        assert after[split].categories == part.categories
+        for index in range(len(part)):
+            runs = [each.masks.encoded(each.rows(index)).to_coco() for each in (part, after[split])]
+            assert runs[0] == runs[1]
 
 
 def test_what_cannot_be_rewritten(detrkit, data, tmp_path):

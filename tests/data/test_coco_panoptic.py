@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from detrkit.data import formats
 from detrkit.data.annotations import Strings
 from detrkit.data.segment_files import SegmentFiles, from_colours, read_numbers, runs_of, to_colours
-from detrkit.errors import DataError
+from detrkit.errors import DataError, Error
 from detrkit.masks import RunLengths
 from detrkit.structures import Category
 
@@ -298,3 +300,29 @@ def test_places_of_masks_are_arrays_that_forked_workers_share():
     part = SegmentFiles(Path(), Strings(["a.png"]), np.zeros((1, 2)), np.zeros(9), np.zeros(9))
     assert all(isinstance(column, np.ndarray) for column in (part.sizes, part.files, part.numbers))
     assert len(part[np.array([3, 4])]) == len(part[2:4]) == 2
+
+
+FIELD = (
+    st.none() | st.integers(-3, 3) | st.just(2**70) | st.floats() | st.sampled_from(["1", "a.png", "", True, [], {}])
+)
+SEGMENT = st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "category_id", "bbox", "area", "iscrowd"), FIELD))
+ANNOTATION = st.fixed_dictionaries(
+    {}, optional={"image_id": FIELD, "file_name": FIELD, "segments_info": st.lists(SEGMENT | FIELD, max_size=3) | FIELD}
+)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@given(annotations=st.lists(ANNOTATION | FIELD, max_size=4), masks=st.booleans(), check_files=st.booleans())
+def test_whatever_stands_in_a_file_gives_sound_columns_or_an_error_of_ours(
+    tmp_path_factory, annotations, masks, check_files
+):
+    root = tmp_path_factory.mktemp("fuzz")
+    path = put(root, lambda content: content["annotations"].extend(annotations))
+    try:
+        (found,) = formats.read(path, masks=masks, check_files=check_files).values()
+    except Error:
+        return
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+    assert len(found.boxes) >= 3
+    if masks and check_files:
+        assert found.masks.encoded(slice(0, len(found.boxes))).known.sum() >= 3
