@@ -272,3 +272,6 @@ def test_stuff_stays_stuff(detrkit, with_masks, data, tmp_path, monkeypatch):
     monkeypatch.setattr("detrkit.data.formats.read", lambda *_, **__: {"all": SimpleNamespace(categories=categories)})
     document = detrkit("convert", with_masks, tmp_path / "model", "--categories", data, "--json").document
     assert document["categories"] == [[0, "nut"], [1, "unused-1"], [2, "sky", False]]
+    said = detrkit("inspect", tmp_path / "model")
+    assert (said.code, said.err) == (0, "")
+    assert "Categories  3: nut, unused-1, sky" in said.out

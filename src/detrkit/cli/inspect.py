@@ -159,7 +159,7 @@ def _run_text(document: dict[str, Any]) -> str:
     lines += [
         f"Model       {model['preset'] or 'no preset'}, variant {model['variant']}, in {model['folder']}",
         f"Parameters  {total:,}: " + ", ".join(f"{name} {number:,}" for name, number in parameters.items()),
-        f"Categories  {len(model['categories'])}: {_shortened([name for _, name in model['categories']])}",
+        f"Categories  {len(model['categories'])}: {_shortened([name for _, name, *_ in model['categories']])}",
     ]
     lines += [*_pretraining(model["about"]), *_by_example(model["about"]), *_masks(model["about"])]
     figures = model["about"].get("metrics", {})
