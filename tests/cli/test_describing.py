@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from official_keys import official_state
+from official_keys import official_segmentation_state, official_state
 
 from detrkit import convert, models
 from detrkit.data import formats
 from detrkit.masks import RunLengths
+from detrkit.segmentation.model import Segmenter
 
 
 def test_a_run(detrkit, trained):
@@ -49,8 +50,9 @@ def test_a_run_without_a_checkpoint(detrkit, trained, tmp_path):
 def foreign(tmp_path):
     """An official checkpoint with a mask head, and a Hugging Face folder."""
     sizes = {"dim": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 8, "num_queries": 5}
-    model = models.build("detr-r18", num_classes=2, **sizes)
-    torch.save({"model": {**official_state(model), "mask_head.lay1.bias": torch.zeros(1)}}, tmp_path / "official.pth")
+    segmenter = Segmenter(models.build("detr-r18", num_classes=2, **sizes))
+    state = {**official_segmentation_state(segmenter), "detr.backbone.0.body.bn1.num_batches_tracked": torch.tensor(1)}
+    torch.save({"model": state}, tmp_path / "official.pth")
     model = models.build("conditional-detr-r50", backbone="resnet18", num_classes=2, **sizes)
     categories = convert.read(official_state(model), heads=2).categories
     assert categories == ()
@@ -64,9 +66,11 @@ def test_weights_of_others(detrkit, foreign):
     for part in (
         "official.pth: weights of others",
         "Origin        official DETR, with a mask head",
-        "resnet18, 1 encoder and 1 decoder layers, width 16, 8 heads, 5 queries, 2 classes",
+        "resnet18, 1 encoder and 1 decoder layers, width 16, 2 heads, 5 queries, 2 classes",
+        "Masks         a mask head, its attention maps normalised joint",
+        "convert with --dilated or --mask-attention if it is otherwise",
         "1 left out",
-        "  left out: mask_head.lay1.bias: the mask head's",
+        "  left out: detr.backbone.0.body.bn1.num_batches_tracked: a counter",
     ):
         assert part in said.out
     document = detrkit("inspect", foreign / "folder", "--json").document
@@ -223,8 +227,9 @@ def test_the_parts_of_a_model_folder(detrkit, trained, tmp_path):
 
 def test_what_was_assumed(detrkit, foreign):
     said = detrkit("inspect", foreign / "official.pth")
-    assert "Assumed       dilated False, heads 8: the tensors do not show them; convert with --dilated" in said.out
-    assert detrkit("inspect", foreign / "official.pth", "--json").document["assumed"] == ["dilated", "heads"]
+    assert "Assumed       dilated False, mask_attention joint: the tensors do not show them; convert with" in said.out
+    document = detrkit("inspect", foreign / "official.pth", "--json").document
+    assert (document["assumed"], document["mask_attention"]) == (["dilated", "mask_attention"], "joint")
     assert "Assumed" not in detrkit("inspect", foreign / "folder").out
     (foreign / "official.pth").rename(foreign / "official-dc5.pth")
     assert "Assumed       dilated False" in detrkit("inspect", foreign / "official-dc5.pth").out

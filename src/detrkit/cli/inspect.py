@@ -104,7 +104,8 @@ def _foreign(place: Place) -> Outcome:
 
 
 def _run_document(path: Path) -> dict[str, Any]:
-    from detrkit.checkpoint import load_model, model_folder
+    from detrkit.checkpoint import model_folder
+    from detrkit.sources import open_model
 
     document: dict[str, Any] = {"path": path, "kind": "run" if (path / "recipe.toml").is_file() else "model"}
     for name in ("status", "data", "environment"):
@@ -115,10 +116,10 @@ def _run_document(path: Path) -> dict[str, Any]:
     config = _read(model_folder(path) / "config.json")
     if "backbone" in config and "variant" not in config:
         return {**document, "model": None, "backbone": {"folder": model_folder(path), **config}}
-    saved = load_model(path)
+    saved = open_model(path)
     numbers: dict[str, int] = {}
-    for name, parameter in saved.model.named_parameters():
-        part = name.partition(".")[0]
+    for name, parameter in (saved.segmenter or saved.model).named_parameters():
+        part = name.removeprefix("detector.").partition(".")[0]
         numbers[part] = numbers.get(part, 0) + parameter.numel()
     document["model"] = {
         "folder": model_folder(path),
@@ -158,11 +159,11 @@ def _run_text(document: dict[str, Any]) -> str:
     lines += [
         f"Model       {model['preset'] or 'no preset'}, variant {model['variant']}, in {model['folder']}",
         f"Parameters  {total:,}: " + ", ".join(f"{name} {number:,}" for name, number in parameters.items()),
-        f"Categories  {len(model['categories'])}: {_shortened([name for _, name in model['categories']])}",
+        f"Categories  {len(model['categories'])}: {_shortened([name for _, name, *_ in model['categories']])}",
     ]
-    lines += [*_pretraining(model["about"]), *_by_example(model["about"])]
+    lines += [*_pretraining(model["about"]), *_by_example(model["about"]), *_masks(model["about"])]
     figures = model["about"].get("metrics", {})
-    names = ("AP", "AP50", "AP75", "AP50_seen", "AP50_unseen")
+    names = ("AP", "AP50", "AP75", "AP50_seen", "AP50_unseen", "mask_AP", "mask_AP50", "PQ")
     known = [f"{name} {share(figures[name])}" for name in names if figures.get(name) is not None]
     if known:
         lines.append(f"Validation  {', '.join(known)}, epoch {model['about'].get('epoch', '?')}")
@@ -190,6 +191,14 @@ def _by_example(about: dict[str, Any]) -> list[str]:
         return []
     calibrated = "its scores are probabilities" if told.get("calibration") else "its scores are not calibrated"
     return [f"By example  it finds what it is shown; trained on {_shortened(told.get('seen', []))}; {calibrated}"]
+
+
+def _masks(about: dict[str, Any]) -> list[str]:
+    """What a model with a mask head says of it."""
+    if not isinstance(told := about.get("segmentation"), dict):
+        return []
+    box = ", and it is told the box" if told.get("box") else ""
+    return [f"Masks       a mask head, its attention maps normalised {told.get('attention', '?')}{box}"]
 
 
 def _data_document(path: Path, annotations: str) -> dict[str, Any]:

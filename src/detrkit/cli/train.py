@@ -13,8 +13,9 @@ import tyro
 from detrkit.cli._options import CommonOptions, Switch, glance
 from detrkit.cli._terminal import Outcome, Terminal, share, shell
 from detrkit.training import recipe as recipes
-from detrkit.training.episode_recipe import EpisodeRecipe, of_task
+from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
+from detrkit.training.tasks import of_task, task_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,10 @@ class Options(CommonOptions):
     out: Path
     """Run folder to make."""
     task: str = ""
-    """What is trained for: detection (of the data's classes) or one-shot (of whatever an example shows). Empty: that of
-    the recipe, else detection."""
+    """What is trained for: detection (of the data's classes), segmentation (of these, with masks) or one-shot (of
+    whatever an example shows). Empty: that of the recipe, else detection."""
+    masks: Switch = False
+    """Learn masks, too: the same as --task segmentation. Of panoptic data also those of stuff."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = ""
     """TOML file with the choices below, or the name of a recipe that comes with the package; flags override it."""
     resume: Switch = False
@@ -48,6 +51,7 @@ class _Deciding:
     """The flags that the defaults of the others depend on."""
 
     task: str = ""
+    masks: Switch = False
     recipe: str = ""
     model: str = ""
     init: str = ""
@@ -102,9 +106,10 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 def _base(deciding: _Deciding, *, helping: bool = False) -> AnyRecipe:
     """The recipe whose values are the defaults; to show them, no other model is looked up."""
     own = Path(deciding.out) / "recipe.toml"
+    task = task_with(deciding.task, masks=deciding.masks)
     if not deciding.recipe and deciding.resume and deciding.out and own.is_file():
-        return recipes.read(own, of_task(deciding.task, own))
-    usual = of_task(deciding.task, deciding.recipe or None)
+        return recipes.read(own, of_task(task, own))
+    usual = of_task(task, deciding.recipe or None)
     named = recipes.read(deciding.recipe, usual) if deciding.recipe else None
     init = deciding.init or (named.model.init if named else "")
     if init and not deciding.model and not (named and named.model.model) and not helping:
@@ -118,7 +123,11 @@ def _ending(options: Options, figures: dict[str, float]) -> str:
     out, data = shell(options.out), shell(options.data)
     if isinstance(options.recipe, EpisodeRecipe):
         return _ending_of_episodes(options, figures)
-    found = f"Best AP {share(figures['AP'])} (AP50 {share(figures['AP50'])})" if figures else "Trained"
+    if "mask_AP" in figures:
+        parts = [("PQ", "PQ"), ("mask_AP", "mask AP"), ("mask_AP50", "mask AP50"), ("AP", "box AP")]
+        found = "Best " + ", ".join(f"{said} {share(figures[name])}" for name, said in parts if name in figures)
+    else:
+        found = f"Best AP {share(figures['AP'])} (AP50 {share(figures['AP50'])})" if figures else "Trained"
     return (
         f"{found}. The model lies in {options.out / 'model'}; plots, samples and metrics beside it.\n"
         f"Look at it:  detrkit evaluate {out} {data} --report {shell(options.out / 'report')}\n"

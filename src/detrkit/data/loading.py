@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -131,6 +132,21 @@ class _Failure(NamedTuple):
         return DataError(self.what, where=self.where, got=self.got, expected=self.expected, remedy=self.remedy)
 
 
+class _PackedMasks(NamedTuple):
+    """Masks with eight pixels in a byte."""
+
+    bits: np.ndarray
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(masks: Tensor | None) -> _PackedMasks | None:
+        return None if masks is None else _PackedMasks(np.packbits(masks.numpy()), tuple(masks.shape))
+
+    def unpacked(self) -> Tensor:
+        pixels = np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape)
+        return torch.from_numpy(pixels.view(bool))
+
+
 class _Packed(NamedTuple):
     """A batch on its way from a worker: only the images travel through shared memory, one file descriptor each."""
 
@@ -139,12 +155,13 @@ class _Packed(NamedTuple):
     labels: list[np.ndarray]
     boxes: list[np.ndarray]
     names: list[str]
+    masks: list[_PackedMasks | None]
     replaced: tuple[str, ...]
 
     def unpacked(self) -> LoadedBatch:
         targets = tuple(
-            Target(torch.from_numpy(labels), torch.from_numpy(boxes), name)
-            for labels, boxes, name in zip(self.labels, self.boxes, self.names, strict=True)
+            Target(torch.from_numpy(labels), torch.from_numpy(boxes), name, None if masks is None else masks.unpacked())
+            for labels, boxes, name, masks in zip(self.labels, self.boxes, self.names, self.masks, strict=True)
         )
         return LoadedBatch(Batch(self.images, self.padding, targets), tuple(self.replaced))
 
@@ -171,6 +188,7 @@ class _PackTargets:
             [item.target.labels.numpy() for item in items],
             [item.target.boxes.numpy() for item in items],
             [item.target.name for item in items],
+            [_PackedMasks.of(item.target.masks) for item in items],
             tuple(item.replaced for item in items if item.replaced),
         )
 

@@ -12,7 +12,18 @@ from typing import NamedTuple
 from detrkit.evaluation.images import ImageScore
 from detrkit.evaluation.run import Metrics
 
-HEADLINES = (("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"), ("AR100", "AR100"))
+HEADLINES = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "AR100": "AR100",
+    "mask_AP": "AP of masks",
+    "mask_AP50": "AP50 of masks",
+    "PQ": "PQ",
+    "PQ_things": "PQ of things",
+    "PQ_stuff": "PQ of stuff",
+}
+"""The figures on top of the page, those of them that there are, and what they are called there."""
 
 MEANINGS = {
     "AP": "mean over IoU 0.50 to 0.95: found, and outlined exactly",
@@ -29,7 +40,12 @@ MEANINGS = {
     "ARl": "AR100 of large objects",
     "VOC07": "Pascal VOC 2007 average precision, 11 recalls",
     "VOC12": "Pascal VOC 2012 average precision, all recalls",
+    "PQ": "panoptic quality, SQ × RQ in each class: each pixel to the right segment",
+    "SQ": "segmentation quality: mean overlap (IoU) of the segments found",
+    "RQ": "recognition quality: F1 of finding a segment, with an overlap above 0.50",
 }
+
+KINDS = {"_things": "of things alone", "_stuff": "of stuff alone"}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2428; --soft: #5b6570; --line: #dfe3e8; --paper: #fff; --card: #f6f8fa;
@@ -88,6 +104,7 @@ def page(metrics: Metrics, title: str, plots: Sequence[Path], best: Sequence[Exa
     sections = [
         _summary(metrics, title),
         _classes(metrics),
+        _segments(metrics),
         _plots(plots),
         _examples(
             "Worst images",
@@ -108,7 +125,9 @@ def page(metrics: Metrics, title: str, plots: Sequence[Path], best: Sequence[Exa
 
 def _summary(metrics: Metrics, title: str) -> str:
     cards = "".join(
-        f"<div><dt>{label}</dt><dd>{_figure(metrics.figures[name])}</dd></div>" for name, label in HEADLINES
+        f"<div><dt>{label}</dt><dd>{_figure(metrics.figures[name])}</dd></div>"
+        for name, label in HEADLINES.items()
+        if name in metrics.figures
     )
     shown = int(metrics.confusion[:, :-1].sum())
     right = int(metrics.confusion.diagonal().sum())
@@ -126,15 +145,17 @@ def _summary(metrics: Metrics, title: str) -> str:
 
 
 def _classes(metrics: Metrics) -> str:
+    has_masks = "mask_AP" in metrics.figures
     rows = []
-    for one in metrics.per_class:
-        share = 0 if math.isnan(one.ap50) else 100 * one.ap50
+    for one in metrics.things:
+        masks = f"<td>{_figure(one.mask_ap)}</td>{_bar(one.mask_ap50)}" if has_masks else ""
         rows.append(
             f'<tr><th scope="row">{escape(one.name)}</th><td>{one.boxes:,}</td><td>{_figure(one.ap)}</td>'
-            f'<td class="ap" style="--share:{share:.1f}%">{_figure(one.ap50)}</td><td>{_figure(one.precision)}</td>'
+            f"{_bar(one.ap50)}{masks}<td>{_figure(one.precision)}</td>"
             f"<td>{_figure(one.recall)}</td><td>{_figure(one.f1)}</td><td>{_figure(one.threshold)}</td></tr>"
         )
-    heads = ("Class", "Objects", "AP", "AP50", "Precision", "Recall", "F1", "Threshold")
+    masks_head = ("AP of masks", "AP50 of masks") if has_masks else ()
+    heads = ("Class", "Objects", "AP", "AP50", *masks_head, "Precision", "Recall", "F1", "Threshold")
     return (
         '<h2>Classes</h2>\n<div class="scroll"><table><caption>Precision, recall and F1 hold at the score threshold of '
         "the last column, which is the best one for that class on these images. A dash means: no object of this class "
@@ -143,6 +164,26 @@ def _classes(metrics: Metrics) -> str:
         + "</tr></thead><tbody>"
         + "".join(rows)
         + "</tbody></table></div>"
+    )
+
+
+def _segments(metrics: Metrics) -> str:
+    if not metrics.panoptic:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(one.name)}</th><td>{"thing" if one.is_thing else "stuff"}</td>'
+        f"<td>{one.segments:,}</td>{_bar(one.pq)}<td>{_figure(one.sq)}</td><td>{_figure(one.rq)}</td>"
+        f"<td>{one.missed:,}</td><td>{one.false:,}</td></tr>"
+        for one in metrics.panoptic
+        if not math.isnan(one.pq)
+    )
+    heads = ("Class", "Kind", "Segments", "PQ", "SQ", "RQ", "Missed", "False")
+    return (
+        '<h2>Segments</h2>\n<div class="scroll"><table><caption>Panoptic quality (PQ) is how exactly segments are '
+        "outlined (SQ) times how well they are found (RQ). Classes without any segment, true or predicted, are left "
+        "out.</caption><thead><tr>"
+        + "".join(f'<th scope="col">{head}</th>' for head in heads)
+        + f"</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -187,7 +228,7 @@ def _outcome(score: ImageScore) -> str:
 def _all_figures(metrics: Metrics) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{_figure(value, 4)}</td>'
-        f'<td class="words">{escape(MEANINGS.get(name, ""))}</td></tr>'
+        f'<td class="words">{escape(_meaning(name))}</td></tr>'
         for name, value in metrics.figures.items()
     )
     return (
@@ -195,6 +236,20 @@ def _all_figures(metrics: Metrics) -> str:
         'undefined: there is no such object.</caption><thead><tr><th scope="col">Figure</th><th scope="col">Value</th>'
         f'<th scope="col" style="text-align:left">Meaning</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _meaning(name: str) -> str:
+    if name.startswith("mask_"):
+        return f"of masks: {MEANINGS.get(name.removeprefix('mask_'), '')}"
+    for ending, kind in KINDS.items():
+        if name.endswith(ending):
+            return f"{name.removesuffix(ending)} {kind}"
+    return MEANINGS.get(name, "")
+
+
+def _bar(value: float) -> str:
+    """A cell with a figure, and a bar of its length behind."""
+    return f'<td class="ap" style="--share:{0 if math.isnan(value) else 100 * value:.1f}%">{_figure(value)}</td>'
 
 
 def _figure(value: float, digits: int = 3) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
-from detrkit import evaluation, models
+from detrkit import models
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError
 from detrkit.evaluation.run import Metrics
 from detrkit.one_shot.protocol import DRAWS
+from detrkit.panoptic import PanopticMap
 from detrkit.predict import Detector, load
 from detrkit.sources import architecture_of, open_model
 from detrkit.structures import Detections
@@ -20,13 +21,16 @@ from detrkit.training import recipe as recipes
 from detrkit.training.by_example import SHOTS, ByExample, evaluate_by_example, refuse_draws
 from detrkit.training.conduct import check_folder, conduct
 from detrkit.training.distributed import World
-from detrkit.training.episode_recipe import EpisodeRecipe, of_task
+from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.episodes import prepare_episodes
 from detrkit.training.events import Event
+from detrkit.training.mask_recipe import SegmentationRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
+from detrkit.training.segmentation import prepare_segmentation
 from detrkit.training.session import Session
 from detrkit.training.setup import prepare
-from detrkit.training.validation import detect
+from detrkit.training.tasks import of_task, task_with
+from detrkit.training.validation import judge
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def train(
     *,
     out: str | Path,
     task: str = "",
+    masks: bool = False,
     recipe: AnyRecipe | str | Path | None = None,
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
@@ -61,8 +66,9 @@ def train(
     Args:
         data: a data set in COCO, Pascal VOC or YOLO format; which one is recognised.
         out: the run folder to make.
-        task: what is trained for: `detection` of the data's classes, or `one-shot`, to find whatever is like an example
-            that it is shown. Empty: that of the recipe, else `detection`.
+        task: what is trained for: `detection` of the data's classes, `segmentation` of them with masks, or `one-shot`,
+            to find whatever is like an example that it is shown. Empty: that of the recipe, else `detection`.
+        masks: the same as the task `segmentation`.
         recipe: a recipe of the task, a TOML file, or the name of a recipe that comes with the package; by default the
             one named like the preset, where there is one. A run that goes on has its own.
         resume: go on with the run in `out` where its last checkpoint stands.
@@ -82,11 +88,14 @@ def train(
     check_folder(out)
     if resume and recipe is None and (out / "recipe.toml").exists():
         recipe = out / "recipe.toml"
+    task = task_with(task, masks=masks)
     resolved: AnyRecipe = resolve(recipe, fields, of_task(task, recipe), recipes.DEFAULT_MODEL)
 
     def open_session(here: World, came_from: str) -> Session[Any]:
         if isinstance(resolved, EpisodeRecipe):
             return prepare_episodes(resolved, data, here, came_from=came_from)
+        if isinstance(resolved, SegmentationRecipe):
+            return prepare_segmentation(resolved, data, here, came_from=came_from)
         assert isinstance(resolved, Recipe)
         return prepare(resolved, data, here, came_from=came_from)
 
@@ -166,8 +175,10 @@ def evaluate(
         annotations: the format that is meant where the folder holds several, such as "coco_panoptic".
 
     Returns:
-        COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined. Of a model that
-        finds by example AP50 of seen and of unseen classes, their spread and ratio, and how honest its scores are.
+        COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined. Of a model with a
+        mask head, on data with masks, COCO's figures of masks, too (`mask_AP` and so on), and on panoptic data panoptic
+        quality (`PQ`, `SQ`, `RQ`, and the same of things and of stuff). Of a model that finds by example AP50 of seen
+        and of unseen classes, their spread and ratio, and how honest its scores are.
 
     Raises:
         DataError: no such split, images that cannot be read, categories that the model does not know, or, of a model
@@ -195,6 +206,7 @@ class Evaluation:
     metrics: Metrics
     annotations: Annotations
     detections: list[Detections]
+    maps: list[PanopticMap]
 
     @property
     def figures(self) -> dict[str, float]:
@@ -214,14 +226,16 @@ def evaluate_in_detail(
 ) -> Evaluation | ByExample:
     """The same as `evaluate`, with the detections and all tables; takes its options and raises its errors."""
     detector = model if isinstance(model, Detector) else load(model)
-    (truth,) = formats.read(data, split, annotations=annotations).values()  # `valid` and `val` are the same split
+    masks: Literal["any", False] = "any" if detector.segmenter is not None else False
+    # `valid` and `val` are the same split
+    (truth,) = formats.read(data, split, masks=masks, annotations=annotations).values()
     if not len(truth):
         raise DataError("The split has no images", where=truth.source or data, got=split)
     if detector.one_shot is not None:
         return evaluate_by_example(detector, truth, draws=draws, shots=shots, **options)
     refuse_draws(draws, shots)
-    detections = detect(detector, truth, **options)
-    return Evaluation(evaluation.run.evaluate(truth, detections, voc=True), truth, detections)
+    metrics, detections, maps = judge(detector, truth, voc=True, **options)
+    return Evaluation(metrics, truth, detections, maps)
 
 
 def _image_size(model: Any, preset: Any) -> tuple[int, int]:

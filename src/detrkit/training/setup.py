@@ -29,6 +29,7 @@ from detrkit.training.distributed import World, processors
 from detrkit.training.ema import Average
 from detrkit.training.optimizer import make_optimizer
 from detrkit.training.recipe import (
+    AnyRecipe,
     AugmentationOptions,
     DataOptions,
     ModelOptions,
@@ -67,13 +68,10 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
             [category.name for category in train.categories],
             came_from=came_from,
         )
-    model = model.to(device)
-    if recipe.optimization.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config: Any = model.config
     transform = make_transform(recipe.augmentation, config.image_size, config.longest)
-    dtype = choose_dtype(recipe.optimization.precision, device)
-    optimizer = make_optimizer(model, recipe.optimization)
+    equipment = equip(model, recipe, device)
+    dtype = equipment["dtype"]
     if recipe.model.backbone_weights == RANDOM and not recipe.model.init:
         notes.extend(_random_and_frozen(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -91,19 +89,43 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     return DetectionSession(
         recipe=recipe,
         world=world,
-        device=device,
-        dtype=dtype,
         variant=variant,
-        model=model,
         criterion=variant.criterion(config),
-        optimizer=optimizer,
-        average=Average(model, recipe.optimization.ema) if recipe.optimization.ema else None,
         dataset=DetectionDataset(train, transform, recipe.run.seed),
         train=train,
         val=val,
         workers=count_workers(recipe.data.workers),
         notes=tuple(notes),
+        **equipment,
     )
+
+
+def equip(
+    model: nn.Module, recipe: AnyRecipe, device: torch.device, detector: nn.Module | None = None
+) -> dict[str, Any]:
+    """What every session needs to train a model, by the names of its fields: the model laid out on its device, the
+    arithmetic, the optimiser, and the average where the recipe has one.
+
+    Args:
+        model: what trains.
+        recipe: the resolved recipe.
+        device: where to.
+        detector: the module inside `model` whose parts the recipe can freeze; by default `model` itself.
+
+    Raises:
+        UsageError: a part to freeze that there is not, or nothing is left to train.
+    """
+    options = recipe.optimization
+    model.to(device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return {
+        "device": device,
+        "dtype": choose_dtype(options.precision, device),
+        "model": model,
+        "optimizer": make_optimizer(model, options, detector),
+        "average": Average(model, options.ema) if options.ema else None,
+    }
 
 
 def choose_place(options: RunOptions, world: World) -> torch.device:
@@ -248,6 +270,7 @@ def start_from(model: nn.Module, name: str, names: Sequence[str] = ()) -> str:
     anew = [key for key in heads if other_classes or key in differing]
     model.load_state_dict({**{key: source[key] for key in own if key not in anew}, **{key: own[key] for key in anew}})
     said = f"Start from {name}{f' ({saved.origin})' if saved.origin else ''}: {len(own) - len(anew)} tensors kept"
+    said += ", its mask head's not among them" if saved.segmenter is not None else ""
     if anew:
         count, before = len(names) or _classes(model), len(saved.categories)
         change = f"{count} classes for {before}" if count != before else "for other categories"
