@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError, MissingExtraError, UsageError
@@ -18,10 +15,10 @@ from detrkit.evaluation.page import Example, page
 from detrkit.evaluation.run import Metrics
 from detrkit.structures import Detections
 from detrkit.visualize import plot_confusion, plot_pr, side_by_side, truth_of
+from detrkit.visualize.page import jpeg
 
 IMAGES_SHOWN = 6
 EXAMPLE_SIDE = 600
-JPEG_QUALITY = 80
 
 
 def write_report(
@@ -114,10 +111,4 @@ def _example(
         )
     except (DataError, UsageError) as error:
         return Example(name, score, None, str(error))
-    return Example(name, score, _jpeg(picture), "")
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return buffer.getvalue()
+    return Example(name, score, jpeg(picture), "")
