@@ -134,7 +134,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         DataError, ModelError, UsageError: as `detrkit.train`.
         KeyboardInterrupt: says how to go on.
     """
-    from detrkit.cli._progress import training_progress
+    from detrkit.cli._progress import how_to_go_on, training_progress
     from detrkit.training.advice import reasons
     from detrkit.training.run import train
 
@@ -146,7 +146,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
                 options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listener, notes=notes
             )
     except KeyboardInterrupt as error:
-        error.args = (_how_to_go_on(options),)
+        command = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
+        error.args = (how_to_go_on(options.out, command),)
         raise
     document = {"run": done.folder, "model": done.folder / "model", "figures": done.figures}
     return Outcome(document, text=_ending(options, done.figures))
@@ -195,10 +196,3 @@ def _ending_of_episodes(options: Options, figures: dict[str, float]) -> str:
         f"Use it:      detrkit find {out} --example IMAGE LEFT TOP RIGHT BOTTOM IMAGES --out "
         f"{shell(options.out / 'found')}"
     )
-
-
-def _how_to_go_on(options: Options) -> str:
-    if not (options.out / "checkpoints" / "last").is_dir():
-        return "Interrupted before the first checkpoint; there is nothing to go on from."
-    command = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
-    return f"Interrupted. Go on from the last checkpoint with: {command}"
