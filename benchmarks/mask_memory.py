@@ -93,12 +93,15 @@ class Step:
         if self.side == "ours":
             found = self.model(self.images, self.padding, wanted)
             assert found.terms is not None
+            predictions = found.predictions
             masks = found.terms.focal + found.terms.dice
         else:
-            found = self.model(self.images, self.padding)
-            assert found.memory is not None
-            masks = judged(self.model.mask_head, found.memory, found.predictions, wanted(found.predictions))
-        boxes = self.criterion.terms(found.predictions, pad_targets(self.targets), matches[0]).total
+            with torch.set_grad_enabled(not self.model.frozen):
+                detector: Any = self.model.detector
+                memory = detector.encode(self.images, self.padding)
+                predictions = detector.predict(detector.decode(memory, detector.queries(1)))
+            masks = judged(self.model.mask_head, memory, predictions, wanted(predictions))
+        boxes = self.criterion.terms(predictions, pad_targets(self.targets), matches[0]).total
         loss = boxes + masks / OBJECTS
         loss.backward()
         return float(loss.detach())

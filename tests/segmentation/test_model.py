@@ -70,10 +70,11 @@ def test_the_loss_of_some_is_that_of_all_queries_chosen_from(name: str, batch: B
 
     # The straightforward way: masks of all queries at once, from which those of the matched ones are taken.
     model.zero_grad()
-    memory, hidden = (again := model(batch.images, batch.padding)).memory, again.predictions.hidden[-1]
+    again = model(batch.images, batch.padding)
+    hidden = again.predictions.hidden[-1]
     images, queries = hidden.shape[:2]
     every = model.mask_head(
-        model.mask_head.prepare(memory),
+        again.canvas,
         torch.arange(images).repeat_interleave(queries),
         hidden.flatten(0, 1),
         again.predictions.boxes[-1].flatten(0, 1).detach(),

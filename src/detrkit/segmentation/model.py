@@ -20,7 +20,7 @@ from detrkit.errors import UsageError
 from detrkit.losses.functional import dice_loss, mask_focal_loss
 from detrkit.losses.matching import Matches
 from detrkit.segmentation.head import Canvas, MaskHead
-from detrkit.structures import Memory, Predictions, Target
+from detrkit.structures import Predictions, Target
 
 CHUNK = 8
 """Masks that are computed together."""
@@ -45,10 +45,10 @@ class MaskTerms(NamedTuple):
 
 
 class Segmented(NamedTuple):
-    """Predictions, what masks are made of (nothing without a mask head), and the loss of masks that were asked for."""
+    """Predictions, what masks are made of (None without a mask head), and the loss of masks that were asked for."""
 
     predictions: Predictions
-    memory: Memory | None
+    canvas: Canvas | None
     terms: MaskTerms | None = None
 
 
@@ -118,8 +118,9 @@ class Segmenter(nn.Module):
             detector: Any = self.detector
             memory = detector.encode(images, padding)
             predictions = detector.predict(detector.decode(memory, detector.queries(len(images))))
-        terms = None if wanted is None else self._judge(memory, predictions, wanted(predictions))
-        return Segmented(predictions, memory, terms)
+        canvas = self.mask_head.prepare(memory)
+        terms = None if wanted is None else self._judge(canvas, predictions, wanted(predictions))
+        return Segmented(predictions, canvas, terms)
 
     def masks(self, found: Segmented, image: Int64[Tensor, " p"], query: Int64[Tensor, " p"]) -> Float[Tensor, "p _ _"]:
         """The masks of some queries, as logits of the pixels at the backbone's finest level.
@@ -129,8 +130,8 @@ class Segmenter(nn.Module):
             image: which image each mask is in.
             query: whose mask it is.
         """
-        assert found.memory is not None
-        canvas = self.mask_head.prepare(found.memory)
+        canvas = found.canvas
+        assert canvas is not None
         if not len(image):
             return canvas.base.new_zeros(0, *canvas.skips[-1].shape[-2:])
         asked, boxes = found.predictions.hidden[-1][image, query], found.predictions.boxes[-1][image, query]
@@ -138,9 +139,8 @@ class Segmenter(nn.Module):
             [self.mask_head(canvas, image[rows], asked[rows], boxes[rows]) for rows in _chunks(len(image), self.chunk)]
         )
 
-    def _judge(self, memory: Memory, predictions: Predictions, wanted: Wanted) -> MaskTerms:
-        canvas, hidden = self.mask_head.prepare(memory), predictions.hidden[-1]
-        asked = hidden[wanted.image, wanted.query]
+    def _judge(self, canvas: Canvas, predictions: Predictions, wanted: Wanted) -> MaskTerms:
+        asked = predictions.hidden[-1][wanted.image, wanted.query]
         boxes = predictions.boxes[-1][wanted.image, wanted.query].detach()
         # Without a single mask every parameter still gets a gradient, which other processes may be waiting for.
         nothing = torch.stack([parameter.sum() for parameter in self.mask_head.parameters()]).sum().float() * 0
