@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrkit import convert, hub, models
-from detrkit.checkpoint import SavedModel, load_model, standing
+from detrkit.checkpoint import SavedModel, load_model
 from detrkit.convert import Conversion
 from detrkit.data.coco_names import NAMES, STUFF
 from detrkit.errors import ModelError
 from detrkit.holders import attach_mask_head, has_mask_head
 from detrkit.structures import Category
+from detrkit.whole import standing
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 """Endings of weight files."""

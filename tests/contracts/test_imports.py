@@ -28,7 +28,7 @@ TIERS = (
     ("boxes",),
     ("panoptic",),
     ("structures",),
-    ("masks",),
+    ("masks", "whole"),
     ("errors",),
 )
 """The parts of the library, the highest first. A part imports from the tiers below its own."""

@@ -25,6 +25,12 @@ def _no_packaged_recipes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture
+def flushless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk, which may take a tenth of a second each time; no machine fails in these tests."""
+    monkeypatch.setattr("detrkit.whole._flush", lambda path: None)
+
+
+@pytest.fixture
 def plotless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the plots, which take longer than all the rest of a tiny training."""
     monkeypatch.setattr("detrkit.training.log.plot_history", lambda lines, out: out)

@@ -97,7 +97,7 @@ class Book:
         """Write the files; `told` is what else `detections.json` says, above the images."""
         import json
 
-        from detrkit.checkpoint import write_text_whole
+        from detrkit.whole import write_text_whole
 
         detections = {**told, "images": self.images, "unreadable": list(self.unreadable.values())}
         coco = {

@@ -71,7 +71,7 @@ class SegmentBook:
         """Write the files; `told` is what else `detections.json` says, above the images."""
         import json
 
-        from detrkit.checkpoint import write_text_whole
+        from detrkit.whole import write_text_whole
 
         document = {
             "images": self._images,

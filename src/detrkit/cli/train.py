@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from detrkit.cli._options import CommonOptions, Switch, glance
+from detrkit.cli._options import CommonOptions, Switch, glance, parse
 from detrkit.cli._terminal import Outcome, Terminal, share, shell
+from detrkit.errors import UsageError
 from detrkit.training import recipe as recipes
 from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
@@ -24,10 +25,12 @@ class Options(CommonOptions):
 
     With --task one-shot it learns to find whatever is like an example that it is shown (detrkit find). Every choice of
     the recipe is a flag. What is not given stands in the recipe: the one that --recipe names, else the
-    one that comes with the model's preset.
+    one that comes with the model's preset. Without --recipe, --model and --init, the data and the machine decide on
+    preset, resolution, queries, epochs and batches; the reasons are told, and the recipe stands in the run folder.
     """
 
     base: ClassVar[AnyRecipe] = Recipe()
+    choices: ClassVar[tuple[Any, ...]] = ()
 
     data: tyro.conf.Positional[str]
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
@@ -68,15 +71,60 @@ def options_for(arguments: Sequence[str]) -> type[Options]:
         ModelError: the weights to start from, which are to say the model, are not there or cannot be read.
         UsageError: there is no such recipe, or it cannot be read.
     """
-    base = _base(glance(_Deciding, arguments), helping=bool({"-h", "--help"} & set(arguments)))
+    deciding = glance(_Deciding, arguments)
+    helping = bool({"-h", "--help"} & set(arguments))
+    base = _base(deciding, helping=helping)
+    named = deciding.recipe or deciding.model or deciding.init or deciding.resume
+    if named or helping or not isinstance(base, Recipe):
+        return _options(base)
+    return _advised(base, arguments)
+
+
+def _options(base: AnyRecipe, choices: tuple[Any, ...] = ()) -> type[Options]:
+    """The options with the defaults of a recipe, and why it is what it is."""
     model = dataclasses.replace(base.model, architecture={})
     bare: AnyRecipe = dataclasses.replace(base, model=model)
     kind: Any = type(base)
     recipe = ("recipe", Annotated[kind, tyro.conf.arg(name="")], field(default_factory=lambda: bare))
-    namespace = {"__doc__": Options.__doc__, "base": base}
+    namespace = {"__doc__": Options.__doc__, "base": base, "choices": choices}
     return dataclasses.make_dataclass(
         "Options", [recipe], bases=(Options,), namespace=namespace, frozen=True, kw_only=True
     )
+
+
+def _advised(base: Recipe, arguments: Sequence[str]) -> type[Options]:
+    """The options with the defaults that suit the data and the machine; without advice those of `base`."""
+    plain = _options(base)
+    try:
+        first = parse(plain, "train", arguments, quiet=True)
+    except UsageError:  # the full parse says what is wrong
+        return plain
+    from detrkit.training import advice
+
+    choices = advice.advice_for(first.data, _whole(first))
+    if not choices:
+        return plain
+    # Only what was given is the same under other defaults.
+    before = _values(first.recipe)
+    after = _values(parse(_options(advice.revised(choices)), "train", arguments, quiet=True).recipe)
+    advised = {name for choice in choices for name in choice.fields}
+    choices = advice.without(choices, {name for name in advised - {"model"} if before[name] == after[name]})
+    return _options(advice.revised(choices), choices)
+
+
+def _values(recipe: AnyRecipe) -> dict[str, Any]:
+    """All fields of a recipe by their names."""
+    return {
+        name: getattr(getattr(recipe, section), name) for name, (section, _, _) in recipes.fields(type(recipe)).items()
+    }
+
+
+def _whole(options: Options) -> Any:
+    """The recipe of the options, with the architecture that its defaults have."""
+    given = options.recipe
+    architecture = {**options.base.model.architecture, **given.model.architecture}
+    model = dataclasses.replace(given.model, architecture=architecture)
+    return dataclasses.replace(given, model=model)
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:
@@ -86,18 +134,20 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         DataError, ModelError, UsageError: as `detrkit.train`.
         KeyboardInterrupt: says how to go on.
     """
-    from detrkit.cli._progress import training_progress
+    from detrkit.cli._progress import how_to_go_on, training_progress
+    from detrkit.training.advice import reasons
     from detrkit.training.run import train
 
-    given = options.recipe
-    architecture = {**options.base.model.architecture, **given.model.architecture}
-    model = dataclasses.replace(given.model, architecture=architecture)
-    recipe: AnyRecipe = dataclasses.replace(given, model=model)
+    recipe: AnyRecipe = _whole(options)
+    notes = reasons(options.choices, recipe) if isinstance(recipe, Recipe) else ()
     try:
         with training_progress(terminal, recipe.run.evaluate_every) as listener:
-            done = train(options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listener)
+            done = train(
+                options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listener, notes=notes
+            )
     except KeyboardInterrupt as error:
-        error.args = (_how_to_go_on(options),)
+        command = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
+        error.args = (how_to_go_on(options.out, command),)
         raise
     document = {"run": done.folder, "model": done.folder / "model", "figures": done.figures}
     return Outcome(document, text=_ending(options, done.figures))
@@ -146,10 +196,3 @@ def _ending_of_episodes(options: Options, figures: dict[str, float]) -> str:
         f"Use it:      detrkit find {out} --example IMAGE LEFT TOP RIGHT BOTTOM IMAGES --out "
         f"{shell(options.out / 'found')}"
     )
-
-
-def _how_to_go_on(options: Options) -> str:
-    if not (options.out / "checkpoints" / "last").is_dir():
-        return "Interrupted before the first checkpoint; there is nothing to go on from."
-    command = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
-    return f"Interrupted. Go on from the last checkpoint with: {command}"

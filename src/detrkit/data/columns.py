@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detrkit.data.annotations import Annotations, Masks, Strings
+from detrkit.data.annotations import Annotations, Masks, Stated, Strings
 from detrkit.data.files import Listing, safe_name, upright_size
-from detrkit.data.problems import EXAMPLES_KEPT, Problems
+from detrkit.data.problems import Problems
 from detrkit.data.segmentations import FINDINGS, MaskColumn
 from detrkit.errors import DataError
 from detrkit.masks import RunLengths
@@ -74,10 +74,10 @@ class BoxColumns(NamedTuple):
 
 def count_rows(problems: Problems, kind: str, rows: np.ndarray, where: Callable[[int], str]) -> None:
     """Count a problem once for each row, naming the first few places."""
-    for row in rows[:EXAMPLES_KEPT]:
+    for row in rows[: problems.kept]:
         problems.add(kind, where(int(row)))
-    if len(rows) > EXAMPLES_KEPT:
-        problems.add(kind, where(int(rows[EXAMPLES_KEPT])), len(rows) - EXAMPLES_KEPT)
+    if len(rows) > problems.kept:
+        problems.add(kind, where(int(rows[problems.kept])), len(rows) - problems.kept)
 
 
 def build(
@@ -128,6 +128,7 @@ def build(
     rows = rows[np.argsort(boxes.images[rows], kind="stable")]
     box_sizes = sizes[boxes.images[rows]]
     clean, good, repaired = sanitise(boxes.boxes[rows], box_sizes, problems, lambda row: boxes.where(int(rows[row])))
+    mended = _mended(boxes, rows, new_row, good, repaired)
     rows, clean, repaired = rows[good], clean[good], repaired[good]
     counts = np.bincount(new_row[boxes.images[rows]], minlength=len(kept_images))
     masks = None if boxes.masks is None else _masks(boxes, rows, problems)
@@ -146,6 +147,7 @@ def build(
         problems=problems,
         source=source,
         masks=masks,
+        mended=mended,
     )
 
 
@@ -158,6 +160,18 @@ def _masks(boxes: BoxColumns, rows: np.ndarray, problems: Problems) -> Masks | N
     for number, kind in enumerate(FINDINGS[1:], 1):
         count_rows(problems, kind, np.flatnonzero(findings == number), lambda row: boxes.where(int(rows[row])))
     return boxes.masks.masks[rows] if not len(rows) or (findings == 0).any() else None
+
+
+def _mended(
+    boxes: BoxColumns, rows: np.ndarray, new_row: np.ndarray, good: np.ndarray, repaired: np.ndarray
+) -> Stated | None:
+    """What the file states of the boxes that `sanitise` changed or refused; `rows` are those that it was given."""
+    if good.all() and not repaired.any():
+        return None
+    touched = np.flatnonzero(~good | repaired)
+    became = np.where(good, np.cumsum(good) - 1, -1)[touched]
+    stated = rows[touched]
+    return Stated(new_row[boxes.images[stated]], boxes.boxes[stated].astype(np.float64), boxes.labels[stated], became)
 
 
 def sanitise(
@@ -284,6 +298,11 @@ def with_categories(annotations: Annotations, categories: Sequence[Category]) ->
         lambda row: f"{annotations.source}: category {names[annotations.labels[row]]!r}",
     )
     counts = np.concatenate([[0], np.cumsum(good)])[annotations.offsets]
+    mended = annotations.mended
+    if mended is not None:
+        mended = mended.select(table[mended.labels] >= 0)
+        mended = mended._replace(labels=table[mended.labels])
+        mended = mended.follow(np.arange(len(annotations)), np.where(good, np.cumsum(good) - 1, -1))
     return replace(
         annotations,
         offsets=counts.astype(np.int64),
@@ -295,4 +314,5 @@ def with_categories(annotations: Annotations, categories: Sequence[Category]) ->
         masks=None if annotations.masks is None else annotations.masks[np.flatnonzero(good)],
         categories=tuple(categories),
         problems=problems,
+        mended=mended,
     )

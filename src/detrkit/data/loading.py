@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -359,13 +360,21 @@ def _worker_settings(workers: int) -> dict[str, Any]:
     if workers > 0:
         # Forked workers share the annotation arrays. PyTorch itself limits each worker to one thread.
         settings["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
-        settings["worker_init_fn"] = _ignore_interrupts
+        settings["worker_init_fn"] = _leave_signals_to_the_parent
     return settings
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C goes to every process of a terminal; the parent alone answers it, and ends its workers."""
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C goes to every process of a terminal, and SIGTERM often to all of a job; the parent alone answers them.
+
+    It ends its workers when it is done. Should one not listen, a second SIGTERM ends it.
+    """
+
+    def pass_over(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, pass_over)
 
 
 def _unchanged(item: Any) -> Any:
@@ -379,11 +388,21 @@ def _survived(iterator: Iterator[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except RuntimeError as error:
-            if not any(sign in str(error) for sign in _DEATH):
+            if (death := death_of_worker(error)) is None:
                 raise
-            raise UsageError(
-                "A process that loads images died or gave no answer",
-                got=str(error).splitlines()[0],
-                remedy="Often memory has run out: use fewer workers, or more shared memory (docker run --shm-size).",
-            ) from error
+            raise death from error
         yield item
+
+
+def death_of_worker(error: RuntimeError) -> UsageError | None:
+    """What to say where a worker died; None where the error is another one.
+
+    PyTorch raises it wherever the main process happens to be when the worker's death is noticed.
+    """
+    if not any(sign in str(error) for sign in _DEATH):
+        return None
+    return UsageError(
+        "A process that loads images died or gave no answer",
+        got=str(error).splitlines()[0],
+        remedy="Often memory has run out: use fewer workers, or more shared memory (docker run --shm-size).",
+    )

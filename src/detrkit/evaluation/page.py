@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from html import escape
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from detrkit.evaluation.images import ImageScore
 from detrkit.evaluation.run import Metrics
+from detrkit.visualize.page import document, embed
 
 HEADLINES = {
     "AP": "AP",
@@ -47,40 +47,6 @@ MEANINGS = {
 
 KINDS = {"_things": "of things alone", "_stuff": "of stuff alone"}
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1f2428; --soft: #5b6570; --line: #dfe3e8; --paper: #fff; --card: #f6f8fa;
-  --bar: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa5b1; --line: #363d45; --paper: #15191d;
-  --card: #1e242a; --bar: #56b4e9; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
-h2 { font-size: 1.3rem; margin: 2.8rem 0 .5rem; }
-p { max-width: 48rem; margin: .4rem 0 1rem; }
-.soft, figcaption, dt { color: var(--soft); }
-dl.headline { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 1.4rem 0; }
-dl.headline div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
-dl.headline dd { margin: 0; font-size: 1.8rem; font-weight: 650; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .5rem; }
-th, td { padding: .4rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td.words { text-align: left; white-space: normal; }
-thead th { color: var(--soft); font-weight: 600; }
-tbody th { font-weight: 600; }
-td.ap { background: linear-gradient(to right, color-mix(in srgb, var(--bar) 24%, transparent) var(--share),
-  transparent var(--share)); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; align-items: start; }
-.plots img { width: 100%; background: #fff; border: 1px solid var(--line); border-radius: .6rem; padding: .5rem; }
-figure { margin: 0 0 1.4rem; }
-figure img { width: 100%; height: auto; display: block; border: 1px solid var(--line); border-radius: .4rem; }
-figcaption { padding: .35rem .1rem; overflow-wrap: anywhere; }
-figcaption strong { color: var(--ink); }
-.note { background: var(--card); border-left: 4px solid var(--bar); padding: .6rem 1rem; border-radius: .3rem; }
-@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
-"""
-
 
 class Example(NamedTuple):
     """An image on the page: its file name, how it went, its JPEG, and where there is none, why."""
@@ -114,13 +80,7 @@ def page(metrics: Metrics, title: str, plots: Sequence[Path], best: Sequence[Exa
         _examples("Best images", "The highest F1 first.", best),
         _all_figures(metrics),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, sections)
 
 
 def _summary(metrics: Metrics, title: str) -> str:
@@ -194,7 +154,7 @@ def _plots(plots: Sequence[Path]) -> str:
             "Install it with <code>pip install 'detrkit[plot]'</code> and evaluate again.</p>"
         )
     images = "".join(
-        f'<img alt="{escape(path.stem.replace("_", " "))}" src="{_embed(path.read_bytes(), "png")}">' for path in plots
+        f'<img alt="{escape(path.stem.replace("_", " "))}" src="{embed(path.read_bytes(), "png")}">' for path in plots
     )
     return f'<h2>Curves and confusions</h2>\n<div class="plots">{images}</div>'
 
@@ -210,7 +170,7 @@ def _examples(heading: str, words: str, examples: Sequence[Example]) -> str:
             shown = f'<p class="note">This image cannot be shown. {escape(example.trouble)}</p>'
         else:
             alt = f"{name}: ground truth left, predictions right. {said}"
-            shown = f'<img alt="{alt}" loading="lazy" src="{_embed(example.jpeg, "jpeg")}">'
+            shown = f'<img alt="{alt}" loading="lazy" src="{embed(example.jpeg, "jpeg")}">'
         caption = f"<strong>F1 {example.score.f1:.2f}</strong> · {said} · {name}"
         figures.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
     return (
@@ -258,7 +218,3 @@ def _figure(value: float, digits: int = 3) -> str:
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
-
-
-def _embed(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

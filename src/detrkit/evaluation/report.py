@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError, MissingExtraError, UsageError
@@ -28,10 +26,10 @@ from detrkit.visualize import (
     side_by_side,
     truth_of,
 )
+from detrkit.visualize.page import jpeg
 
 IMAGES_SHOWN = 6
 EXAMPLE_SIDE = 600
-JPEG_QUALITY = 80
 
 
 def write_report(
@@ -155,10 +153,4 @@ def _example(
             picture = mosaic([picture, below], 1)
     except (DataError, UsageError) as error:
         return Example(name, score, None, str(error))
-    return Example(name, score, _jpeg(picture), "")
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return buffer.getvalue()
+    return Example(name, score, jpeg(picture), "")

@@ -45,7 +45,7 @@ from detrkit.training.setup import (
     make_transform,
     open_splits,
 )
-from detrkit.training.validation import draw_samples
+from detrkit.training.validation import draw_samples, forgiving
 from detrkit.visualize.plots import plot_reliability
 
 SEEN, UNSEEN = "AP50_seen", "AP50_unseen"
@@ -160,15 +160,17 @@ class EpisodeSession(Session[EpisodeBatch]):
     def _validated(self, out: Path, epoch: int) -> Validation:
         found = self._asked()
         calibrated, note = _calibrated(found)
-        if calibrated is not None:
-            _plot(calibrated, out / "plots" / "reliability.png")
-        if self.run.samples:
-            threshold = 0.5 if calibrated is None else _raw(0.5, calibrated.calibration)
-            file = out / "samples" / f"epoch-{epoch:04d}.jpg"
-            draw_samples(self.val, found.draws[0], self.run.samples, file, threshold)
-        return self._validation(found, calibrated, note)
+        notes = [note] if note else []
+        with forgiving(notes):
+            if calibrated is not None:
+                _plot(calibrated, out / "plots" / "reliability.png")
+            if self.run.samples:
+                threshold = 0.5 if calibrated is None else _raw(0.5, calibrated.calibration)
+                file = out / "samples" / f"epoch-{epoch:04d}.jpg"
+                draw_samples(self.val, found.draws[0], self.run.samples, file, threshold)
+        return self._validation(found, calibrated, notes)
 
-    def _validation(self, found: OneShotEvaluation, calibrated: Calibrated | None, note: str) -> Validation:
+    def _validation(self, found: OneShotEvaluation, calibrated: Calibrated | None, notes: Sequence[str]) -> Validation:
         figures = dict(found.metrics.figures)
         told: dict[str, Any] = self._about()
         if calibrated is not None:
@@ -179,7 +181,7 @@ class EpisodeSession(Session[EpisodeBatch]):
             chosen_by=SEEN,
             headline=(SEEN, *([UNSEEN] if self.recipe.episodes.unseen else []), "ece"),
             about={saved.ONE_SHOT: told},
-            notes=(note,) if note else (),
+            notes=tuple(notes),
         )
 
 

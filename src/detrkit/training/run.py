@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -17,6 +18,7 @@ from detrkit.panoptic import PanopticMap
 from detrkit.predict import Detector, load
 from detrkit.sources import architecture_of, open_model
 from detrkit.structures import Detections
+from detrkit.training import advice
 from detrkit.training import recipe as recipes
 from detrkit.training.by_example import SHOTS, ByExample, evaluate_by_example, refuse_draws
 from detrkit.training.conduct import check_folder, conduct
@@ -59,9 +61,13 @@ def train(
     recipe: AnyRecipe | str | Path | None = None,
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
+    notes: Sequence[str] = (),
     **fields: Any,
 ) -> Run:
     """Train a detector on an annotated folder.
+
+    Where neither a recipe nor a model nor weights to start from are named, preset, resolution, queries, epochs and
+    batches are chosen by the data and the machine; the run's notes say why.
 
     Args:
         data: a data set in COCO, Pascal VOC or YOLO format; which one is recognised.
@@ -70,9 +76,10 @@ def train(
             to find whatever is like an example that it is shown. Empty: that of the recipe, else `detection`.
         masks: the same as the task `segmentation`.
         recipe: a recipe of the task, a TOML file, or the name of a recipe that comes with the package; by default the
-            one named like the preset, where there is one. A run that goes on has its own.
+            one named like the model's preset, where there is one. A run that goes on has its own.
         resume: go on with the run in `out` where its last checkpoint stands.
         on_event: called with every event, such as a step or an evaluation.
+        notes: what the run notes first, such as why its recipe is what it is.
         **fields: any field of the recipe, such as `model="detr-r50"`, `epochs=50`, `lr=1e-4`, or
             `init="facebook/detr-resnet-50"` to start from the weights, and with the architecture, of another model.
 
@@ -88,19 +95,44 @@ def train(
     check_folder(out)
     if resume and recipe is None and (out / "recipe.toml").exists():
         recipe = out / "recipe.toml"
-    task = task_with(task, masks=masks)
-    resolved: AnyRecipe = resolve(recipe, fields, of_task(task, recipe), recipes.DEFAULT_MODEL)
+    usual = of_task(task_with(task, masks=masks), recipe)
+    if recipe is None and isinstance(usual, Recipe) and not (fields.get("model") or fields.get("init")):
+        resolved, why = advised(data, fields)
+        notes = (*notes, *why)
+    else:
+        resolved = resolve(recipe, fields, usual, recipes.DEFAULT_MODEL)
 
     def open_session(here: World, came_from: str) -> Session[Any]:
+        session: Session[Any]
         if isinstance(resolved, EpisodeRecipe):
-            return prepare_episodes(resolved, data, here, came_from=came_from)
-        if isinstance(resolved, SegmentationRecipe):
-            return prepare_segmentation(resolved, data, here, came_from=came_from)
-        assert isinstance(resolved, Recipe)
-        return prepare(resolved, data, here, came_from=came_from)
+            session = prepare_episodes(resolved, data, here, came_from=came_from)
+        elif isinstance(resolved, SegmentationRecipe):
+            session = prepare_segmentation(resolved, data, here, came_from=came_from)
+        else:
+            assert isinstance(resolved, Recipe)
+            session = prepare(resolved, data, here, came_from=came_from)
+        return dataclasses.replace(session, notes=(*notes, *session.notes))
 
     best = conduct(resolved, open_session, out, str(data), resume=resume, on_event=on_event)
     return Run(out, best)
+
+
+def advised(data: str | Path, fields: dict[str, Any]) -> tuple[AnyRecipe, tuple[str, ...]]:
+    """The recipe that suits a data set and this machine, with fields replaced, and the reasons of what was chosen.
+
+    Neither a model nor weights to start from are among the fields.
+
+    Raises:
+        UsageError: an unknown field, or a bad value.
+    """
+    fields = {name: value for name, value in fields.items() if name not in ("model", "init")}  # which are empty
+    choices = advice.without(advice.advice_for(data, recipes.revise(Recipe(), fields)), fields)
+    if not choices:
+        return resolve(None, fields, Recipe(), recipes.DEFAULT_MODEL), ()
+    recipe = advice.revised(choices)
+    architecture = {**recipe.model.architecture, **fields.get("architecture", {})}
+    recipe = recipes.revise(recipe, {**fields, "architecture": architecture})
+    return recipe, advice.reasons(choices, recipe)
 
 
 @overload

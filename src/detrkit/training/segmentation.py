@@ -36,7 +36,7 @@ from detrkit.training.setup import (
     make_transform,
     open_splits,
 )
-from detrkit.training.validation import draw_panoptic_samples, draw_samples, judge
+from detrkit.training.validation import draw_panoptic_samples, draw_samples, forgiving, judge
 
 
 @final
@@ -110,18 +110,21 @@ class SegmentationSession(Session[Batch]):
             world=self.world,
         )
         is_panoptic = "PQ" in metrics.figures
+        notes: list[str] = []
         if self.world.is_main and self.run.samples:
             file = out / "samples" / f"epoch-{epoch:04d}.jpg"
-            if is_panoptic:
-                draw_panoptic_samples(self.val, maps, self.run.samples, file)
-            else:
-                draw_samples(self.val, detections, self.run.samples, file, metrics.threshold)
+            with forgiving(notes):
+                if is_panoptic:
+                    draw_panoptic_samples(self.val, maps, self.run.samples, file)
+                else:
+                    draw_samples(self.val, detections, self.run.samples, file, metrics.threshold)
         return Validation(
             figures=metrics.figures,
             chosen_by="PQ" if is_panoptic else "mask_AP",
             headline=("PQ", "mask_AP", "AP") if is_panoptic else ("mask_AP", "mask_AP50", "AP"),
             about={"threshold": metrics.threshold},
             metrics=metrics,
+            notes=tuple(notes),
         )
 
     def save_best(self, folder: Path, about: Mapping[str, Any]) -> None:

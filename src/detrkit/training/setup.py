@@ -24,6 +24,7 @@ from detrkit.models import Variant
 from detrkit.nn.weights import RANDOM, load_backbone_weights
 from detrkit.predict import choose_device
 from detrkit.sources import architecture_of, differences, open_model
+from detrkit.training.checkup import notes_before
 from detrkit.training.detection import DetectionSession
 from detrkit.training.distributed import World, processors
 from detrkit.training.ema import Average
@@ -58,6 +59,7 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     """
     notes: list[str] = []
     train, val = open_splits(data, recipe.data, recipe.run.seed, notes)
+    notes.extend(notes_before(train, val, data))
     device = choose_place(recipe.run, world)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from PIL import Image
 from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import annotated_frame, masks_in_file
 from detrkit.data.images import open_image
-from detrkit.errors import DataError
+from detrkit.errors import DataError, UsageError
 from detrkit.evaluation.panoptic_quality import panoptic_quality
 from detrkit.evaluation.run import Metrics, evaluate
 from detrkit.masks import RunLengths
@@ -190,6 +191,22 @@ def _draw_some(annotations: Annotations, count: int, file: Path, drawn: Callable
     pictures = [drawn(index) for index in chosen.tolist()]
     file.parent.mkdir(parents=True, exist_ok=True)
     mosaic(pictures, columns=1 if len(pictures) < 4 else 2).save(file, quality=88)
+
+
+@contextmanager
+def forgiving(notes: list[str]) -> Iterator[None]:
+    """Pictures are no reason to lose a training: one that cannot be written becomes a note.
+
+    Args:
+        notes: what the user should know is added here.
+    """
+    try:
+        yield
+    except (OSError, UsageError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        notes.append(f"Pictures cannot be written: {cause}")
 
 
 def _relabelled(found: Detections, table: np.ndarray, annotations: Annotations) -> Detections:

@@ -1,6 +1,7 @@
 """Pictures of detections, and plots of training and evaluation."""
 
 from detrkit.visualize.colours import colour_of
+from detrkit.visualize.diagnosis import write_diagnosis
 from detrkit.visualize.patches import patch_sheet
 from detrkit.visualize.pictures import draw, mosaic, open_image, side_by_side
 from detrkit.visualize.plots import plot_confusion, plot_curves, plot_history, plot_pr
@@ -22,4 +23,5 @@ __all__ = [
     "plot_pr",
     "side_by_side",
     "truth_of",
+    "write_diagnosis",
 ]
