@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
 from detrkit.data.images import MAX_PIXELS, open_image
+from detrkit.data.packing import PackedMasks
 from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Batch, Target
@@ -133,21 +133,6 @@ class _Failure(NamedTuple):
         return DataError(self.what, where=self.where, got=self.got, expected=self.expected, remedy=self.remedy)
 
 
-class _PackedMasks(NamedTuple):
-    """Masks with eight pixels in a byte."""
-
-    bits: np.ndarray
-    shape: tuple[int, ...]
-
-    @staticmethod
-    def of(masks: Tensor | None) -> _PackedMasks | None:
-        return None if masks is None else _PackedMasks(np.packbits(masks.numpy()), tuple(masks.shape))
-
-    def unpacked(self) -> Tensor:
-        pixels = np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape)
-        return torch.from_numpy(pixels.view(bool))
-
-
 class _Packed(NamedTuple):
     """A batch on its way from a worker: only the images travel through shared memory, one file descriptor each."""
 
@@ -156,7 +141,7 @@ class _Packed(NamedTuple):
     labels: list[np.ndarray]
     boxes: list[np.ndarray]
     names: list[str]
-    masks: list[_PackedMasks | None]
+    masks: list[PackedMasks | None]
     replaced: tuple[str, ...]
 
     def unpacked(self) -> LoadedBatch:
@@ -189,7 +174,7 @@ class _PackTargets:
             [item.target.labels.numpy() for item in items],
             [item.target.boxes.numpy() for item in items],
             [item.target.name for item in items],
-            [_PackedMasks.of(item.target.masks) for item in items],
+            [PackedMasks.of(item.target.masks) for item in items],
             tuple(item.replaced for item in items if item.replaced),
         )
 
