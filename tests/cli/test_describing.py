@@ -184,7 +184,7 @@ def test_masks_things_and_stuff(detrkit, data, masked):
         {"classes": 1, "boxes": 1},
     )
     plain = detrkit("inspect", data).out
-    assert "  masks of 0 of 4 boxes\n" in plain
+    assert "  masks of 4 of 4 boxes\n" in plain
     assert "stuff" not in plain
     assert detrkit("inspect", masked, "--annotations", "yolo").code == 3
 

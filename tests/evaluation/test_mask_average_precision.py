@@ -105,6 +105,10 @@ def test_columns_of_masks_in_other_forms_are_asked_image_by_image():
         def __getitem__(self, rows):
             raise NotImplementedError
 
+        @property
+        def known(self):
+            return annotations.masks.known
+
         def encoded(self, rows):
             return annotations.masks[rows]
 

@@ -54,8 +54,9 @@ def test_the_training_split_can_validate_itself(drawn: Path) -> None:
 
 
 def test_masks_and_another_format_are_read_where_they_are_asked_for(drawn: Path, tmp_path: Path) -> None:
+    formats.write(formats.read(drawn), tmp_path / "boxes", "coco")
     with pytest.raises(DataError, match="No object has a mask"):
-        open_splits(drawn, DataOptions(), 0, [], masks=True)
+        open_splits(tmp_path / "boxes", DataOptions(), 0, [], masks=True)
     masked = {}
     for name, part in formats.read(drawn).items():
         runs = RunLengths.unknown(np.zeros((len(part.boxes), 2), np.int64))

@@ -29,6 +29,9 @@ from detrkit.structures import Category
 
 ENTRIES_SHOWN = 8
 
+OBJECTS = 3
+"""The precedence of formats that list objects."""
+
 
 class Source(NamedTuple):
     """Where one split of a data set lies.
@@ -45,6 +48,11 @@ class Source(NamedTuple):
 def names() -> tuple[str, ...]:
     """The names of the formats, in alphabetical order."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def of_objects() -> tuple[str, ...]:
+    """The names of the formats that list objects, and so can hold boxes without masks."""
+    return tuple(name for name in names() if _module(name).PRECEDENCE == OBJECTS)
 
 
 def _module(name: str) -> ModuleType:
