@@ -372,22 +372,23 @@ def _survived(iterator: Iterator[Any]) -> Iterator[Any]:
             item = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it died while it sent a batch
             if (death := death_of_worker(error)) is None:
                 raise
             raise death from error
         yield item
 
 
-def death_of_worker(error: RuntimeError) -> UsageError | None:
+def death_of_worker(error: Exception) -> UsageError | None:
     """What to say where a worker died; None where the error is another one.
 
     PyTorch raises it wherever the main process happens to be when the worker's death is noticed.
     """
-    if not any(sign in str(error) for sign in _DEATH):
+    broke_off = isinstance(error, ConnectionError | EOFError)
+    if not broke_off and not any(sign in str(error) for sign in _DEATH):
         return None
     return UsageError(
         "A process that loads images died or gave no answer",
-        got=str(error).splitlines()[0],
+        got="it exited unexpectedly" if broke_off else str(error).splitlines()[0],
         remedy="Often memory has run out: use fewer workers, or more shared memory (docker run --shm-size).",
     )
