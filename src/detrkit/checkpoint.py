@@ -22,6 +22,7 @@ from detrkit.convert import load_strictly
 from detrkit.convert.report import Fate
 from detrkit.errors import ModelError
 from detrkit.nn.weights import BACKBONE_FILE
+from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category
 from detrkit.whole import damage, standing, write_whole
 
@@ -33,7 +34,8 @@ LAST, PREVIOUS, WITHIN = "last", "previous", "within"
 
 class SavedModel(NamedTuple):
     """A model read from disk, with what is needed to use it. `origin` and `report` are empty for models of our own:
-    who wrote it, and what became of each of its tensors.
+    who wrote it, and what became of each of its tensors. `segmenter` holds the model where it makes masks, too
+    (`detrkit.sources.open_model`).
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class SavedModel(NamedTuple):
     about: dict[str, Any]
     origin: str = ""
     report: tuple[Fate, ...] = ()
+    segmenter: Segmenter | None = None
 
 
 class TrainingState(NamedTuple):
@@ -77,7 +80,7 @@ def save_model(
     def write(to: Path) -> None:
         _write_model(to, model, preset, categories, about or {}, half)
         for part, tensors in (beside or {}).items():
-            _write_tensors(tensors, to / f"{part}.safetensors")
+            _write_tensors(_stored(tensors, half), to / f"{part}.safetensors")
 
     write_whole(folder, write)
 
@@ -187,26 +190,6 @@ def fill(model: nn.Module, folder: Path) -> None:
         raise ModelError(error.what, where=file, got=error.got) from error
 
 
-def fill_beside(holder: nn.Module, folder: Path, part: str) -> None:
-    """Give what holds a detector its own weights, which lie beside those of the detector.
-
-    Args:
-        holder: has the detector as `detector`, which stays as it is.
-        folder: a model folder.
-        part: the file's name without its ending.
-
-    Raises:
-        ModelError: the file is missing or damaged, or its weights do not fit: names the file and the tensors.
-    """
-    file = folder / f"{part}.safetensors"
-    held = {name: tensor for name, tensor in holder.state_dict().items() if name.startswith("detector.")}
-    own = read_tensors(file)
-    try:
-        load_strictly(holder, {**held, **own})
-    except ModelError as error:
-        raise ModelError(error.what, where=file, got=error.got) from error
-
-
 def load_training(folder: Path) -> TrainingState:
     """Read what `save_training` added to a model folder, whose files are compared with their checksums first.
 
@@ -283,6 +266,13 @@ def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
 
 
+def _stored(tensors: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
+    return {
+        name: tensor.to(torch.float16) if half and tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:
     keep = folder.with_name(PREVIOUS) if folder.name == LAST else None
     write_whole(folder, write, keep=keep, checksums=True)
@@ -301,12 +291,7 @@ def _is_part(name: object) -> bool:
 def _write_model(
     to: Path, model: nn.Module, preset: str, categories: tuple[Category, ...], about: Mapping[str, Any], half: bool
 ) -> None:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if half:
-        state = {
-            name: tensor.to(torch.float16) if tensor.is_floating_point() else tensor for name, tensor in state.items()
-        }
-    save_file(state, to / "model.safetensors")
+    _write_tensors(_stored(model.state_dict(), half), to / "model.safetensors")
     description = {
         "format": FORMAT,
         "detrkit": __version__,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
 from detrkit.data.images import MAX_PIXELS, open_image
+from detrkit.data.packing import PackedMasks
 from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Batch, Target
@@ -140,12 +141,13 @@ class _Packed(NamedTuple):
     labels: list[np.ndarray]
     boxes: list[np.ndarray]
     names: list[str]
+    masks: list[PackedMasks | None]
     replaced: tuple[str, ...]
 
     def unpacked(self) -> LoadedBatch:
         targets = tuple(
-            Target(torch.from_numpy(labels), torch.from_numpy(boxes), name)
-            for labels, boxes, name in zip(self.labels, self.boxes, self.names, strict=True)
+            Target(torch.from_numpy(labels), torch.from_numpy(boxes), name, None if masks is None else masks.unpacked())
+            for labels, boxes, name, masks in zip(self.labels, self.boxes, self.names, self.masks, strict=True)
         )
         return LoadedBatch(Batch(self.images, self.padding, targets), tuple(self.replaced))
 
@@ -172,6 +174,7 @@ class _PackTargets:
             [item.target.labels.numpy() for item in items],
             [item.target.boxes.numpy() for item in items],
             [item.target.name for item in items],
+            [PackedMasks.of(item.target.masks) for item in items],
             tuple(item.replaced for item in items if item.replaced),
         )
 
@@ -369,22 +372,23 @@ def _survived(iterator: Iterator[Any]) -> Iterator[Any]:
             item = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it died while it sent a batch
             if (death := death_of_worker(error)) is None:
                 raise
             raise death from error
         yield item
 
 
-def death_of_worker(error: RuntimeError) -> UsageError | None:
+def death_of_worker(error: Exception) -> UsageError | None:
     """What to say where a worker died; None where the error is another one.
 
     PyTorch raises it wherever the main process happens to be when the worker's death is noticed.
     """
-    if not any(sign in str(error) for sign in _DEATH):
+    broke_off = isinstance(error, ConnectionError | EOFError)
+    if not broke_off and not any(sign in str(error) for sign in _DEATH):
         return None
     return UsageError(
         "A process that loads images died or gave no answer",
-        got=str(error).splitlines()[0],
+        got="it exited unexpectedly" if broke_off else str(error).splitlines()[0],
         remedy="Often memory has run out: use fewer workers, or more shared memory (docker run --shm-size).",
     )

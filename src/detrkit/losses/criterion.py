@@ -174,6 +174,13 @@ class Losses(NamedTuple):
             self.evidence,
         )
 
+    def of_last_layer(self, name: str, value: Float[Tensor, ""], weight: float) -> Losses:
+        """The same with a term more that only the last layer has, at its full weight."""
+        values = torch.zeros_like(self.values[:1])
+        values[0, -1] = value
+        weights = torch.cat([self.weights, self.weights.new_tensor([weight])])
+        return self._replace(names=(*self.names, name), values=torch.cat([self.values, values]), weights=weights)
+
     def beside(self, other: Losses, prefix: str, weight: float) -> Losses:
         """These terms, and those of another answer of the same layers under `prefix`, times `weight`."""
         return Losses(

@@ -96,7 +96,7 @@ def conduct(
                 interruption.deliver()
         except BaseException as error:
             if here.is_main:
-                folder.broke_off(error)
+                _note_end(folder, error)
             if isinstance(error, RuntimeError) and (death := death_of_worker(error)):
                 raise death from error
             raise
@@ -106,6 +106,16 @@ def conduct(
 def _tell(event: Event, listeners: Iterable[Callable[[Event], None]]) -> None:
     for listener in listeners:
         listener(event)
+
+
+def _note_end(folder: RunFolder, error: BaseException) -> None:
+    """Write down how a run ended. The death of a worker is told by a signal, which may arrive in this very moment."""
+    try:
+        folder.broke_off(error)
+    except RuntimeError as again:
+        if death_of_worker(again) is None:
+            raise
+        folder.broke_off(error)
 
 
 def check_folder(out: Path) -> None:

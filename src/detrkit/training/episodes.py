@@ -35,15 +35,13 @@ from detrkit.sources import locate, open_model
 from detrkit.structures import EpisodeBatch
 from detrkit.training.detection import describe
 from detrkit.training.distributed import World
-from detrkit.training.ema import Average
 from detrkit.training.episode_recipe import EpisodeRecipe
-from detrkit.training.optimizer import make_optimizer
 from detrkit.training.session import Session, Validation
 from detrkit.training.setup import (
     build_model,
-    choose_dtype,
     choose_place,
     count_workers,
+    equip,
     make_transform,
     open_splits,
 )
@@ -208,13 +206,11 @@ def prepare_episodes(recipe: EpisodeRecipe, data: str | Path, world: World, *, c
         val = val.select(range(min(len(val), recipe.episodes.val_limit)))
     _check_val(val, train, seen)
     device = choose_place(recipe.run, world)
-    model = _build(recipe, notes, came_from).to(device)
-    if recipe.optimization.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(model, recipe.optimization, model.detector)
+    model = _build(recipe, notes, came_from)
+    equipment = equip(model, recipe, device, model.detector)
     config: Any = model.detector.config
     transform = make_transform(recipe.augmentation, config.image_size, config.longest)
-    dtype = choose_dtype(recipe.optimization.precision, device)
+    dtype = equipment["dtype"]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     notes.append(
         f"Model {recipe.model.model}, to find by example: {trained / 1e6:.1f} M parameters trained, images "
@@ -223,11 +219,6 @@ def prepare_episodes(recipe: EpisodeRecipe, data: str | Path, world: World, *, c
     return EpisodeSession(
         recipe=recipe,
         world=world,
-        device=device,
-        dtype=dtype,
-        model=model,
-        optimizer=optimizer,
-        average=Average(model, recipe.optimization.ema) if recipe.optimization.ema else None,
         workers=count_workers(recipe.data.workers),
         notes=tuple(notes),
         criterion=detection_criterion(model.detector),
@@ -235,6 +226,7 @@ def prepare_episodes(recipe: EpisodeRecipe, data: str | Path, world: World, *, c
         train=train,
         val=val,
         seen=seen,
+        **equipment,
     )
 
 

@@ -53,6 +53,9 @@ class DataOptions:
     val_fraction: float = field(default=0.0, metadata=within(0, 1))
     """Set this share of the training split aside for validation and leave the data's own `val` untouched. With 0, the
     data's own is used, or a tenth of the training split where it has none."""
+    annotations: str = ""
+    """Format of the annotations that are meant where a folder holds several, such as coco_panoptic. Empty: those that
+    list objects before those that list segments."""
     limit: int = field(default=0, metadata=within(0))
     """Use only the first so many images of the training split, and of the validation split; 0: all."""
     workers: int = field(default=-1, metadata=within(-1))
