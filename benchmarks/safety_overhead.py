@@ -8,10 +8,10 @@ A step is forward, loss, backward and AdamW of a model in training, on one threa
     watched   the guard takes the figures of the batch and judges them, blocks of 50 steps included
 
 The guard's share is the processor time of its own calls over that of the plain steps of the same rounds, medians; the
-ratio of both sides is given beside it, as a check, and is as noisy as steps are. A checkpoint is what a run writes every
-five minutes (`save_minutes`): weights, moments, average and the guard's memory, with checksums, flushed to the disk and
-renamed. Its seconds are of the wall clock, because the training waits for the disk, too. Where they would be more than a
-hundredth of the time, checkpoints come less often, so that this share has a limit.
+ratio of both sides is given beside it, as a check, and is as noisy as steps are. A checkpoint is what a run writes
+every five minutes (`save_minutes`): weights, moments, average and the guard's memory, with checksums, flushed to the
+disk and renamed. Its seconds are of the wall clock, because the training waits for the disk, too. Where they would be
+more than a hundredth of the time, checkpoints come less often, so that this share has a limit.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ def table(result: Mapping[str, Any]) -> dict[str, Any]:
             "guard": f"{of['guard_ms']:.2f} ms of a step's {of['step_ms']:.0f} ms: {of['guard_share']:.2%} "
             f"(watched / plain {of['watched_over_plain']:.3f})",
             "checkpoint": f"{of['checkpoint_seconds']:.2f} s for {of['checkpoint_mb']:.0f} MB every "
-            f"{RunOptions().save_minutes:g} minutes: {of['checkpoint_share']:.2%} (checksums {of['checksum_seconds']:.3f} s)",
+            f"{RunOptions().save_minutes:g} minutes: {of['checkpoint_share']:.2%} "
+            f"(checksums {of['checksum_seconds']:.3f} s)",
             "together": f"{of['share']:.2%}",
         }
     return {**lines, "rounds": result["rounds"], "machine": result["machine"]}
