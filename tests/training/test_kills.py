@@ -107,6 +107,6 @@ def test_a_dead_worker_is_told(drawn: Path, undisturbed: tuple[Path, float], tmp
         os.kill(int(worker), signal.SIGKILL)
     process.join()
     assert process.exitcode == 2
-    assert "detrkit: A process that loads images died or gave no answer; got DataLoader worker" in said.read_text()
+    assert "detrkit: A process that loads images died or gave no answer; got " in said.read_text()
     assert "use fewer workers" in said.read_text()
     assert json.loads((out / "status.json").read_text())["state"] == "failed"
