@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from detrkit.arithmetic import choose_dtype
 from detrkit.checkpoint import TrainingState, model_folder
 from detrkit.data.crops import (
     Crops,
@@ -43,7 +44,7 @@ from detrkit.training.kept import flags_of_crops, keep, note_left_out, refuse_co
 from detrkit.training.optimizer import make_optimizer
 from detrkit.training.pretext import PatchOptions, PatchRecipe
 from detrkit.training.session import Session, Validation
-from detrkit.training.setup import build_model, choose_dtype, choose_place, count_workers
+from detrkit.training.setup import build_model, choose_place, count_workers
 from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
 from detrkit.training.validation import forgiving
 

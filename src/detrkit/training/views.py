@@ -10,6 +10,7 @@ from typing import Any, cast, final
 import torch
 from torch import nn
 
+from detrkit.arithmetic import choose_dtype
 from detrkit.checkpoint import TrainingState, read_tensors, save_backbone
 from detrkit.convert import load_strictly
 from detrkit.data.loading import EpochBatches
@@ -23,7 +24,7 @@ from detrkit.training.ema import Average
 from detrkit.training.optimizer import make_optimizer
 from detrkit.training.pretext import BackboneRecipe, ViewOptions
 from detrkit.training.session import Session, Validation
-from detrkit.training.setup import build_model, choose_dtype, choose_place, count_workers
+from detrkit.training.setup import build_model, choose_place, count_workers
 from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
 
 HEADLINE = ("retrieval", "chance", "mean_rank", "feature_rank")
