@@ -19,6 +19,8 @@ from detrkit.errors import ModelError
 from detrkit.sources import architecture_of, differences, open_model
 from detrkit.structures import Category
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 CATEGORIES = tuple(Category(number, name) for number, name in enumerate(("ant", "bee", "wasp")))
 SMALL: dict[str, Any] = {
     "backbone": "resnet18",
@@ -36,7 +38,7 @@ def build(**fields: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
+def model(narrow: None) -> nn.Module:
     return build()
 
 

@@ -44,6 +44,11 @@ def _no_packaged_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr("detrkit.training.recipe.FOLDER", tmp_path / "no recipes")
 
 
+@pytest.fixture(autouse=True)
+def _plotless(plotless: None) -> None:
+    """The run `trained` alone draws its plots."""
+
+
 @pytest.fixture
 def detrkit(capsys: pytest.CaptureFixture[str]) -> Detrkit:
     """Run a command line in this process."""
@@ -86,9 +91,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a training of one epoch; tests only read it."""
+    """The run folder of a training of one epoch, with all that a run leaves; tests only read it."""
     out = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detrkit.training.recipe.FOLDER", out.parent)
         assert main(["train", str(data), "--out", str(out), "--epochs", "1", "--json", *TINY]) == 0
+    assert (out / "plots" / "history.png").is_file()
     return out

@@ -24,7 +24,9 @@ def _no_packaged_recipes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
-@pytest.fixture
-def plotless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the plots, which take longer than all the rest of a tiny training."""
-    monkeypatch.setattr("detrkit.training.log.plot_history", lambda lines, out: out)
+@pytest.fixture(scope="module")
+def plotless() -> Iterator[None]:
+    """Leave out the plots of a module's runs, those of its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detrkit.training.log.plot_history", lambda lines, out: out)
+        yield
