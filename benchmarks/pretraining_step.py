@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -32,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from _memory import peak_added
 from _report import machine, parser, show
 from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
@@ -192,22 +191,7 @@ def measure_memory(case: Case, side: str, file: Path, dtype: torch.dtype) -> flo
     torch.set_num_threads(1)
     Step(TINY, side, make_data(TINY), dtype)()  # what libraries set up in a first step is no part of one
     step = Step(case, side, read(file, side), dtype)
-    forget = Path("/proc/self/clear_refs")
-    if forget.exists():
-        forget.write_text("5")  # the peak starts anew from what is held now
-    before = peak()
-    step()
-    step()
-    return peak() - before
-
-
-def peak() -> float:
-    """The most memory that this process has held, in MB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would tell the parent's peak where that is higher
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_added(lambda: (step(), step()))
 
 
 def measure(case: Case, dtype: torch.dtype, rounds: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,12 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_configure() -> None:
-    """Give each parallel worker, and whatever it starts, one thread: two workers with two threads each only wait."""
+    """Give each parallel worker, and whatever it starts, one thread: two workers with two threads each only wait.
+
+    Where the tests run in the background, a shell may have had SIGINT ignored; tests that send it want it heard.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
         import torch

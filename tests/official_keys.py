@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from detrkit.models import conditional_detr, detr
+from detrkit.segmentation.model import Segmenter
 
 _WHOLE = {
     "position.row": "backbone.1.row_embed.weight",
@@ -80,3 +81,23 @@ def _layer(own: dict[str, Tensor], norms: dict[str, str]) -> dict[str, Tensor]:
             layer[f"{theirs}.{kind}"] = own.pop(f"{norm}.{kind}")
     assert not own, f"parameters that the official layer does not have: {sorted(own)}"
     return layer
+
+
+_MASK_HEAD = {
+    "attention_query": "bbox_attention.q_linear",
+    "attention_key": "bbox_attention.k_linear",
+    **{f"layers.{number}": f"mask_head.lay{number + 1}" for number in range(5)},
+    **{f"norms.{number}": f"mask_head.gn{number + 1}" for number in range(5)},
+    **{f"adapters.{number}": f"mask_head.adapter{number + 1}" for number in range(3)},
+    "output": "mask_head.out_lay",
+}
+
+
+def official_segmentation_state(segmenter: Segmenter) -> dict[str, Tensor]:
+    """The state dict that the official code would have saved of a detector with a mask head."""
+    assert isinstance(segmenter.detector, detr.Model | conditional_detr.Model)
+    official = {f"detr.{name}": value for name, value in official_state(segmenter.detector).items()}
+    for name, value in segmenter.mask_head.state_dict().items():
+        part, _, kind = name.rpartition(".")
+        official[f"{_MASK_HEAD[part]}.{kind}"] = value.clone()
+    return official

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from detrkit import checkpoint, models
+from detrkit import models
 from detrkit.checkpoint import (
     TrainingState,
     load_model,
@@ -21,12 +21,10 @@ from detrkit.checkpoint import (
     model_folder,
     save_model,
     save_training,
-    standing,
-    write_text_whole,
-    write_whole,
 )
 from detrkit.errors import Error, ModelError
 from detrkit.structures import Category
+from detrkit.whole import write_whole
 
 CATEGORIES = (Category(3, "bolt"), Category(9, "Schraubenmutter, groß"))
 SMALL = {
@@ -226,80 +224,6 @@ def test_no_model_there(tmp_path: Path) -> None:
         load_model(tmp_path / "nothing")
 
 
-class Stop(BaseException):
-    """Not an `Exception`: like a kill, it is not to be caught."""
-
-
-def write_text(text: str) -> Callable[[Path], None]:
-    def write(to: Path) -> None:
-        (to / "one").write_text(text)
-        (to / "two").write_text(text)
-
-    return write
-
-
-def texts(folder: Path) -> list[str]:
-    return [file.read_text() for file in sorted(standing(folder).iterdir())]
-
-
-@pytest.mark.parametrize("step", ["mkdir", "write", "_flush", "rename", "rmtree"])
-def test_whenever_a_writer_is_killed_a_whole_folder_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    """Killed at each call of each kind, before it and after it; then written once more."""
-    killed = 0
-    for after in (False, True):
-        for number in range(12):
-            folder = tmp_path / f"{step}{number}{after}" / "last"
-            write_whole(folder, write_text("old"))
-            with monkeypatch.context() as patch:
-                calls = iter(range(100))
-
-                def dying(
-                    real: Callable[..., Any], calls: Any = calls, number: int = number, after: bool = after
-                ) -> Any:
-                    def call(*args: Any, **options: Any) -> Any:
-                        fatal = next(calls) == number
-                        if fatal and not after:
-                            raise Stop
-                        result = real(*args, **options)
-                        if fatal:
-                            raise Stop
-                        return result
-
-                    return call
-
-                write = write_text("new")
-                if step == "_flush":
-                    patch.setattr(checkpoint, "_flush", dying(checkpoint._flush))
-                elif step == "rmtree":
-                    patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
-                elif step == "write":
-                    patch.setattr(Path, "write_text", dying(Path.write_text))
-                else:
-                    patch.setattr(Path, step, dying(getattr(Path, step)))
-                try:
-                    write_whole(folder, write)
-                except Stop:
-                    killed += 1
-            assert texts(folder) in (["old", "old"], ["new", "new"])
-            with monkeypatch.context() as patch:  # the next writer fails: what stood must go on standing
-                stood = texts(folder)
-                with pytest.raises(Stop):
-                    write_whole(folder, dying_writer)
-                assert texts(folder) == stood
-            write_whole(folder, write_text("third"))
-            assert texts(folder) == ["third", "third"]
-            assert folder.is_dir()
-            assert [path.name for path in folder.parent.iterdir()] == ["last"]
-    assert killed >= 2  # each kind of call is made, so the test has killed something
-
-
-def dying_writer(to: Path) -> None:
-    (to / "one").write_text("half")
-    raise Stop
-
-
 def test_a_run_killed_between_the_renames_is_still_loaded(folder: Path) -> None:
     folder.rename(folder.with_name(".model.new"))
     shutil.copytree(folder.with_name(".model.new"), folder.with_name(".model.old"))
@@ -317,19 +241,3 @@ def test_a_full_disk_is_said_and_the_old_folder_stays(folder: Path) -> None:
     assert str(folder) in str(caught.value)
     assert load_model(folder).categories == CATEGORIES
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
-
-
-def test_small_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "status.json"
-    write_text_whole(file, "ä1")
-
-    def dying(*args: Any, **options: Any) -> Any:
-        raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", dying)
-        with pytest.raises(Stop):
-            write_text_whole(file, "2")
-    assert file.read_text(encoding="utf-8") == "ä1"
-    write_text_whole(file, "3")
-    assert file.read_text() == "3"

@@ -102,6 +102,13 @@ def test_names_are_optional_and_made_up_ones_are_no_categories(model: nn.Module,
     assert names == ["unused-0", "person", "unused-2"]
 
 
+def test_stuff_of_coco_is_known_by_its_names(tmp_path: Path) -> None:
+    names = [Category(label, {92: "banner", 93: "person"}.get(label, f"class-{label}")) for label in range(94)]
+    convert.to_huggingface(small(num_classes=94), tmp_path / "folder", categories=tuple(names))
+    stuff = [category for category in convert.read(tmp_path / "folder").categories if not category.is_thing]
+    assert stuff == [Category(92, "banner", is_thing=False)]
+
+
 def test_weights_of_the_loss_that_cannot_be_held_are_left_to_the_default(tmp_path: Path) -> None:
     convert.to_huggingface(small(l1_weight=2.5), tmp_path / "folder")
     assert "bbox_cost" not in json.loads((tmp_path / "folder" / "config.json").read_text())

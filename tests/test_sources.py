@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from official_keys import official_state
+from official_keys import official_segmentation_state, official_state
 from torch import nn
 
 import detrkit
 from detrkit import convert, models, sources
 from detrkit.checkpoint import save_model
 from detrkit.errors import ModelError
-from detrkit.sources import architecture_of, differences, open_model
+from detrkit.segmentation.model import Segmenter
+from detrkit.sources import architecture_of, differences, open_model, unnamed
 from detrkit.structures import Category
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -100,6 +101,24 @@ def test_a_detector_is_loaded_from_weights_of_others(places: dict[str, Path]) ->
     assert found.names == expected.names
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
     assert detector.about == {"converted_from": "Hugging Face DetrForObjectDetection"}
+
+
+def test_a_mask_head_is_opened_with_its_detector(tmp_path: Path) -> None:
+    segmenter = Segmenter(build())
+    torch.save({"model": official_segmentation_state(segmenter)}, tmp_path / "official.pth")
+    saved = open_model(tmp_path / "official.pth")
+    assert saved.segmenter is not None
+    assert saved.segmenter.detector is saved.model
+    assert same(saved.segmenter, segmenter)
+
+
+def test_the_labels_of_panoptic_coco_have_their_names_and_stuff_is_known() -> None:
+    table = unnamed(250)
+    assert (table[1], table[12], table[92]) == (
+        *(Category(1, "person"), Category(12, "unused-12"), Category(92, "banner", is_thing=False)),
+    )
+    assert (len(table), sum(not category.is_thing for category in table)) == (250, 53)
+    assert table[200].name == "rug-merged"
 
 
 def test_the_labels_of_coco_have_their_names(tmp_path: Path) -> None:

@@ -7,24 +7,23 @@ from PIL import Image
 
 from detrkit import visualize
 from detrkit.errors import DataError, MissingExtraError, UsageError
-from detrkit.masks import RunLengths
 from detrkit.structures import Category, Detections
+from detrkit.visualize.colours import PALETTE, ink_on
 from detrkit.visualize.labels import Label, place_labels, shorten
-from detrkit.visualize.pictures import PALETTE, font_of, ink_on
+from detrkit.visualize.pictures import font_of
 from detrkit.visualize.plots import plot_reliability
 
 CATEGORIES = (Category(1, "cat"), Category(2, "a category of many words indeed"))
 GREY = (128, 128, 128)
 
 
-def found(boxes, scores, labels, size=(120, 160), masks=None):
+def found(boxes, scores, labels, size=(120, 160)):
     return Detections(
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(scores, np.float32),
         np.array(labels, np.int64),
         CATEGORIES,
         size,
-        segments=None if masks is None else RunLengths.encode(masks),
     )
 
 
@@ -78,16 +77,6 @@ def test_dashed_boxes_are_broken_lines():
     dashed = painted(visualize.draw(image, one, dashed=np.array([True])), PALETTE[0])[109, 20:140]
     assert whole.all()
     assert 0.4 < dashed.mean() < 0.85
-
-
-def test_masks_are_tinted():
-    mask = np.zeros((1, 120, 160), bool)
-    mask[0, 60:80, 60:80] = True
-    picture = np.asarray(
-        visualize.draw(Image.new("RGB", (160, 120), GREY), found([[50, 50, 90, 90]], [0.9], [0], masks=mask))
-    )
-    assert tuple(picture[70, 70]) != GREY
-    assert tuple(picture[55, 55]) == GREY or tuple(picture[85, 85]) == GREY
 
 
 @pytest.mark.parametrize("size", [(3, 3), (40, 12), (500, 20), (64, 64)])

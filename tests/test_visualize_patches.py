@@ -12,8 +12,8 @@ from PIL import Image
 from detrkit import visualize
 from detrkit.errors import UsageError
 from detrkit.visualize import plots
+from detrkit.visualize.colours import INK
 from detrkit.visualize.patches import GAP, IMAGE_SIDE, THUMBNAIL_SIDE
-from detrkit.visualize.pictures import INK
 
 GREY = (128, 128, 128)
 BOXES = np.array([[20.0, 10, 60, 50], [80, 40, 130, 90]])

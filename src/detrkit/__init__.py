@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detrkit import convert, models
+    from detrkit.data.doctor import Diagnosis
     from detrkit.errors import DataError, Error, MissingExtraError, ModelError, UsageError
     from detrkit.evaluation.run import Metrics
     from detrkit.predict import Detector, load
     from detrkit.structures import Batch, Category, Detections, Predictions, Queries, Target
+    from detrkit.training.checkup import doctor
     from detrkit.training.pretraining import PretrainedRun, pretrain
     from detrkit.training.run import Run, evaluate, train
 
@@ -25,6 +27,7 @@ _HOMES = {
     "DataError": "errors",
     "Detections": "structures",
     "Detector": "predict",
+    "Diagnosis": "data.doctor",
     "Error": "errors",
     "Metrics": "evaluation.run",
     "MissingExtraError": "errors",
@@ -36,6 +39,7 @@ _HOMES = {
     "Target": "structures",
     "UsageError": "errors",
     "convert": "",
+    "doctor": "training.checkup",
     "evaluate": "training.run",
     "load": "predict",
     "models": "",
@@ -49,6 +53,7 @@ __all__ = [
     "DataError",
     "Detections",
     "Detector",
+    "Diagnosis",
     "Error",
     "Metrics",
     "MissingExtraError",
@@ -60,6 +65,7 @@ __all__ = [
     "Target",
     "UsageError",
     "convert",
+    "doctor",
     "evaluate",
     "load",
     "models",

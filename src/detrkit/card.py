@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from detrkit import hub
-from detrkit.checkpoint import SavedModel, load_model, model_folder, write_whole
+from detrkit.checkpoint import SavedModel, load_model, model_folder
 from detrkit.convert import is_huggingface
 from detrkit.errors import ModelError, UsageError
 from detrkit.one_shot.saved import is_one_shot
@@ -27,10 +27,11 @@ from detrkit.sources import architecture_of
 from detrkit.structures import Category
 from detrkit.training import recipe as recipes
 from detrkit.training.recipe import Recipe
+from detrkit.whole import write_whole
 
 CATEGORIES_SHOWN = 100
 
-_OF_THE_MACHINE = {"device", "workers", "log_every", "save_every", "tensorboard", "samples", "model"}
+_OF_THE_MACHINE = {"device", "workers", "log_every", "save_every", "save_minutes", "tensorboard", "samples", "model"}
 _PATHS = ("backbone_weights", "init")
 
 

@@ -6,11 +6,8 @@ A model folder holds `model.safetensors` and `config.json` (format, variant, pre
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +20,22 @@ from torch import Tensor, nn
 from detrkit import __version__, models
 from detrkit.convert import load_strictly
 from detrkit.convert.report import Fate
-from detrkit.errors import Error, ModelError
+from detrkit.errors import ModelError
 from detrkit.nn.weights import BACKBONE_FILE
+from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category
+from detrkit.whole import damage, standing, write_whole
 
 FORMAT = 1
+
+LAST, PREVIOUS, WITHIN = "last", "previous", "within"
+"""A run's training checkpoints: of the end of an epoch, the one before that, and of a step in between."""
 
 
 class SavedModel(NamedTuple):
     """A model read from disk, with what is needed to use it. `origin` and `report` are empty for models of our own:
-    who wrote it, and what became of each of its tensors.
+    who wrote it, and what became of each of its tensors. `segmenter` holds the model where it makes masks, too
+    (`detrkit.sources.open_model`).
     """
 
     model: nn.Module
@@ -42,6 +45,7 @@ class SavedModel(NamedTuple):
     about: dict[str, Any]
     origin: str = ""
     report: tuple[Fate, ...] = ()
+    segmenter: Segmenter | None = None
 
 
 class TrainingState(NamedTuple):
@@ -76,7 +80,7 @@ def save_model(
     def write(to: Path) -> None:
         _write_model(to, model, preset, categories, about or {}, half)
         for part, tensors in (beside or {}).items():
-            _write_tensors(tensors, to / f"{part}.safetensors")
+            _write_tensors(_stored(tensors, half), to / f"{part}.safetensors")
 
     write_whole(folder, write)
 
@@ -90,13 +94,16 @@ def save_training(
     categories: tuple[Category, ...],
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a training checkpoint; arguments as of `save_model`."""
+    """Write a training checkpoint with checksums; where it is called `last`, the one before is kept as `previous`.
+
+    Arguments are those of `save_model`.
+    """
 
     def write(to: Path) -> None:
         _write_model(to, model, preset, categories, about or {}, half=False)
         _write_state(to, state)
 
-    write_whole(folder, write)
+    _write_checkpoint(folder, write)
 
 
 def save_backbone(
@@ -116,7 +123,7 @@ def save_backbone(
         name: its name.
         preset: whose backbone it is, for people.
         about: anything JSON can hold.
-        state: what a training needs to go on.
+        state: what a training needs to go on, which makes it a training checkpoint.
     """
 
     def write(to: Path) -> None:
@@ -127,7 +134,7 @@ def save_backbone(
         if state is not None:
             _write_state(to, state)
 
-    write_whole(folder, write)
+    write_whole(folder, write) if state is None else _write_checkpoint(folder, write)
 
 
 def load_model(path: str | Path) -> SavedModel:
@@ -183,32 +190,16 @@ def fill(model: nn.Module, folder: Path) -> None:
         raise ModelError(error.what, where=file, got=error.got) from error
 
 
-def fill_beside(holder: nn.Module, folder: Path, part: str) -> None:
-    """Give what holds a detector its own weights, which lie beside those of the detector.
-
-    Args:
-        holder: has the detector as `detector`, which stays as it is.
-        folder: a model folder.
-        part: the file's name without its ending.
-
-    Raises:
-        ModelError: the file is missing or damaged, or its weights do not fit: names the file and the tensors.
-    """
-    file = folder / f"{part}.safetensors"
-    held = {name: tensor for name, tensor in holder.state_dict().items() if name.startswith("detector.")}
-    own = read_tensors(file)
-    try:
-        load_strictly(holder, {**held, **own})
-    except ModelError as error:
-        raise ModelError(error.what, where=file, got=error.got) from error
-
-
 def load_training(folder: Path) -> TrainingState:
-    """Read what `save_training` added to a model folder.
+    """Read what `save_training` added to a model folder, whose files are compared with their checksums first.
 
     Raises:
         ModelError: it is no training checkpoint, or a file of it is damaged.
     """
+    if found := damage(folder):
+        raise ModelError(
+            "The checkpoint is damaged", where=folder, got=found, remedy="Use another checkpoint of the run."
+        )
     about = _read_json(folder / "training.json")
     parts, position = about.get("parts"), about.get("position")
     if not isinstance(parts, list) or not isinstance(position, dict) or not all(map(_is_part, parts)):
@@ -219,12 +210,12 @@ def load_training(folder: Path) -> TrainingState:
 
 
 def model_folder(path: Path) -> Path:
-    """The model folder that a path means: itself, a run's `model`, or a run's best or last checkpoint.
+    """The model folder that a path means: itself, a run's `model`, or a run's best or newest checkpoint.
 
     Raises:
         ModelError: there is none.
     """
-    tried = [path, path / "model", path / "checkpoints" / "best", path / "checkpoints" / "last"]
+    tried = [path, path / "model", *(path / "checkpoints" / name for name in ("best", LAST, WITHIN))]
     for folder in map(standing, tried):
         if (folder / "config.json").is_file():
             return folder
@@ -234,62 +225,6 @@ def model_folder(path: Path) -> Path:
         expected="a run folder, a checkpoint or a model folder with config.json and model.safetensors",
         remedy="Train one with: detrkit train DATA --out RUN",
     )
-
-
-def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder so that whoever reads it sees all of it or none.
-
-    It is written beside its place, flushed to disk, and renamed; what stood there is moved away first and deleted last.
-    Folders cannot be exchanged in one stroke: whoever is stopped between the two renames leaves the new one, complete,
-    where `standing` finds it.
-
-    Raises:
-        Error: the disk is full or cannot be written; what stood there still stands.
-    """
-    fresh, old = _beside(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if standing(folder) == fresh:
-            fresh.rename(folder)
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir()
-        write(fresh)
-        for file in fresh.iterdir():
-            file.chmod(0o644)  # safetensors makes files that only their owner can read
-            _flush(file)
-        _flush(fresh)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        _flush(folder.parent)
-    except (OSError, SafetensorError) as error:
-        if folder.exists():
-            shutil.rmtree(fresh, ignore_errors=True)
-        raise Error(
-            "The folder cannot be written",
-            where=folder,
-            got=error,
-            remedy="Make room on the disk, or write to another place.",
-        ) from error
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def standing(folder: Path) -> Path:
-    """Where the content of a folder of `write_whole` stands: in its place, or beside it if a writer was stopped just
-    between taking the old one away and putting the new one there.
-    """
-    fresh, old = _beside(folder)
-    # The old one is moved away only when the new one is complete.
-    return fresh if not folder.exists() and old.exists() and fresh.exists() else folder
-
-
-def write_text_whole(file: Path, text: str) -> None:
-    """Replace a small file so that a reader never sees half of it."""
-    fresh = file.with_name(f".{file.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    _flush(fresh)
-    fresh.replace(file)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -327,13 +262,20 @@ def _described(about: Mapping[str, Any]) -> tuple[nn.Module, tuple[Category, ...
         return module.Model(config), categories
 
 
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where a folder is written, and where the one before it is moved to."""
-    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-
-
 def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+
+
+def _stored(tensors: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
+    return {
+        name: tensor.to(torch.float16) if half and tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:
+    keep = folder.with_name(PREVIOUS) if folder.name == LAST else None
+    write_whole(folder, write, keep=keep, checksums=True)
 
 
 def _write_state(to: Path, state: TrainingState) -> None:
@@ -349,12 +291,7 @@ def _is_part(name: object) -> bool:
 def _write_model(
     to: Path, model: nn.Module, preset: str, categories: tuple[Category, ...], about: Mapping[str, Any], half: bool
 ) -> None:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if half:
-        state = {
-            name: tensor.to(torch.float16) if tensor.is_floating_point() else tensor for name, tensor in state.items()
-        }
-    save_file(state, to / "model.safetensors")
+    _write_tensors(_stored(model.state_dict(), half), to / "model.safetensors")
     description = {
         "format": FORMAT,
         "detrkit": __version__,
@@ -377,12 +314,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError("The file does not hold a JSON object", where=file)
     return content
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems cannot flush a folder
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -52,9 +52,11 @@ class RunLengths:
     @staticmethod
     def joined(parts: Sequence[RunLengths]) -> RunLengths:
         """The masks of all parts, one after the other."""
-        return RunLengths._packed(
+        lengths = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.offsets) for part in parts)])
+        return RunLengths(
             np.concatenate([np.zeros((0, 2), np.int32), *(part.sizes for part in parts)]),
-            [part.counts(row) for part in parts for row in range(len(part))],
+            np.cumsum(lengths),
+            np.concatenate([np.zeros(0, np.uint8), *(part.bytes for part in parts)]),
         )
 
     @staticmethod

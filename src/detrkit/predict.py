@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from detrkit import models
+from detrkit.answers import Respondent
 from detrkit.data.loading import LoadedImage, load_images
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
@@ -26,14 +27,19 @@ from detrkit.models import Variant
 from detrkit.one_shot.finder import NONE
 from detrkit.one_shot.model import OneShot
 from detrkit.one_shot.saved import attach, calibration_of, is_one_shot
+from detrkit.panoptic import PanopticMap
+from detrkit.segmentation.model import Segmenter
+from detrkit.segmentation.panoptic import THRESHOLD
 from detrkit.sources import locate, open_model
-from detrkit.structures import Batch, Category, Detections
+from detrkit.structures import Category, Detections
 
 Picture = str | Path | Image.Image | np.ndarray
 """What can be predicted on: a file, a PIL image, or an array (height, width, 3) of uint8 in RGB."""
 
 UNKNOWN_THRESHOLD = 0.5
 """The score from which a detection counts if the detector was never evaluated."""
+
+Answer = TypeVar("Answer", Detections, PanopticMap)
 
 _CPU = torch.device("cpu")
 _WINDOW = 8  # batches' worth of images among which equal sizes are brought together
@@ -51,6 +57,7 @@ class Detector:
         device: where it computes.
         about: what was stored with it, such as its metrics.
         one_shot: what was trained to find by example around the model; None of a model that was not.
+        segmenter: the model with its mask head; None of a model without one.
     """
 
     model: nn.Module
@@ -60,6 +67,7 @@ class Detector:
     device: torch.device = _CPU
     about: dict[str, Any] | None = None
     one_shot: OneShot | None = None
+    segmenter: Segmenter | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -75,6 +83,12 @@ class Detector:
         """
         known = (self.about or {}).get("threshold")
         return float(known) if isinstance(known, int | float) and 0 <= known <= 1 else UNKNOWN_THRESHOLD
+
+    @property
+    def panoptic_threshold(self) -> float:
+        """The score above which a query makes a segment of an image: as `threshold`, or the paper's 0.85."""
+        known = (self.about or {}).get("threshold")
+        return self.threshold if isinstance(known, int | float) else THRESHOLD
 
     @property
     def calibration(self) -> Calibration:
@@ -214,37 +228,105 @@ class Detector:
                 remedy="Show it an example: Detector.find(example, box, images), or detrkit find.",
             )
         threshold = self.threshold if threshold is None else threshold
-        if not 0 <= threshold <= 1:
-            raise UsageError("Bad value for threshold", got=threshold, expected="between 0 and 1")
-        if batch_size < 1:
-            raise UsageError("Bad value for batch_size", got=batch_size, expected="at least 1")
+        _check(threshold, batch_size)
+        if ensemble and self.segmenter is not None:
+            raise UsageError(
+                "Masks belong to the answers of the last decoder layer, and the ensemble is of all layers",
+                remedy="Leave the ensemble out.",
+            )
+        yield from self._answers(
+            images,
+            lambda group: self._respondent.detect(group, threshold, ensemble),
+            batch_size=batch_size,
+            workers=workers,
+            unreadable=unreadable,
+        )
+
+    @overload
+    def segment(  # type: ignore[overload-overlap]  # a path is a sequence of text, and is one picture
+        self, images: Picture, *, threshold: float | None = ..., batch_size: int = ..., workers: int = ...
+    ) -> PanopticMap: ...
+    @overload
+    def segment(
+        self, images: Sequence[Picture], *, threshold: float | None = ..., batch_size: int = ..., workers: int = ...
+    ) -> list[PanopticMap]: ...
+    def segment(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        threshold: float | None = None,
+        batch_size: int = 8,
+        workers: int = 0,
+    ) -> PanopticMap | list[PanopticMap]:
+        """Cut images into segments: things one by one, and stuff where the model knows any (panoptic segmentation).
+
+        Args:
+            images: one picture or a list of them, as for `predict`.
+            threshold: score above which a query makes a segment; None: `Detector.panoptic_threshold`.
+            batch_size: at most so many images go through the model at once.
+            workers: processes that load images; 0: none but this one.
+
+        Returns:
+            One map for one picture, a list for a list.
+
+        Raises:
+            DataError: an image cannot be read; it names the file.
+            ModelError: the model has no mask head.
+            UsageError: an option that makes no sense.
+        """
+        single = isinstance(images, str | Path | Image.Image | np.ndarray)
+        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item,assignment]
+        found = list(self.segment_stream(pictures, threshold=threshold, batch_size=batch_size, workers=workers))
+        return found[0] if single else found
+
+    def segment_stream(
+        self,
+        images: Sequence[Picture],
+        *,
+        threshold: float | None = None,
+        batch_size: int = 8,
+        workers: int = 0,
+        unreadable: Callable[[int, DataError], None] | None = None,
+    ) -> Iterator[PanopticMap]:
+        """The same as `segment` on a list, one after the other; `unreadable` as for `stream`."""
+        if self.segmenter is None:
+            raise ModelError(
+                "The model has no mask head, and cannot cut an image into segments",
+                remedy="Train one on it: detrkit train DATA --masks --init MODEL --out RUN.",
+            )
+        threshold = self.panoptic_threshold if threshold is None else threshold
+        _check(threshold, batch_size)
+        chosen = threshold
+        yield from self._answers(
+            images,
+            lambda group: self._respondent.segment(group, chosen),
+            batch_size=batch_size,
+            workers=workers,
+            unreadable=unreadable,
+        )
+
+    def _answers(
+        self,
+        images: Sequence[Picture],
+        respond: Callable[[Sequence[LoadedImage]], Iterable[Answer]],
+        *,
+        batch_size: int,
+        workers: int,
+        unreadable: Callable[[int, DataError], None] | None,
+    ) -> Iterator[Answer]:
+        """What is said of each image, in order; those of one size go through the model together."""
         shortest, longest = self.image_size
         loaded = load_images(images, shortest=shortest, longest=longest, workers=workers, unreadable=unreadable)
         while window := list(islice(loaded, batch_size * _WINDOW)):
-            answers: dict[int, Detections] = {}
+            answers: dict[int, Answer] = {}
             for group in _of_equal_size(window, batch_size):
-                answers.update(zip((image.index for image in group), self._answer(group, ensemble), strict=True))
+                answers.update(zip((image.index for image in group), respond(group), strict=True))
             for image in window:
-                yield answers[image.index].above(threshold)
+                yield answers[image.index]
 
-    def _answer(self, group: Sequence[LoadedImage], ensemble: bool) -> Iterable[Detections]:
-        batch = Batch.from_images([image.tensor for image in group]).to(self.device)
-        sizes = torch.tensor([image.original for image in group], device=self.device)
-        with torch.inference_mode():  # and not over the whole: the caller acts between two answers
-            predictions = self.model(batch.images, batch.padding)
-            scored = self.variant.postprocess(predictions, sizes, ensemble=ensemble)
-        for image, (boxes, scores, labels, _) in zip(group, scored, strict=True):
-            order = scores.argsort(descending=True, stable=True)
-            height, width = image.original
-            limit = np.array([width, height, width, height], np.float32)
-            yield Detections(
-                np.clip(boxes[order].float().cpu().numpy(), 0, limit),
-                scores[order].float().cpu().numpy(),
-                labels[order].cpu().numpy(),
-                self.categories,
-                image.original,
-                image.name,
-            )
+    @property
+    def _respondent(self) -> Respondent:
+        return Respondent(self.model, self.segmenter, self.variant, self.categories, self.device)
 
 
 def load(name: str | Path, *, device: str = "auto") -> Detector:
@@ -264,9 +346,11 @@ def load(name: str | Path, *, device: str = "auto") -> Detector:
     chosen = choose_device(device)
     saved = open_model(name)
     one_shot = attach(saved.model, saved.about, locate(name).path) if is_one_shot(saved.about) else None
-    (one_shot or saved.model).to(chosen).eval()
+    (one_shot or saved.segmenter or saved.model).to(chosen).eval()
     variant = models.variant(saved.variant)
-    return Detector(saved.model, variant, saved.categories, saved.preset, chosen, saved.about, one_shot)
+    return Detector(
+        saved.model, variant, saved.categories, saved.preset, chosen, saved.about, one_shot, saved.segmenter
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -283,6 +367,13 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError("There is no such device here", got=name, remedy="Use --device cpu.") from error
     return device
+
+
+def _check(threshold: float, batch_size: int) -> None:
+    if not 0 <= threshold <= 1:
+        raise UsageError("Bad value for threshold", got=threshold, expected="between 0 and 1")
+    if batch_size < 1:
+        raise UsageError("Bad value for batch_size", got=batch_size, expected="at least 1")
 
 
 def _of_equal_size(window: Sequence[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrkit import convert, hub, models
-from detrkit.checkpoint import SavedModel, load_model, standing
+from detrkit.checkpoint import SavedModel, load_model
 from detrkit.convert import Conversion
-from detrkit.data.coco_names import NAMES as COCO_NAMES
+from detrkit.data.coco_names import NAMES, STUFF
 from detrkit.errors import ModelError
+from detrkit.holders import attach_mask_head, has_mask_head
 from detrkit.structures import Category
+from detrkit.whole import standing
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 """Endings of weight files."""
@@ -71,7 +73,8 @@ def open_model(name: str | Path) -> SavedModel:
     place = locate(name)
     if place.is_ours:
         saved = load_model(place.path)
-        saved = saved._replace(origin=place.origin(saved.origin))
+        segmenter = attach_mask_head(saved.model, saved.about, place.path) if has_mask_head(saved.about) else None
+        saved = saved._replace(origin=place.origin(saved.origin), segmenter=segmenter)
     else:
         found = read_weights(place)
         refuse_plain_dc5(place, found)
@@ -145,6 +148,18 @@ def differences(config: Any, other: Any) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def unnamed(count: int) -> tuple[Category, ...]:
+    """A table for labels whose names did not come along.
+
+    The official models of COCO have its ids for labels: 91 of boxes, 250 of panoptic segmentation with its stuff.
+    """
+    names = {91: NAMES, 250: {**NAMES, **STUFF}}.get(count, {})
+    other = "unused" if names else "class"
+    return tuple(
+        Category(label, names.get(label, f"{other}-{label}"), not (names and label in STUFF)) for label in range(count)
+    )
+
+
 def _narrowed(path: Path) -> Path:
     """The folder that a file describes a part of, or the one weights file of a folder; else the path itself."""
     if path.is_file() and path.name in _OF_A_FOLDER and (path.parent / "config.json").is_file():
@@ -168,18 +183,11 @@ def _saved(found: Conversion) -> SavedModel:
         found.model,
         found.variant,
         found.preset,
-        found.categories or _unnamed(config.num_classes),
+        found.categories or unnamed(config.num_classes),
         {"converted_from": found.origin},
         found.origin,
         found.report,
-    )
-
-
-def _unnamed(count: int) -> tuple[Category, ...]:
-    """A table for labels whose names did not come along; the official models of COCO have its ids for labels."""
-    names = COCO_NAMES if count == 91 else {}
-    return tuple(
-        Category(label, names.get(label, f"{'unused' if names else 'class'}-{label}")) for label in range(count)
+        found.segmenter,
     )
 
 

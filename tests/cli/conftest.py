@@ -72,7 +72,16 @@ def write_coco(root: Path, split: str, count: int, rng: np.random.Generator) -> 
         pixels[y : y + 30, x : x + 30] = 255
         Image.fromarray(pixels).save(root / split / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": 64, "width": 80})
-        boxes.append({"id": number, "image_id": number, "category_id": 1 + number % 2, "bbox": [x, y, 30, 30]})
+        outline = [x, y, x + 30, y, x + 30, y + 30, x, y + 30]
+        boxes.append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1 + number % 2,
+                "bbox": [x, y, 30, 30],
+                "segmentation": [outline],
+            }
+        )
     entries = [{**box, "area": 900, "iscrowd": 0} for box in boxes]
     categories = [{"id": 1, "name": "nut"}, {"id": 2, "name": "bolt"}]
     document = {"images": images, "annotations": entries, "categories": categories}

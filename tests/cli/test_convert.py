@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from official_keys import official_segmentation_state
 from torch import nn
 
 import detrkit as package
+from detrkit import models
 from detrkit.data.coco_names import NAMES
 from detrkit.nn.backbone import build_backbone
+from detrkit.segmentation.model import Segmenter
+from detrkit.structures import Category
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -207,3 +212,68 @@ def test_flags_that_a_config_answers_are_refused(detrkit, official, trained, tmp
         said = detrkit("convert", source, tmp_path / "out", "--dilated")
         assert (said.code, said.out) == (2, "")
         assert "says this already" in said.err
+
+
+@pytest.fixture
+def segmenter():
+    return Segmenter(models.build("detr-r18", num_classes=3, dim=32, heads=8, encoder_layers=1, decoder_layers=1))
+
+
+@pytest.fixture
+def with_masks(segmenter, tmp_path):
+    """A training checkpoint as the official code writes it of a segmentation model."""
+    file = tmp_path / "segmentation.pth"
+    torch.save({"model": official_segmentation_state(segmenter)}, file)
+    return file
+
+
+def test_a_mask_head_comes_along(detrkit, with_masks, segmenter, tmp_path):
+    model, half, one, two = (tmp_path / name for name in ("model", "half", "one", "two"))
+    said = detrkit("convert", with_masks, model)
+    assert (said.code, said.err) == (0, "")
+    assert "Masks         a mask head, its attention maps normalised joint" in said.out
+    detector = package.load(model)
+    assert torch.equal(detector.segmenter.mask_head.output.weight, segmenter.mask_head.output.weight)
+    said = detrkit("inspect", model)
+    assert "Masks       a mask head, its attention maps normalised joint" in said.out
+    assert f"mask_head {sum(tensor.numel() for tensor in segmenter.mask_head.parameters()):,}" in said.out
+    assert detrkit("convert", with_masks, half, "--half").code == 0
+    sizes = [(folder / "mask_head.safetensors").stat().st_size for folder in (half, model)]
+    assert sizes[0] < 0.6 * sizes[1]
+    # To Hugging Face from our folder and from their file, and back.
+    for source, out in ((model, one), (with_masks, two)):
+        said = detrkit("convert", source, out, "--to", "huggingface")
+        assert (said.code, said.err) == (0, "")
+        assert "transformers.DetrForSegmentation.from_pretrained" in said.out
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert detrkit("convert", one, tmp_path / "back").code == 0
+    for name in ("model", "mask_head"):
+        files = [folder / f"{name}.safetensors" for folder in (model, tmp_path / "back")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_how_attention_maps_are_normalised_can_be_said(detrkit, with_masks, official, tmp_path):
+    model, other = tmp_path / "model", tmp_path / "other"
+    document = detrkit("convert", with_masks, model, "--mask-attention", "per-head", "--json").document
+    assert (document["mask_attention"], document["assumed"]) == ("per-head", ["dilated"])
+    assert package.load(model).segmenter.mask_head.attention == "per-head"
+    said = detrkit("convert", model, other, "--to", "huggingface")
+    assert said.code == 4
+    assert "mask_attention='per-head'" in said.err
+    said = detrkit("convert", official, other, "--mask-attention", "joint")
+    assert said.code == 2
+    assert "no mask head" in said.err
+    said = detrkit("convert", model, other, "--to", "huggingface", "--mask-attention", "joint")
+    assert said.code == 2
+    assert "says this already; got --mask-attention" in said.err
+    assert not other.exists()
+
+
+def test_stuff_stays_stuff(detrkit, with_masks, data, tmp_path, monkeypatch):
+    categories = (Category(0, "nut"), Category(2, "sky", is_thing=False))
+    monkeypatch.setattr("detrkit.data.formats.read", lambda *_, **__: {"all": SimpleNamespace(categories=categories)})
+    document = detrkit("convert", with_masks, tmp_path / "model", "--categories", data, "--json").document
+    assert document["categories"] == [[0, "nut"], [1, "unused-1"], [2, "sky", False]]
+    said = detrkit("inspect", tmp_path / "model")
+    assert (said.code, said.err) == (0, "")
+    assert "Categories  3: nut, unused-1, sky" in said.out

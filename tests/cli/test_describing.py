@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from official_keys import official_state
+from official_keys import official_segmentation_state, official_state
 
 from detrkit import convert, models
 from detrkit.data import formats
+from detrkit.masks import RunLengths
+from detrkit.segmentation.model import Segmenter
 
 
 def test_a_run(detrkit, trained):
@@ -46,8 +50,9 @@ def test_a_run_without_a_checkpoint(detrkit, trained, tmp_path):
 def foreign(narrow, tmp_path):
     """An official checkpoint with a mask head, and a Hugging Face folder."""
     sizes = {"dim": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 8, "num_queries": 5}
-    model = models.build("detr-r18", num_classes=2, **sizes)
-    torch.save({"model": {**official_state(model), "mask_head.lay1.bias": torch.zeros(1)}}, tmp_path / "official.pth")
+    segmenter = Segmenter(models.build("detr-r18", num_classes=2, **sizes))
+    state = {**official_segmentation_state(segmenter), "detr.backbone.0.body.bn1.num_batches_tracked": torch.tensor(1)}
+    torch.save({"model": state}, tmp_path / "official.pth")
     model = models.build("conditional-detr-r50", backbone="resnet18", num_classes=2, **sizes)
     categories = convert.read(official_state(model), heads=2).categories
     assert categories == ()
@@ -61,9 +66,11 @@ def test_weights_of_others(detrkit, foreign):
     for part in (
         "official.pth: weights of others",
         "Origin        official DETR, with a mask head",
-        "resnet18, 1 encoder and 1 decoder layers, width 16, 8 heads, 5 queries, 2 classes",
+        "resnet18, 1 encoder and 1 decoder layers, width 16, 2 heads, 5 queries, 2 classes",
+        "Masks         a mask head, its attention maps normalised joint",
+        "convert with --dilated or --mask-attention if it is otherwise",
         "1 left out",
-        "  left out: mask_head.lay1.bias: the mask head's",
+        "  left out: detr.backbone.0.body.bn1.num_batches_tracked: a counter",
     ):
         assert part in said.out
     document = detrkit("inspect", foreign / "folder", "--json").document
@@ -143,11 +150,64 @@ def test_rewriting_as_a_document_and_without_images(detrkit, data, tmp_path):
     assert json.dumps(document)
 
 
+@pytest.fixture
+def masked(data, tmp_path):
+    """The data set with masks, of which one is not known, once as objects and once as segments of things and stuff."""
+    splits = {}
+    for name, part in formats.read(data).items():
+        sizes = np.repeat(part.image_sizes, np.diff(part.offsets), 0).astype(np.int64)
+        masks = np.zeros((len(part.boxes), 64, 80), bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, part.boxes.astype(int), strict=True):
+            mask[y0:y1, x0:x1] = True
+        runs = RunLengths.joined([RunLengths.unknown(sizes[:1]), RunLengths.encode(masks[1:])])
+        table = (part.categories[0]._replace(is_thing=False), part.categories[1])
+        splits[name] = replace(part, masks=runs, categories=table)
+    formats.write(splits, tmp_path / "masked", "coco")
+    formats.write(splits, tmp_path / "panoptic", "coco_panoptic", copy_images=False)
+    for file in (tmp_path / "panoptic" / "annotations").iterdir():
+        file.rename(tmp_path / "masked" / "annotations" / file.name)
+    return tmp_path / "masked"
+
+
+def test_masks_things_and_stuff(detrkit, data, masked):
+    said = detrkit("inspect", masked)
+    assert "format coco\n" in said.out
+    assert "  masks of 3 of 4 boxes\n  things: 2 boxes of 1 class\n  stuff: 2 boxes of 1 class\n" in said.out
+    assert "1 × missing-mask (noted)" in said.out
+    said = detrkit("inspect", masked, "--annotations", "coco_panoptic")
+    assert "format coco_panoptic\n" in said.out
+    assert "  masks of 3 of 3 boxes\n" in said.out
+    told = detrkit("inspect", masked, "--json").document["splits"]["val"]
+    assert (told["masks"], told["things"], told["stuff"]) == (
+        1,
+        {"classes": 1, "boxes": 1},
+        {"classes": 1, "boxes": 1},
+    )
+    plain = detrkit("inspect", data).out
+    assert "  masks of 4 of 4 boxes\n" in plain
+    assert "stuff" not in plain
+    assert detrkit("inspect", masked, "--annotations", "yolo").code == 3
+
+
+@pytest.mark.parametrize("format", ["coco", "coco_panoptic"])
+def test_rewriting_keeps_masks(detrkit, masked, tmp_path, format):
+    said = detrkit("rewrite", masked, tmp_path / "out", "--format", format, "--annotations", "coco_panoptic")
+    assert said.code == 0
+    before = formats.read(masked, annotations="coco_panoptic", masks=True)
+    after = formats.read(tmp_path / "out", masks=True)
+    assert {source.format for source in formats.recognise(tmp_path / "out").values()} == {format}
+    for split, part in before.items():
+        assert after[split].categories == part.categories
+        for index in range(len(part)):
+            runs = [each.masks.encoded(each.rows(index)).to_coco() for each in (part, after[split])]
+            assert runs[0] == runs[1]
+
+
 def test_what_cannot_be_rewritten(detrkit, data, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     cases = [
-        ((data, tmp_path / "out", "--format", "yollo"), 2, "coco, folder, voc, yolo"),
+        ((data, tmp_path / "out", "--format", "yollo"), 2, "coco, coco_panoptic, folder, instance_masks, voc, yolo"),
         ((data, tmp_path / "full", "--format", "coco"), 2, "full"),
         ((tmp_path / "none", tmp_path / "out", "--format", "coco"), 3, "none"),
     ]
@@ -167,8 +227,9 @@ def test_the_parts_of_a_model_folder(detrkit, trained, tmp_path):
 
 def test_what_was_assumed(detrkit, foreign):
     said = detrkit("inspect", foreign / "official.pth")
-    assert "Assumed       dilated False, heads 8: the tensors do not show them; convert with --dilated" in said.out
-    assert detrkit("inspect", foreign / "official.pth", "--json").document["assumed"] == ["dilated", "heads"]
+    assert "Assumed       dilated False, mask_attention joint: the tensors do not show them; convert with" in said.out
+    document = detrkit("inspect", foreign / "official.pth", "--json").document
+    assert (document["assumed"], document["mask_attention"]) == (["dilated", "mask_attention"], "joint")
     assert "Assumed" not in detrkit("inspect", foreign / "folder").out
     (foreign / "official.pth").rename(foreign / "official-dc5.pth")
     assert "Assumed       dilated False" in detrkit("inspect", foreign / "official-dc5.pth").out

@@ -58,6 +58,16 @@ def test_spellings_of_a_split(detrkit, data, results, trained):
     assert figures[0] == pytest.approx(figures[1], nan_ok=True)
 
 
+def test_the_format_of_annotations_can_be_said(detrkit, data, results, trained):
+    assert detrkit("evaluate", results, data, "--annotations", "coco").code == 0
+    for name, code, part in (("yolo", 3, "No data set is recognised"), ("tar", 2, "no such format of annotations")):
+        said = detrkit("evaluate", results, data, "--annotations", name)
+        assert said.code == code
+        assert part in said.err
+    with pytest.raises(package.errors.DataError, match="No data set is recognised"):
+        package.evaluate(trained, data, annotations="yolo")
+
+
 def test_what_cannot_be_evaluated(detrkit, data, trained, tmp_path, results):
     file = tmp_path / "file"
     file.write_text("")

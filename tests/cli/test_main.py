@@ -19,10 +19,10 @@ from detrkit.cli import _options, verbs
 from detrkit.cli._terminal import Outcome, Terminal, count, duration, plain, share, table
 from detrkit.errors import DataError, Error, MissingExtraError, ModelError, UsageError
 from detrkit.training import recipe
-from detrkit.training.episode_recipe import of_task
 from detrkit.training.pretext import TASKS as PRETEXTS
 from detrkit.training.pretext import of_task as pretext_of_task
 from detrkit.training.recipe import fields
+from detrkit.training.tasks import of_task
 
 FOLDER = recipe.FOLDER
 VERBS = ("convert", "demo", "evaluate", "find", "inspect", "predict", "rewrite", "train")

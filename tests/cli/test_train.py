@@ -14,6 +14,7 @@ from detrkit.cli._options import parse
 from detrkit.cli._progress import PlainProgress
 from detrkit.errors import UsageError
 from detrkit.training import run as running
+from detrkit.training.advice import Choice
 from detrkit.training.events import Saved
 from detrkit.training.recipe import (
     DEFAULT_MODEL,
@@ -51,7 +52,7 @@ def recipe_of(monkeypatch, detrkit):
     """The recipe that a command line would train with."""
     seen = []
 
-    def fake(data, *, out, recipe, resume, on_event):
+    def fake(data, *, out, recipe, resume, on_event, notes):
         seen.append(recipe)
         return running.Run(out, {})
 
@@ -81,6 +82,73 @@ def test_every_kind_of_flag(recipes, recipe_of):
         optimization=dataclasses.replace(base.optimization, epochs=3, lr=5e-4, schedule="cosine"),
         run=dataclasses.replace(base.run, tensorboard=True),
     )
+
+
+@pytest.fixture
+def asked(monkeypatch, recipe_of):
+    """The recipe of a command line for the data set `data`, whose advice is known, and how often it was asked for."""
+    choices = (
+        Choice(("model",), "why this model", {"model": DEFAULT_MODEL}),
+        Choice(("num_queries",), "why so many queries", {"architecture": {"num_queries": "150"}}),
+        Choice(("epochs",), "why so long", {"epochs": 90, "evaluate_every": 9}),
+    )
+    times = []
+
+    def advice_for(data, given):
+        times.append((str(data), given))
+        return choices
+
+    monkeypatch.setattr("detrkit.training.advice.advice_for", advice_for)
+
+    def get(*arguments):
+        times.clear()
+        return recipe_of(*arguments), list(times)
+
+    return get
+
+
+def test_without_a_recipe_the_data_decide(recipes, asked):
+    recipe, ((data, given),) = asked("--limit", "5", "--device", "cpu")
+    assert (data, given.data.limit, given.run.device) == ("data", 5, "cpu")
+    assert (recipe.model.model, recipe.model.architecture) == (DEFAULT_MODEL, {"num_queries": "150"})
+    assert (recipe.optimization.epochs, recipe.run.evaluate_every) == (90, 9)
+    assert (recipe.data.limit, recipe.run.device) == (5, "cpu")
+
+
+def test_flags_override_what_the_data_advise(recipes, asked):
+    usual = OptimizationOptions().epochs
+    for given in (7, usual, 90):  # also the usual number, and the one that would be advised
+        recipe, _ = asked("--epochs", str(given))
+        assert (recipe.optimization.epochs, recipe.run.evaluate_every) == (given, 1)
+    recipe, _ = asked("--evaluate-every", "1", "--architecture", "num_queries", "120", "dim", "64")
+    assert (recipe.optimization.epochs, recipe.run.evaluate_every) == (90, 1)
+    assert recipe.model.architecture == {"num_queries": "120", "dim": "64"}
+
+
+def test_advice_is_asked_for_only_where_nothing_is_named(recipes, asked, detrkit, trained):
+    for named in (("--recipe", "detr-r18"), ("--model", "detr-r18"), ("--init", trained)):
+        assert asked(*named)[1] == []
+    assert detrkit("train", "--help").code == 0
+    assert asked("--resume")[1] == []
+    assert asked()[1] != []
+
+
+def test_the_run_notes_why(detrkit, data, tmp_path, monkeypatch):
+    choices = (
+        Choice(("model",), "why this model", {"model": DEFAULT_MODEL}),
+        Choice(("lr",), "why this rate", {"lr": 1e-3}),
+    )
+    monkeypatch.setattr("detrkit.training.advice.advice_for", lambda data, given: choices)
+    out = tmp_path / "run"
+    tiny = [flag for flag in TINY if flag not in ("--model", "detr-nano")]
+    said = detrkit("train", data, "--out", out, "--epochs", "1", "--lr", "2e-3", *tiny)
+    assert said.code == 0, said.err
+    assert "why this model" in said.err
+    assert "why this rate" not in said.err
+    assert json.loads((out / "data.json").read_text())["notes"][0] == "why this model"
+    assert read(out / "recipe.toml").optimization.lr == 2e-3
+    monkeypatch.setattr("detrkit.training.advice.advice_for", lambda data, given: pytest.fail("a run has its recipe"))
+    assert detrkit("train", data, "--out", out, "--resume").code == 0
 
 
 @pytest.mark.parametrize("chosen", [("--recipe", "detr-r18"), ("--model", "detr-r18")])

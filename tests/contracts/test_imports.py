@@ -19,13 +19,16 @@ TIERS = (
     ("sources",),
     ("one_shot",),
     ("pretrain",),
+    ("holders",),
     ("checkpoint", "convert", "hub"),
+    ("answers",),
     ("segmentation", "prompts"),
     ("models",),
     ("losses", "nn", "data", "evaluation", "postprocess", "visualize"),
     ("boxes",),
+    ("panoptic",),
     ("structures",),
-    ("masks",),
+    ("masks", "whole"),
     ("errors",),
 )
 """The parts of the library, the highest first. A part imports from the tiers below its own."""

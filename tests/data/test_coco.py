@@ -130,7 +130,6 @@ def test_files_without_boxes_images_or_categories_are_read(tmp_path):
         ),
         ('{"images":[],"annotations":[],"categories":[{"id":1,"name":"a"},{"id":1}]}', "id 1, .*duplicate-category"),
         ('{"images":[],"annotations":[{"id":1}],"categories":[]}', "no category"),
-        ('{"images":[],"annotations":[{"segments_info":[]}],"categories":[{"id":1}]}', "panoptic"),
         ('{"images":[],"annotations":[],"categories":[],"n":' + "9" * 5000 + "}", "malformed-file"),
     ],
 )

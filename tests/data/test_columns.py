@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ from PIL import Image
 from detrkit.data.columns import BoxColumns, ImageColumns, build, sanitise, with_categories
 from detrkit.data.files import Listing, safe_name, split_name, unique_stems, upright_size, walk_images
 from detrkit.data.problems import EXAMPLES_KEPT, Problems
+from detrkit.data.splits import split
 from detrkit.errors import DataError
+from detrkit.masks import RunLengths
 from detrkit.structures import Category
 
 TABLE = (Category(3, "cat"), Category(7, "dog"))
@@ -193,6 +196,22 @@ def test_labels_move_to_another_table_by_id_and_name_and_else_by_name():
     assert with_categories(found, TABLE) is found
     with pytest.raises(DataError, match="no category in common"):
         with_categories(found, (Category(3, "lion"),))
+
+
+def test_masks_go_where_their_boxes_go():
+    def runs(part):
+        return part.masks.encoded(slice(0, len(part.boxes))).boxes().tolist()
+
+    marks = np.zeros((4, 20, 20), bool)
+    for number, mark in enumerate(marks):
+        mark[number, number] = True
+    found = assembled(Path(), ["a.jpg", "b.jpg"], [(image, (1, 1, 9, 9)) for image in (1, 0, 1, 0)])
+    found = replace(found, labels=np.array([0, 1, 0, 1]), masks=RunLengths.encode(marks))
+    corner = [[number, number, number + 1, number + 1] for number in range(4)]
+    assert runs(with_categories(found, (TABLE[1],))) == [corner[1], corner[3]]
+    parts = split(found, {"train": 0.5, "val": 0.5}, seed=0)
+    assert {part.file_names[0]: runs(part) for part in parts.values()} == {"a.jpg": corner[:2], "b.jpg": corner[2:]}
+    assert runs(found.select([1, 0, 1])) == corner[2:] + corner[:2] + corner[2:]
 
 
 def test_a_name_that_stands_twice_in_the_table_is_matched_by_its_id():

@@ -131,7 +131,7 @@ def test_nothing_is_written_over(tmp_path):
     ("splits", "format", "message"),
     [
         ({}, "coco", "no split"),
-        ({"a": None}, "tar", "Unknown format 'tar'.*coco, folder, voc, yolo"),
+        ({"a": None}, "tar", "Unknown format 'tar'.*coco, coco_panoptic, folder, .*voc, yolo"),
         ({"../a": None}, "coco", "split's name"),
         ({"": None}, "coco", "split's name"),
     ],
@@ -174,9 +174,15 @@ def test_two_formats_in_one_folder_are_refused(tmp_path):
     (tmp_path / "other").rename(tmp_path / "out" / "inner")
     (tmp_path / "out" / "inner" / "data.yaml").rename(tmp_path / "out" / "data.yaml")
     (tmp_path / "out" / "inner" / "images").rename(tmp_path / "out" / "images")
-    with pytest.raises(DataError, match=r"More than one format.*coco: .*yolo: .*Pass the annotation file"):
+    with pytest.raises(
+        DataError, match=r"More than one format.*coco: .*yolo: .*--annotations coco .*pass the annotation file"
+    ):
         formats.recognise(tmp_path / "out")
     assert formats.recognise(tmp_path / "out" / "data.yaml")["train"].format == "yolo"
+    for format in ("coco", "yolo"):
+        assert formats.recognise(tmp_path / "out", annotations=format)["train"].format == format
+    with pytest.raises(UsageError, match="no such format of annotations; got tar; expected coco, "):
+        formats.recognise(tmp_path / "out", annotations="tar")
 
 
 def test_a_split_that_does_not_exist_is_refused_with_those_that_do(tmp_path):

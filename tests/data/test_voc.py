@@ -48,6 +48,8 @@ def test_the_devkit_layout_is_read_with_one_table_for_all_splits(tmp_path):
     train = splits["train"]
     assert [category[:2] for category in train.categories] == [(1, "bird"), (2, "cat & co"), (3, "dog")]
     assert all(part.categories == train.categories for part in splits.values())
+    with pytest.raises(DataError, match="No object has a mask; got 2 boxes"):
+        formats.read(tmp_path, "train", masks=True)
     assert train.boxes.tolist() == [[10, 20, 40, 60], [0, 0, 200, 100]]
     assert train.labels.tolist() == [2, 1]
     assert train.difficult.tolist() == [False, True]

@@ -1,6 +1,7 @@
 import pytest
 import yaml
 from PIL import Image
+from pycocotools import mask
 
 from detrkit.data import formats
 from detrkit.errors import DataError
@@ -70,6 +71,27 @@ def test_each_problem_is_counted_and_named(tmp_path, line, kind, kept):
     assert found.boxes[2:].ravel().tolist() == pytest.approx([side for box in kept for side in box])
     assert found.problems.counts[kind] == 1
     assert "a.txt, line 3" in found.problems.examples[kind][0]
+
+
+def test_polygons_are_masks_where_masks_are_asked_for(tmp_path):
+    simple(
+        tmp_path, "0 0.1 0.2 0.5 0.2 0.5 0.6\n1 0.5 0.5 0.2 0.4\n7 0.1 0.2 0.5 0.2 0.5 0.6\n0 0.1 nan 0.5 0.2 0.5 0.6\n"
+    )
+    found = formats.read(tmp_path, masks=True)["train"]
+    assert found.boxes.ravel().tolist() == pytest.approx([20, 20, 100, 60, 80, 30, 120, 70])
+    assert found.problems.counts == {"missing-mask": 1, "unknown-category": 1, "non-finite-box": 1}
+    masks = found.masks.encoded(found.rows(0))
+    expected = mask.frPyObjects([[20, 20, 100, 20, 100, 60]], 100, 200)
+    assert masks[:1].to_coco() == [{"size": [100, 200], "counts": expected[0]["counts"].decode()}]
+    assert masks.known.tolist() == [True, False]
+    assert found.areas.tolist() == [mask.area(expected[0]), 40 * 40]
+
+
+def test_boxes_alone_are_no_masks(tmp_path):
+    simple(tmp_path, "1 0.5 0.5 0.2 0.4\n")
+    with pytest.raises(DataError, match="No object has a mask; got 1 boxes;"):
+        formats.read(tmp_path, masks=True)
+    assert formats.read(tmp_path, masks="any")["train"].masks is None
 
 
 def test_key_points_after_the_box_are_ignored(tmp_path):

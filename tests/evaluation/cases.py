@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from detrkit.data.annotations import Annotations, Strings
+from detrkit.masks import RunLengths
 from detrkit.structures import Category, Detections
 
 
@@ -116,15 +118,54 @@ def _random_detections(annotations: Annotations, index: int, random: np.random.G
     )
 
 
-def pycocotools_figures(annotations: Annotations, detections: list[Detections]) -> np.ndarray:
-    """COCO's twelve figures from pycocotools, −1 where undefined."""
+def with_masks(
+    annotations: Annotations, detections: list[Detections], seed: int
+) -> tuple[Annotations, list[Detections]]:
+    """The same set with masks in images of 140 × 130 pixels: ellipses in the boxes, rectangles, some empty."""
+    random = np.random.default_rng(seed)
+    height, width = 140, 130
+    annotations = replace(
+        annotations,
+        image_sizes=np.tile(np.array([height, width], np.int32), (len(annotations), 1)),
+        boxes=annotations.boxes / 4,
+        masks=_masks(annotations.boxes / 4, height, width, random),
+    )
+    return annotations, [
+        replace(
+            one,
+            boxes=one.boxes / 4,
+            image_size=(height, width),
+            segments=_masks(one.boxes / 4, height, width, random),
+        )
+        for one in detections
+    ]
+
+
+def _masks(boxes: np.ndarray, height: int, width: int, random: np.random.Generator) -> RunLengths:
+    pixels = np.zeros((len(boxes), height, width), bool)
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    for mask, (x0, y0, x1, y1) in zip(pixels, boxes, strict=True):
+        inside = (columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1)
+        if random.random() < 0.7:
+            centre, half = ((x0 + x1) / 2, (y0 + y1) / 2), (max(x1 - x0, 1) / 2, max(y1 - y0, 1) / 2)
+            inside &= ((columns - centre[0]) / half[0]) ** 2 + ((rows - centre[1]) / half[1]) ** 2 <= 1
+        mask[:] = inside & (random.random() < 0.95)
+    return RunLengths.encode(pixels)
+
+
+def pycocotools_figures(annotations: Annotations, detections: list[Detections], kind: str = "bbox") -> np.ndarray:
+    """COCO's twelve figures of boxes ("bbox") or masks ("segm") from pycocotools, −1 where undefined."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     image_of_box = np.repeat(annotations.image_ids, np.diff(annotations.offsets))
+    masks = annotations.masks.to_coco() if isinstance(annotations.masks, RunLengths) else [None] * len(image_of_box)
     truth = COCO()
     truth.dataset = {
-        "images": [{"id": int(number)} for number in annotations.image_ids],
+        "images": [
+            {"id": int(number), "height": int(height), "width": int(width)}
+            for number, (height, width) in zip(annotations.image_ids, annotations.image_sizes, strict=True)
+        ],
         "categories": [{"id": category.id, "name": category.name} for category in annotations.categories],
         "annotations": [
             {
@@ -134,6 +175,7 @@ def pycocotools_figures(annotations: Annotations, detections: list[Detections]) 
                 "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
                 "area": float(annotations.areas[row]),
                 "iscrowd": int(annotations.crowd[row]),
+                **({} if masks[row] is None else {"segmentation": masks[row]}),
             }
             for row, (x0, y0, x1, y1) in enumerate(annotations.boxes)
         ],
@@ -143,10 +185,12 @@ def pycocotools_figures(annotations: Annotations, detections: list[Detections]) 
         for number, one in zip(annotations.image_ids, detections, strict=True)
         for entry in one.to_coco(int(number))
     ]
+    if kind == "segm":  # pycocotools sizes a result by its box where it has one
+        results = [{name: value for name, value in entry.items() if name != "bbox"} for entry in results]
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         found = truth.loadRes(results) if results else _no_results(truth)
-        evaluator = COCOeval(truth, found, "bbox")
+        evaluator = COCOeval(truth, found, kind)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()

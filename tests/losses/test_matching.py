@@ -157,6 +157,26 @@ def test_broken_predictions_show_on_images_without_objects(
     assert watched == []
 
 
+@pytest.mark.parametrize(("count", "box"), [(3, 1), (1, 0)])
+def test_a_box_that_is_not_finite_is_named(count: int, box: int, generator: torch.Generator) -> None:
+    targets = [make_target(generator, 2, "first.png"), make_target(generator, count, "second.png")]
+    targets[1].boxes[box] = torch.tensor([0.5, 0.25, math.nan, 0.125])
+    with pytest.raises(NonFiniteError) as caught:
+        CRITERION(make_predictions(generator, 2), targets)
+    assert caught.value.images == ("second.png",)
+    assert caught.value.boxes == (f"box {box + 1} of {count} in second.png: cx, cy, w, h = 0.5, 0.25, nan, 0.125",)
+    assert "An annotated box makes the loss NaN" in str(caught.value)
+    assert "Correct or remove the box" in str(caught.value)
+
+
+def test_boxes_are_not_blamed_for_predictions(generator: torch.Generator) -> None:
+    predictions = make_predictions(generator, 2)
+    predictions.boxes[:, 1] = math.nan
+    with pytest.raises(NonFiniteError) as caught:
+        CRITERION(predictions, [make_target(generator, 2), make_target(generator, 2)])
+    assert (caught.value.images, caught.value.boxes) == (("image 1 of the batch",), ())
+
+
 def test_only_finite_costs_of_real_objects_reach_scipy(generator: torch.Generator, watched: list[np.ndarray]) -> None:
     targets = [make_target(generator, count) for count in (2, 0, 4)]
     CRITERION(make_predictions(generator, 3), targets)

@@ -15,7 +15,6 @@ from transformers_parity import (
     CASES,
     TOLERANCE,
     Case,
-    assert_same,
     batch,
     check_ours_to_theirs,
     check_theirs_to_ours,
@@ -46,21 +45,6 @@ def test_theirs_in_ours(case: Case, family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.backbone)
 def test_ours_in_theirs(case: Case, family: str, tmp_path: Path) -> None:
     check_ours_to_theirs(case, family, FAMILIES[family][1], tmp_path / "folder")
-
-
-def test_the_detector_in_a_segmentation_model(tmp_path: Path) -> None:
-    case = CASES[0]._replace(dim=64, heads=8)
-    stages = [f"stage{number}" for number in (1, 2, 3, 4)]
-    model = theirs(case, "Detr", "ForSegmentation", stages=stages)
-    model.save_pretrained(tmp_path / "folder")  # type: ignore[operator]
-    found = convert.read(tmp_path / "folder")
-    assert found.origin == "Hugging Face DetrForSegmentation"
-    assert_same(found.model, model, case)
-    left_out = [fate for fate in found.report if fate.fate == "left out"]
-    assert {fate.source.partition(".")[0] for fate in left_out} == {"mask_head", "bbox_attention"}
-    assert all("mask head" in fate.note for fate in left_out)
-    # Files keep the names of before version 5, so only the number can be compared with the modules.
-    assert len(left_out) == sum(not name.startswith("detr.") for name in model.state_dict())
 
 
 def test_their_config_and_image_processor_understand_the_folder(tmp_path: Path, transformers: ModuleType) -> None:

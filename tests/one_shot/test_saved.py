@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 import detrkit
 from detrkit import models
-from detrkit.checkpoint import TrainingState, read_tensors, standing
+from detrkit.checkpoint import TrainingState, read_tensors
 from detrkit.errors import ModelError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.one_shot.model import OneShot
 from detrkit.one_shot.saved import attach, calibration_of, fill, is_one_shot, save
+from detrkit.whole import standing
 
 CALIBRATION = {"temperature": 1.5, "shift": -0.25}
 ABOUT = {"epoch": 3, "one_shot": {"seen": ["red"], "calibration": CALIBRATION}}

@@ -62,7 +62,7 @@ def write_coco(
     classes: int = 3,
     sizes: Sequence[tuple[int, int]] = ((64, 80), (72, 64), (64, 64)),
 ) -> Path:
-    """Draw rectangles on images, a colour for each class, and write them as COCO.
+    """Draw rectangles on images, a colour for each class, and write them as COCO, with their outlines.
 
     Args:
         root: the folder to make.
@@ -92,6 +92,7 @@ def write_coco(
                         "bbox": [x, y, w, h],
                         "area": w * h,
                         "iscrowd": 0,
+                        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
                     }
                 )
             picture.save(root / split / name)

@@ -22,10 +22,11 @@ from detrkit.losses.matching import NonFiniteError
 from detrkit.one_shot.finder import Finder
 from detrkit.one_shot.protocol import evaluate_one_shot
 from detrkit.training.distributed import World
-from detrkit.training.episode_recipe import EpisodeRecipe, of_task
+from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.episodes import EpisodeSession, prepare_episodes
 from detrkit.training.events import Evaluated, Event, Saved, Step
 from detrkit.training.recipe import read, revise
+from detrkit.training.tasks import of_task
 from detrkit.visualize.plots import plot_reliability
 
 pytestmark = pytest.mark.usefixtures("plotless")

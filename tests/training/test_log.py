@@ -45,7 +45,11 @@ def test_the_folder_holds_what_it_should_and_no_leftovers(run: Path) -> None:
         *("samples/epoch-0001.jpg", "samples/epoch-0002.jpg"),
         *(f"model/{name}" for name in model),
         *(f"checkpoints/best/{name}" for name in model),
-        *(f"checkpoints/last/{name}" for name in {*model, "optimizer.safetensors", "training.json"}),
+        *(
+            f"checkpoints/{place}/{name}"
+            for place in ("last", "previous")
+            for name in {*model, "optimizer.safetensors", "training.json", "checksums.json"}
+        ),
     }
 
 

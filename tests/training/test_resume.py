@@ -19,8 +19,9 @@ from detrkit.training.events import Event, Saved, Started, Step
 from detrkit.training.log import RunFolder
 from detrkit.training.loop import fit
 from detrkit.training.setup import prepare
+from detrkit.whole import CHECKSUMS
 
-pytestmark = pytest.mark.usefixtures("plotless")
+pytestmark = pytest.mark.usefixtures("plotless", "flushless")
 
 HARD: dict[str, Any] = {
     "epochs": 3,
@@ -207,8 +208,13 @@ def test_damaged_checkpoints_are_named(drawn: Path, finished: Path, tmp_path: Pa
     ):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(finished, out)
-        (out / "checkpoints" / "last" / name).write_bytes(text)
-        with pytest.raises(ModelError, match="last"):
+        last = out / "checkpoints" / "last"
+        (last / name).write_bytes(text)
+        shutil.copytree(last, out / "checkpoints" / "previous", dirs_exist_ok=True)
+        with pytest.raises(ModelError, match=r"Every checkpoint of the run is damaged.*last: "):
+            detrkit.train(drawn, out=out, resume=True)
+        (last / CHECKSUMS).unlink()  # as of an earlier version: then it is found by its content
+        with pytest.raises(ModelError, match=str(last)):
             detrkit.train(drawn, out=out, resume=True)
 
 
@@ -217,5 +223,6 @@ def test_another_number_of_processes_is_refused(drawn: Path, finished: Path, tmp
     shutil.copytree(finished, out)
     file = out / "checkpoints" / "last" / "training.json"
     file.write_text(file.read_text().replace('"processes": 1', '"processes": 2'))
+    (file.parent / CHECKSUMS).unlink()  # nobody damaged it
     with pytest.raises(UsageError, match="another number of processes; got 1; expected 2"):
         detrkit.train(drawn, out=out, resume=True)

@@ -16,6 +16,9 @@ import detrkit
 from detrkit import models
 from detrkit.checkpoint import load_model
 from detrkit.errors import DataError, ModelError, UsageError
+from detrkit.holders import save_segmenter
+from detrkit.segmentation.model import Segmenter
+from detrkit.structures import Category
 from detrkit.training import recipe as recipes
 from detrkit.training.events import Event, Saved, Started
 from detrkit.training.recipe import Recipe, to_toml
@@ -107,6 +110,15 @@ def test_init_with_other_classes_starts_the_class_head_anew(run: Path, tmp_path:
         assert torch.equal(tensor, before[name] if name.startswith("class_head.") else expected[name]), name
     assert f"{len(expected) - 2} tensors kept, class head re-initialised (5 classes for 3: class_head." in said
     assert "class_head.weight, class_head.bias)" in said
+
+
+def test_init_says_that_a_detector_leaves_the_mask_head_behind(tmp_path: Path) -> None:
+    _, model = build_model(tiny_recipe().model, 3, [])
+    segmenter, categories = Segmenter(model), tuple(Category(label, str(label)) for label in range(3))
+    save_segmenter(tmp_path / "segmenter", segmenter, preset="", categories=categories)
+    assert f"{len(model.state_dict())} tensors kept, its mask head's not among them" in start_from(
+        model, str(tmp_path / "segmenter")
+    )
 
 
 def test_init_for_other_categories_of_the_same_number_starts_the_class_head_anew(run: Path) -> None:

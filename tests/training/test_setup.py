@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from detrkit.data import formats
 from detrkit.errors import DataError
+from detrkit.masks import RunLengths
 from detrkit.training.distributed import processors
 from detrkit.training.recipe import DataOptions
 from detrkit.training.setup import choose_dtype, count_workers, open_splits
@@ -47,6 +51,29 @@ def test_the_training_split_can_validate_itself(drawn: Path) -> None:
     train, val, notes = names(DataOptions(val_split="train"), drawn)
     assert train == val
     assert any("learnt by heart" in note for note in notes)
+
+
+def test_masks_and_another_format_are_read_where_they_are_asked_for(drawn: Path, tmp_path: Path) -> None:
+    formats.write(formats.read(drawn), tmp_path / "boxes", "coco")
+    with pytest.raises(DataError, match="No object has a mask"):
+        open_splits(tmp_path / "boxes", DataOptions(), 0, [], masks=True)
+    masked = {}
+    for name, part in formats.read(drawn).items():
+        runs = RunLengths.unknown(np.zeros((len(part.boxes), 2), np.int64))
+        box = RunLengths.encode(np.ones((1, *part.image_sizes[0]), bool))
+        masked[name] = replace(part, masks=RunLengths.joined([box, runs[1:]]))
+    formats.write(masked, tmp_path / "data", "coco")
+    train, val = open_splits(tmp_path / "data", DataOptions(), 0, [], masks=True)
+    for part in (train, val):
+        assert part.masks is not None
+        assert part.masks.known.sum() == 1
+    assert open_splits(tmp_path / "data", DataOptions(), 0, [])[0].masks is None
+    formats.write(masked, tmp_path / "panoptic", "coco_panoptic", copy_images=False)
+    for file in (tmp_path / "panoptic" / "annotations").iterdir():
+        file.rename(tmp_path / "data" / "annotations" / file.name)
+    train, val = open_splits(tmp_path / "data", DataOptions(annotations="coco_panoptic"), 0, [], masks=True)
+    assert (len(train.boxes), len(val.boxes)) == (1, 1)
+    assert "coco_panoptic" in train.source
 
 
 def test_a_mistyped_split_is_an_error(drawn: Path) -> None:

@@ -35,7 +35,7 @@ INTERRUPTED, TERMINATED = 130, 143
 _STEPS = """\
 From images to a detector:
   detrkit demo                                      see it work, nothing to download
-  detrkit inspect DATA                              what is in a data set, and what is wrong with it
+  detrkit doctor DATA                               what is wrong with a data set; --fix OUT writes a clean copy
   detrkit pretrain IMAGES --out runs/pretrained     where labels are few: learn from images without any first
   detrkit find runs/pretrained IMAGES --example …   one box drawn: all that is like it, before any label exists
   detrkit train DATA --out runs/mine                train; DATA in COCO, Pascal VOC or YOLO format
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes the process's own.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 usage, 3 data, 4 model, 130 interrupted, 143 terminated.
+        The exit code: 0 done, 1 failed, 2 usage, 3 data, 4 model, 5 and 6 what the doctor found, 130 interrupted, 143
+        terminated.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     terminal = Terminal(json="--json" in arguments)

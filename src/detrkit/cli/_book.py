@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,14 +79,17 @@ class Book:
             "scores": [round(float(score), 4) for score in found.scores],
             "names": found.names,
         }
+        if found.segments is not None:
+            entry["masks"] = found.segments.to_coco()
         if self.pictures:
             save_picture(draw(open_image(file), found), self.out / name)
             entry["picture"] = name
         self.images.append(entry)
         number = len(self.images)
         self._coco_images.append({"id": number, "file_name": name, "height": height, "width": width})
-        for box in found.to_coco(number):
-            area = box["bbox"][2] * box["bbox"][3]
+        areas = [None] * len(found) if found.segments is None else found.segments.areas().tolist()
+        for box, area in zip(found.to_coco(number), areas, strict=True):
+            area = box["bbox"][2] * box["bbox"][3] if area is None else area
             self._coco_boxes.append({"id": len(self._coco_boxes) + 1, **box, "area": area, "iscrowd": 0})
         self.terminal.result(f"{file}: {summary(found.names)}")
 
@@ -94,7 +97,7 @@ class Book:
         """Write the files; `told` is what else `detections.json` says, above the images."""
         import json
 
-        from detrkit.checkpoint import write_text_whole
+        from detrkit.whole import write_text_whole
 
         detections = {**told, "images": self.images, "unreadable": list(self.unreadable.values())}
         coco = {
@@ -114,14 +117,19 @@ class Book:
             f"{'Pictures and files' if self.pictures else 'Files'} lie in {self.out}."
         )
         unreadable = list(self.unreadable.values())
-        if unreadable:
-            note(f"{count(len(unreadable), 'image')} could not be read:")
-            for line in unreadable[:LISTED]:
-                note(f"  {line}")
-            if len(unreadable) > LISTED:
-                note(f"  and {len(unreadable) - LISTED} more, listed in {self.out / 'detections.json'}")
+        note_unreadable(unreadable, self.out, self.terminal)
         document = {"out": self.out, "objects": self.boxes, "images": self.images, "unreadable": unreadable}
         return Outcome({**document, **further}, exit_code=DataError.exit_code if unreadable else 0)
+
+
+def note_unreadable(unreadable: Sequence[str], out: Path, terminal: Terminal) -> None:
+    """Name on standard error the first images that could not be read."""
+    if unreadable:
+        terminal.note(f"{count(len(unreadable), 'image')} could not be read:")
+        for line in unreadable[:LISTED]:
+            terminal.note(f"  {line}")
+        if len(unreadable) > LISTED:
+            terminal.note(f"  and {len(unreadable) - LISTED} more, listed in {out / 'detections.json'}")
 
 
 def summary(names: list[str]) -> str:

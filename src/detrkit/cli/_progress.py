@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from detrkit.cli._terminal import PLAIN_SECONDS, Terminal, duration, share
@@ -13,7 +15,7 @@ from detrkit.cli._terminal import PLAIN_SECONDS, Terminal, duration, share
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from detrkit.training.events import Evaluated, Event, Preparing, Started, Step
+    from detrkit.training.events import Evaluated, Event, Preparing, Skipped, Started, Step, Warned, WentBack
 
 RECENT = 50
 """Steps over which live figures are averaged."""
@@ -122,7 +124,7 @@ class PlainProgress:
 
     def __call__(self, event: Event) -> None:
         """Show what happened."""
-        from detrkit.training.events import Evaluated, Preparing, Started, Step
+        from detrkit.training.events import Evaluated, Preparing, Skipped, Started, Step, Warned, WentBack
 
         if isinstance(event, Preparing):
             if event.done == event.total or self.terminal.clock() - self._said >= PLAIN_SECONDS:
@@ -141,6 +143,9 @@ class PlainProgress:
                 place = f"epoch {event.epoch:.2f} of {self.pace.epochs}, step {event.step:,} of {self.pace.total:,}"
                 left = f"{duration(self.pace.left)} left"
                 self.terminal.note(", ".join([place, left, *self.pace.figures()]))
+        elif isinstance(event, Skipped | WentBack | Warned):
+            for line in complaints(event):
+                self.terminal.note(line)
         elif isinstance(event, Evaluated):
             figures = ", ".join(f"{name} {share(event.figures[name])}" for name in event.headline)
             best = ", best so far" if event.is_best else ""
@@ -183,7 +188,7 @@ class LiveProgress:
 
     def __call__(self, event: Event) -> None:
         """Show what happened."""
-        from detrkit.training.events import Evaluated, Preparing, Started, Step
+        from detrkit.training.events import Evaluated, Preparing, Skipped, Started, Step, Warned, WentBack
 
         if isinstance(event, Preparing):
             self._bar.update(self._task, total=event.total, completed=event.done, description=preparation(event))
@@ -196,6 +201,9 @@ class LiveProgress:
             for line in complaints(event):
                 self.terminal.console.print(line, style="yellow")
             self._show(event)
+        elif isinstance(event, Skipped | WentBack | Warned):
+            for line in complaints(event):
+                self.terminal.console.print(line, style="yellow")
         elif isinstance(event, Evaluated):
             self._add_line(event)
 
@@ -258,6 +266,34 @@ def opening(event: Started) -> list[str]:
     return lines
 
 
-def complaints(event: Step) -> list[str]:
-    """What went wrong in a step without ending the training."""
-    return [f"Cannot read {place}; another image stands in for it" for place in event.replaced]
+def complaints(event: Step | Skipped | WentBack | Warned) -> list[str]:
+    """What went wrong without ending the training, or is over."""
+    from detrkit.training.events import Step, Warned
+
+    if isinstance(event, Step):
+        return [f"Cannot read {place}; another image stands in for it" for place in event.replaced]
+    if isinstance(event, Warned):
+        message = event.message.rstrip(".")
+        return [message] if event.cleared else [f"Warning, step {event.step:,}: {message}. {event.remedy}".rstrip()]
+    return [event.message]
+
+
+def how_to_go_on(out: Path, command: str) -> str:
+    """What to say when a training was interrupted, by what the run folder says of it.
+
+    Args:
+        out: the run folder.
+        command: the command line that goes on with it.
+    """
+    from detrkit.training.recovery import has_checkpoint
+
+    if not has_checkpoint(out):
+        return "Interrupted before the first checkpoint; there is nothing to go on from."
+    try:
+        status = json.loads((out / "status.json").read_text(encoding="utf-8"))
+        step, saved, total = int(status["step"]), int(status["saved"]), int(status["total_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"Interrupted. Go on from the last checkpoint with: {command}"
+    if step == saved:
+        return f"Stopped after step {step:,} of {total:,}, and saved: nothing is lost. Go on with: {command}"
+    return f"Interrupted at step {step:,} of {total:,}. Go on from the checkpoint of step {saved:,} with: {command}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from detrkit.convert import Fate
     from detrkit.predict import Detector
+    from detrkit.segmentation.model import Segmenter
     from detrkit.structures import Category
 
 
@@ -25,6 +26,10 @@ class Found(Protocol):
     @property
     def model(self) -> nn.Module:
         """The model."""
+
+    @property
+    def segmenter(self) -> Segmenter | None:
+        """The model with its mask head, if it has one."""
 
     @property
     def variant(self) -> str:
@@ -52,12 +57,14 @@ def weights_document(found: Found) -> dict[str, Any]:
     from detrkit.convert import counts
 
     config: Any = found.model.config
+    whole = found.model if found.segmenter is None else found.segmenter
     return {
         "origin": found.origin,
         "variant": found.variant,
         "preset": found.preset,
-        "parameters": sum(parameter.numel() for parameter in found.model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in whole.parameters()),
         "config": dataclasses.asdict(config),
+        "mask_attention": None if found.segmenter is None else found.segmenter.mask_head.attention,
         "categories": [category.to_json() for category in found.categories],
         "assumed": list(_assumed(found)),
         "tensors": counts(found.report),
@@ -92,15 +99,23 @@ def weights_lines(found: Found, document: Mapping[str, Any], *, whole: bool = Fa
         f"Model         {found.preset or 'no preset'}, variant {found.variant}, {document['parameters']:,} parameters",
         f"Architecture  {', '.join(of)}",
     ]
+    if attention := document["mask_attention"]:
+        lines.append(f"Masks         a mask head, its attention maps normalised {attention}")
     if not found.report:  # a model of our own
         return lines
     if assumed := _assumed(found):
-        fields = ", ".join(f"{name} {config[name]}" for name in assumed)
-        flags = " or ".join(f"--{name}" for name in assumed)
+        values = {**config, "mask_attention": document["mask_attention"]}
+        fields = ", ".join(f"{name} {values[name]}" for name in assumed)
+        flags = " or ".join(map(flag, assumed))
         them = "them" if len(assumed) > 1 else "it"
         lines.append(f"Assumed       {fields}: the tensors do not show {them}; convert with {flags} if it is otherwise")
     lines = [f"Origin        {found.origin}", *lines, f"Tensors       {summarise(found.report)}"]
     return [*lines, *(_every(found) if whole else _exceptions(found))]
+
+
+def flag(name: str) -> str:
+    """What a field is called on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _assumed(found: Found) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -15,6 +15,8 @@ from detrkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from detrkit.data.annotations import Annotations
+    from detrkit.evaluation import Metrics
+    from detrkit.panoptic import PanopticMap
     from detrkit.predict import Detector
     from detrkit.structures import Detections
 
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 class Options(DetectionOptions):
     """Compare a detector's answers with the truth, in figures.
 
-    COCO's twelve figures, Pascal VOC's average precision, and a table of the classes. A model that was trained to find
-    by example (detrkit train --task one-shot) is asked about each class that an image holds, shown by others.
+    COCO's twelve figures, of masks too where there are any, Pascal VOC's average precision, and a table of the classes.
+    A model that was trained to find by example (detrkit train --task one-shot) is asked about each class that an image
+    holds, shown by others.
     """
 
     model: tyro.conf.Positional[str]
@@ -34,10 +37,14 @@ class Options(DetectionOptions):
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
     split: str = "val"
     """Split to evaluate on."""
+    annotations: str = ""
+    """Format of the annotations that are meant where a folder holds several, such as coco_panoptic."""
     report: Path | None = None
     """Folder for a page with figures, curves, confusions and the best and worst images."""
     results: Path | None = None
     """File for the detections as COCO results."""
+    segments: Path | None = None
+    """File for the segments of panoptic data as COCO's panoptic results; PNG files go into a folder of its name."""
     draws: int = 5
     """Of a model that finds by example: draws of exemplars, over which figures are means."""
     shots: int = 1
@@ -52,21 +59,21 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     """
     from detrkit.cli._weights import load_detector
     from detrkit.data import formats
-    from detrkit.evaluation import evaluate, write_report, write_results
+    from detrkit.evaluation import write_panoptic, write_report, write_results
     from detrkit.training.by_example import refuse_draws
 
     _check_files(options)
-    (annotations,) = formats.read(options.data, options.split).values()
+    detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
+    masks: Literal["any", False] = "any" if detector is None or detector.segmenter is not None else False
+    (annotations,) = formats.read(options.data, options.split, masks=masks, annotations=options.annotations).values()
     for line in annotations.problems.lines():
         terminal.note(line)
     if not len(annotations):
         raise DataError("The split has no images", where=annotations.source or options.data, got=options.split)
-    detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
     if detector is not None and detector.one_shot is not None:
         return _by_example(options, detector, annotations, terminal)
     refuse_draws(options.draws, options.shots)
-    detections = _detections(options, detector, annotations, terminal)
-    metrics = evaluate(annotations, detections, voc=True)
+    metrics, detections, maps = _judged(options, detector, annotations, terminal)
     document = {"model": options.model, "data": options.data, "split": options.split, **figures_document(metrics)}
     heading = f"{options.model} on {count(metrics.images, 'image')} with {count(metrics.boxes, 'box', 'boxes')}"
     text = [f"{heading} ({options.split})", "", figures_text(metrics)]
@@ -74,9 +81,19 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         write_results(options.results, annotations, detections)
         document["results"] = options.results
         text.append(f"Detections: {options.results}")
+    if options.segments is not None:
+        if not maps:
+            raise UsageError(
+                "There are no segments to write",
+                where="--segments",
+                expected="a model with a mask head, and data in which some categories are stuff",
+            )
+        write_panoptic(options.segments, options.segments.with_suffix(""), annotations, maps)
+        document["segments"] = options.segments
+        text.append(f"Segments: {options.segments}")
     if options.report is not None:
         title = f"{options.model} on {options.data}, {options.split}"
-        write_report(metrics, annotations, detections, options.report, title=title)
+        write_report(metrics, annotations, detections, options.report, title=title, panoptic=maps or None)
         document["report"] = options.report / "report.html"
         text.append(f"Report: {options.report / 'report.html'}")
     return Outcome(document, text="\n".join(text))
@@ -118,18 +135,21 @@ def _by_example(options: Options, detector: Detector, annotations: Annotations, 
     return Outcome(document, text="\n".join(text))
 
 
-def _detections(
+def _judged(
     options: Options, detector: Detector | None, annotations: Annotations, terminal: Terminal
-) -> list[Detections]:
-    from detrkit.evaluation import read_results
-    from detrkit.training.validation import detect
+) -> tuple[Metrics, list[Detections], list[PanopticMap]]:
+    from detrkit.evaluation import evaluate, read_results
+    from detrkit.training.validation import has_stuff, judge
 
     if detector is None:
-        return read_results(options.model, annotations)
-    with terminal.counting(len(annotations), "Detecting") as tick:
-        return detect(
+        detections = read_results(options.model, annotations)
+        return evaluate(annotations, detections, voc=True), detections, []
+    passes = 2 if detector.segmenter is not None and annotations.masks is not None and has_stuff(annotations) else 1
+    with terminal.counting(passes * len(annotations), "Detecting") as tick:
+        return judge(
             detector,
             annotations,
+            voc=True,
             batch_size=options.batch_size,
             workers=options.workers,
             ensemble=options.ensemble,
@@ -141,5 +161,7 @@ def _check_files(options: Options) -> None:
     """Refuse before minutes of work what could not be written after them."""
     if options.results is not None and (options.results.is_dir() or not options.results.parent.is_dir()):
         raise UsageError("The file of results cannot be written there", where=options.results, expected="a new file")
+    if options.segments is not None and (options.segments.suffix != ".json" or not options.segments.parent.is_dir()):
+        raise UsageError("The file of segments cannot be written there", where=options.segments, expected="a new .json")
     if options.report is not None and options.report.is_file():
         raise UsageError("The report needs a folder", where=options.report, got="a file")

@@ -200,7 +200,7 @@ def _check_target(format: str, folder: Path, out: Path) -> None:
     """Refuse before minutes of work what could not be written after them."""
     from detrkit.data import formats
 
-    known = [name for name in formats.names() if name != "folder"]  # which holds images alone
+    known = formats.of_objects()
     if format not in known:
         close = difflib.get_close_matches(format.lower(), known, 1)
         raise UsageError(

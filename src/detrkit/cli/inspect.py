@@ -15,6 +15,9 @@ from detrkit.cli._weights import weights_document, weights_lines
 from detrkit.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from detrkit.data.annotations import Annotations
     from detrkit.sources import Place
 
 CLASSES_SHOWN = 40
@@ -32,6 +35,8 @@ class Options(CommonOptions):
     path: tyro.conf.Positional[str]
     """Run folder, model folder, weight file, Hugging Face folder or name on its hub, data set folder or annotation
     file."""
+    annotations: str = ""
+    """Format of a data set's annotations that is meant where a folder holds several, such as coco_panoptic."""
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:
@@ -46,7 +51,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     if not path.exists() and not _is_on_hub(name):
         raise DataError("There is no such file or folder", where=name, remedy="Check the path.")
     if path.exists() and not _is_model(path):
-        document = _data_document(path)
+        document = _data_document(path, options.annotations)
         return Outcome(document, text=_data_text(document))
     from detrkit.sources import locate
 
@@ -99,7 +104,8 @@ def _foreign(place: Place) -> Outcome:
 
 
 def _run_document(path: Path) -> dict[str, Any]:
-    from detrkit.checkpoint import load_model, model_folder
+    from detrkit.checkpoint import model_folder
+    from detrkit.sources import open_model
 
     document: dict[str, Any] = {"path": path, "kind": "run" if (path / "recipe.toml").is_file() else "model"}
     for name in ("status", "data", "environment"):
@@ -110,10 +116,10 @@ def _run_document(path: Path) -> dict[str, Any]:
     config = _read(model_folder(path) / "config.json")
     if "backbone" in config and "variant" not in config:
         return {**document, "model": None, "backbone": {"folder": model_folder(path), **config}}
-    saved = load_model(path)
+    saved = open_model(path)
     numbers: dict[str, int] = {}
-    for name, parameter in saved.model.named_parameters():
-        part = name.partition(".")[0]
+    for name, parameter in (saved.segmenter or saved.model).named_parameters():
+        part = name.removeprefix("detector.").partition(".")[0]
         numbers[part] = numbers.get(part, 0) + parameter.numel()
     document["model"] = {
         "folder": model_folder(path),
@@ -153,11 +159,11 @@ def _run_text(document: dict[str, Any]) -> str:
     lines += [
         f"Model       {model['preset'] or 'no preset'}, variant {model['variant']}, in {model['folder']}",
         f"Parameters  {total:,}: " + ", ".join(f"{name} {number:,}" for name, number in parameters.items()),
-        f"Categories  {len(model['categories'])}: {_shortened([name for _, name in model['categories']])}",
+        f"Categories  {len(model['categories'])}: {_shortened([name for _, name, *_ in model['categories']])}",
     ]
-    lines += [*_pretraining(model["about"]), *_by_example(model["about"])]
+    lines += [*_pretraining(model["about"]), *_by_example(model["about"]), *_masks(model["about"])]
     figures = model["about"].get("metrics", {})
-    names = ("AP", "AP50", "AP75", "AP50_seen", "AP50_unseen")
+    names = ("AP", "AP50", "AP75", "AP50_seen", "AP50_unseen", "mask_AP", "mask_AP50", "PQ")
     known = [f"{name} {share(figures[name])}" for name in names if figures.get(name) is not None]
     if known:
         lines.append(f"Validation  {', '.join(known)}, epoch {model['about'].get('epoch', '?')}")
@@ -187,13 +193,21 @@ def _by_example(about: dict[str, Any]) -> list[str]:
     return [f"By example  it finds what it is shown; trained on {_shortened(told.get('seen', []))}; {calibrated}"]
 
 
-def _data_document(path: Path) -> dict[str, Any]:
+def _masks(about: dict[str, Any]) -> list[str]:
+    """What a model with a mask head says of it."""
+    if not isinstance(told := about.get("segmentation"), dict):
+        return []
+    box = ", and it is told the box" if told.get("box") else ""
+    return [f"Masks       a mask head, its attention maps normalised {told.get('attention', '?')}{box}"]
+
+
+def _data_document(path: Path, annotations: str) -> dict[str, Any]:
     import numpy as np
 
     from detrkit.data import formats
 
-    sources = formats.recognise(path)
-    found = formats.read(path)
+    sources = formats.recognise(path, annotations=annotations)
+    found = formats.read(path, masks="any", annotations=annotations)
     order = [name for name in ("train", "val", "test") if name in found]
     splits = {name: found[name] for name in dict.fromkeys([*order, *found])}
     document: dict[str, Any] = {"path": path, "kind": "data", "splits": {}}
@@ -208,6 +222,9 @@ def _data_document(path: Path) -> dict[str, Any]:
             "images": len(part),
             "boxes": len(part.boxes),
             "crowd": int(part.crowd.sum()),
+            "masks": 0 if part.masks is None else int(part.masks.known.sum()),
+            "things": _counted(part, boxes, is_thing=True),
+            "stuff": _counted(part, boxes, is_thing=False),
             "most_boxes": int(images.max(initial=0)),
             "image_sizes": [sizes.min(0).tolist(), sizes.max(0).tolist()] if len(sizes) else [],
             "boxes_of": {category.name: int(number) for category, number in zip(part.categories, boxes, strict=True)},
@@ -215,6 +232,12 @@ def _data_document(path: Path) -> dict[str, Any]:
             "problem_lines": list(part.problems.lines()),
         }
     return document
+
+
+def _counted(part: Annotations, boxes: np.ndarray, *, is_thing: bool) -> dict[str, int]:
+    """How many classes of things or of stuff there are, and how many objects of them."""
+    chosen = [row for row, category in enumerate(part.categories) if category.is_thing == is_thing]
+    return {"classes": len(chosen), "boxes": int(boxes[chosen].sum())}
 
 
 def _data_text(document: dict[str, Any]) -> str:
@@ -228,6 +251,14 @@ def _data_text(document: dict[str, Any]) -> str:
             lines.append(f"  heights {low_h} to {high_h}, widths {low_w} to {high_w} pixels")
         if part["boxes"]:
             lines.append(f"  at most {count(part['most_boxes'], 'box', 'boxes')} in an image")
+            lines.append(f"  masks of {part['masks']:,} of {count(part['boxes'], 'box', 'boxes')}")
+        if part["stuff"]["classes"]:
+            for kind in ("things", "stuff"):
+                classes, boxes = (
+                    count(part[kind]["classes"], "class", "classes"),
+                    count(part[kind]["boxes"], "box", "boxes"),
+                )
+                lines.append(f"  {kind}: {boxes} of {classes}")
         lines += [f"  {line}" for line in part["problem_lines"]]
     names = list(dict.fromkeys(name for part in splits.values() for name in part["boxes_of"]))
     if names:

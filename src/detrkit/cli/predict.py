@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from detrkit.cli._book import Book as _Book
 from detrkit.cli._book import check_out
 from detrkit.cli._book import summary as summary
-from detrkit.cli._options import DetectionOptions
+from detrkit.cli._options import DetectionOptions, Switch
+from detrkit.cli._segments import SegmentBook
 from detrkit.cli._terminal import Outcome, Terminal
 from detrkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from detrkit.predict import Detector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +27,9 @@ class Options(DetectionOptions):
     """Find objects in images.
 
     Writes a picture with boxes for each image, all boxes as `detections.json`, and the same as `results.coco.json`: a
-    COCO data set with scores, which annotation tools take as a first draft.
+    COCO data set with scores, which annotation tools take as a first draft. A model with a mask head adds the masks.
+    With --panoptic it cuts each image into segments, things and stuff, and writes them as COCO's panoptic tools read
+    them: `panoptic.json`, and a PNG for each image in `panoptic/`.
     """
 
     model: tyro.conf.Positional[str]
@@ -34,6 +42,8 @@ class Options(DetectionOptions):
     """Least score of a box, from 0 to 1. None: where F1 was best on the model's validation images, else 0.5."""
     pictures: bool = True
     """Write a picture with boxes for each image."""
+    panoptic: Switch = False
+    """Cut images into segments instead, each pixel in one at most; for models with a mask head."""
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:
@@ -52,6 +62,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     check_out(options.out)
     images = find_images(options.images, options.out)
     detector = load_detector(options.model, options)
+    if options.panoptic:
+        return _cut_up(options, detector, images, terminal)
     if options.threshold is None:
         options = dataclasses.replace(options, threshold=detector.threshold)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -68,4 +80,24 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         book.fill(answers, images, "Detecting")
     finally:
         book.close(threshold=options.threshold)
+    return book.outcome()
+
+
+def _cut_up(options: Options, detector: Detector, images: Mapping[Path, str], terminal: Terminal) -> Outcome:
+    """Cut images into segments, draw and write them."""
+    if options.ensemble:
+        raise UsageError("Segments are of the last decoder layer, and the ensemble is of all", where="--ensemble")
+    threshold = detector.panoptic_threshold if options.threshold is None else options.threshold
+    book = SegmentBook(options.out, terminal, pictures=options.pictures)
+    answers = detector.segment_stream(
+        list(images),
+        threshold=threshold,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        unreadable=book.leave_out,
+    )
+    try:
+        book.fill(answers, images, "Cutting up")
+    finally:
+        book.close(detector.categories, threshold=threshold)
     return book.outcome()

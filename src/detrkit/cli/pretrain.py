@@ -84,7 +84,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         DataError, ModelError, UsageError: as `detrkit.pretrain`.
         KeyboardInterrupt: says how to go on.
     """
-    from detrkit.cli._progress import training_progress
+    from detrkit.cli._progress import how_to_go_on, training_progress
     from detrkit.training.pretraining import pretrain
 
     given: PretextRecipe = options.recipe
@@ -94,7 +94,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         with training_progress(terminal, recipe.run.evaluate_every) as listener:
             done = pretrain(options.images, out=options.out, recipe=recipe, resume=options.resume, on_event=listener)
     except KeyboardInterrupt as error:
-        error.args = (_how_to_go_on(options),)
+        command = f"detrkit pretrain {' '.join(map(shell, options.images))} --out {shell(options.out)} --resume"
+        error.args = (how_to_go_on(options.out, command),)
         raise
     document = {"run": done.folder, "model": done.folder / "model", "figures": done.figures}
     document |= {"conclusion": done.sentence, "alarms": done.alarms, "problems": done.problems, "page": done.page}
@@ -133,10 +134,3 @@ def _start(options: Options) -> str:
     fields = "".join(f" {name} {value}" for name, value in changes.items())
     preset = f"--model {model.model} " if model.model else ""
     return f"{preset}{f'--architecture{fields} ' if fields else ''}--backbone-weights {out}"
-
-
-def _how_to_go_on(options: Options) -> str:
-    if not (options.out / "checkpoints" / "last").is_dir():
-        return "Interrupted before the first checkpoint; there is nothing to go on from."
-    command = f"detrkit pretrain {' '.join(map(shell, options.images))} --out {shell(options.out)} --resume"
-    return f"Interrupted. Go on from the last checkpoint with: {command}"

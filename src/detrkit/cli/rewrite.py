@@ -1,4 +1,4 @@
-"""Write a data set in another format: COCO, Pascal VOC or YOLO."""
+"""Write a data set in another format: COCO, COCO panoptic, pictures of masks, Pascal VOC or YOLO."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from detrkit.cli._terminal import Outcome, Terminal
 class Options(CommonOptions):
     """Write a data set in another format.
 
-    What a format cannot express is lost: YOLO knows no crowds, Pascal VOC no masks' areas.
+    What a format cannot express is lost: YOLO and Pascal VOC know no masks, YOLO no crowds. Masks are kept where both
+    formats have them: coco, coco_panoptic, instance_masks.
     """
 
     data: tyro.conf.Positional[str]
@@ -24,7 +25,9 @@ class Options(CommonOptions):
     out: tyro.conf.Positional[Path]
     """New or empty folder."""
     format: str
-    """The format to write: coco, voc, yolo; or folder, for the images alone."""
+    """The format to write: coco, coco_panoptic, instance_masks, voc, yolo; or folder, for the images alone."""
+    annotations: str = ""
+    """Format of the annotations that are meant where a folder holds several, such as coco_panoptic."""
     images: Literal["link", "copy", "none"] = "link"
     """Bring the images along as hard links (which take no space), as copies, or not at all."""
 
@@ -41,7 +44,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     if options.format not in formats.names():
         raise UsageError("There is no such format", got=repr(options.format), expected=", ".join(formats.names()))
-    splits = formats.read(options.data)
+    splits = formats.read(options.data, masks="any", annotations=options.annotations)
     for part in splits.values():
         for line in part.problems.lines():
             terminal.note(line)

@@ -10,11 +10,13 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from detrkit.cli._options import CommonOptions, Switch, glance
+from detrkit.cli._options import CommonOptions, Switch, glance, parse
 from detrkit.cli._terminal import Outcome, Terminal, share, shell
+from detrkit.errors import UsageError
 from detrkit.training import recipe as recipes
-from detrkit.training.episode_recipe import EpisodeRecipe, of_task
+from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
+from detrkit.training.tasks import of_task, task_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +25,22 @@ class Options(CommonOptions):
 
     With --task one-shot it learns to find whatever is like an example that it is shown (detrkit find). Every choice of
     the recipe is a flag. What is not given stands in the recipe: the one that --recipe names, else the
-    one that comes with the model's preset.
+    one that comes with the model's preset. Without --recipe, --model and --init, the data and the machine decide on
+    preset, resolution, queries, epochs and batches; the reasons are told, and the recipe stands in the run folder.
     """
 
     base: ClassVar[AnyRecipe] = Recipe()
+    choices: ClassVar[tuple[Any, ...]] = ()
 
     data: tyro.conf.Positional[str]
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
     out: Path
     """Run folder to make."""
     task: str = ""
-    """What is trained for: detection (of the data's classes) or one-shot (of whatever an example shows). Empty: that of
-    the recipe, else detection."""
+    """What is trained for: detection (of the data's classes), segmentation (of these, with masks) or one-shot (of
+    whatever an example shows). Empty: that of the recipe, else detection."""
+    masks: Switch = False
+    """Learn masks, too: the same as --task segmentation. Of panoptic data also those of stuff."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = ""
     """TOML file with the choices below, or the name of a recipe that comes with the package; flags override it."""
     resume: Switch = False
@@ -48,6 +54,7 @@ class _Deciding:
     """The flags that the defaults of the others depend on."""
 
     task: str = ""
+    masks: Switch = False
     recipe: str = ""
     model: str = ""
     init: str = ""
@@ -64,15 +71,60 @@ def options_for(arguments: Sequence[str]) -> type[Options]:
         ModelError: the weights to start from, which are to say the model, are not there or cannot be read.
         UsageError: there is no such recipe, or it cannot be read.
     """
-    base = _base(glance(_Deciding, arguments), helping=bool({"-h", "--help"} & set(arguments)))
+    deciding = glance(_Deciding, arguments)
+    helping = bool({"-h", "--help"} & set(arguments))
+    base = _base(deciding, helping=helping)
+    named = deciding.recipe or deciding.model or deciding.init or deciding.resume
+    if named or helping or not isinstance(base, Recipe):
+        return _options(base)
+    return _advised(base, arguments)
+
+
+def _options(base: AnyRecipe, choices: tuple[Any, ...] = ()) -> type[Options]:
+    """The options with the defaults of a recipe, and why it is what it is."""
     model = dataclasses.replace(base.model, architecture={})
     bare: AnyRecipe = dataclasses.replace(base, model=model)
     kind: Any = type(base)
     recipe = ("recipe", Annotated[kind, tyro.conf.arg(name="")], field(default_factory=lambda: bare))
-    namespace = {"__doc__": Options.__doc__, "base": base}
+    namespace = {"__doc__": Options.__doc__, "base": base, "choices": choices}
     return dataclasses.make_dataclass(
         "Options", [recipe], bases=(Options,), namespace=namespace, frozen=True, kw_only=True
     )
+
+
+def _advised(base: Recipe, arguments: Sequence[str]) -> type[Options]:
+    """The options with the defaults that suit the data and the machine; without advice those of `base`."""
+    plain = _options(base)
+    try:
+        first = parse(plain, "train", arguments, quiet=True)
+    except UsageError:  # the full parse says what is wrong
+        return plain
+    from detrkit.training import advice
+
+    choices = advice.advice_for(first.data, _whole(first))
+    if not choices:
+        return plain
+    # Only what was given is the same under other defaults.
+    before = _values(first.recipe)
+    after = _values(parse(_options(advice.revised(choices)), "train", arguments, quiet=True).recipe)
+    advised = {name for choice in choices for name in choice.fields}
+    choices = advice.without(choices, {name for name in advised - {"model"} if before[name] == after[name]})
+    return _options(advice.revised(choices), choices)
+
+
+def _values(recipe: AnyRecipe) -> dict[str, Any]:
+    """All fields of a recipe by their names."""
+    return {
+        name: getattr(getattr(recipe, section), name) for name, (section, _, _) in recipes.fields(type(recipe)).items()
+    }
+
+
+def _whole(options: Options) -> Any:
+    """The recipe of the options, with the architecture that its defaults have."""
+    given = options.recipe
+    architecture = {**options.base.model.architecture, **given.model.architecture}
+    model = dataclasses.replace(given.model, architecture=architecture)
+    return dataclasses.replace(given, model=model)
 
 
 def run(options: Options, terminal: Terminal) -> Outcome:
@@ -82,18 +134,20 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         DataError, ModelError, UsageError: as `detrkit.train`.
         KeyboardInterrupt: says how to go on.
     """
-    from detrkit.cli._progress import training_progress
+    from detrkit.cli._progress import how_to_go_on, training_progress
+    from detrkit.training.advice import reasons
     from detrkit.training.run import train
 
-    given = options.recipe
-    architecture = {**options.base.model.architecture, **given.model.architecture}
-    model = dataclasses.replace(given.model, architecture=architecture)
-    recipe: AnyRecipe = dataclasses.replace(given, model=model)
+    recipe: AnyRecipe = _whole(options)
+    notes = reasons(options.choices, recipe) if isinstance(recipe, Recipe) else ()
     try:
         with training_progress(terminal, recipe.run.evaluate_every) as listener:
-            done = train(options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listener)
+            done = train(
+                options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listener, notes=notes
+            )
     except KeyboardInterrupt as error:
-        error.args = (_how_to_go_on(options),)
+        command = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
+        error.args = (how_to_go_on(options.out, command),)
         raise
     document = {"run": done.folder, "model": done.folder / "model", "figures": done.figures}
     return Outcome(document, text=_ending(options, done.figures))
@@ -102,9 +156,10 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 def _base(deciding: _Deciding, *, helping: bool = False) -> AnyRecipe:
     """The recipe whose values are the defaults; to show them, no other model is looked up."""
     own = Path(deciding.out) / "recipe.toml"
+    task = task_with(deciding.task, masks=deciding.masks)
     if not deciding.recipe and deciding.resume and deciding.out and own.is_file():
-        return recipes.read(own, of_task(deciding.task, own))
-    usual = of_task(deciding.task, deciding.recipe or None)
+        return recipes.read(own, of_task(task, own))
+    usual = of_task(task, deciding.recipe or None)
     named = recipes.read(deciding.recipe, usual) if deciding.recipe else None
     init = deciding.init or (named.model.init if named else "")
     if init and not deciding.model and not (named and named.model.model) and not helping:
@@ -118,7 +173,11 @@ def _ending(options: Options, figures: dict[str, float]) -> str:
     out, data = shell(options.out), shell(options.data)
     if isinstance(options.recipe, EpisodeRecipe):
         return _ending_of_episodes(options, figures)
-    found = f"Best AP {share(figures['AP'])} (AP50 {share(figures['AP50'])})" if figures else "Trained"
+    if "mask_AP" in figures:
+        parts = [("PQ", "PQ"), ("mask_AP", "mask AP"), ("mask_AP50", "mask AP50"), ("AP", "box AP")]
+        found = "Best " + ", ".join(f"{said} {share(figures[name])}" for name, said in parts if name in figures)
+    else:
+        found = f"Best AP {share(figures['AP'])} (AP50 {share(figures['AP50'])})" if figures else "Trained"
     return (
         f"{found}. The model lies in {options.out / 'model'}; plots, samples and metrics beside it.\n"
         f"Look at it:  detrkit evaluate {out} {data} --report {shell(options.out / 'report')}\n"
@@ -137,10 +196,3 @@ def _ending_of_episodes(options: Options, figures: dict[str, float]) -> str:
         f"Use it:      detrkit find {out} --example IMAGE LEFT TOP RIGHT BOTTOM IMAGES --out "
         f"{shell(options.out / 'found')}"
     )
-
-
-def _how_to_go_on(options: Options) -> str:
-    if not (options.out / "checkpoints" / "last").is_dir():
-        return "Interrupted before the first checkpoint; there is nothing to go on from."
-    command = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
-    return f"Interrupted. Go on from the last checkpoint with: {command}"

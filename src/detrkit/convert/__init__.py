@@ -13,15 +13,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detrkit.convert.huggingface import HUGGINGFACE_WEIGHTS, is_huggingface, read_folder, to_huggingface
+from detrkit.convert.huggingface import HUGGINGFACE_WEIGHTS, is_huggingface, read_folder
 from detrkit.convert.keys import rename, rename_back, shortened
-from detrkit.convert.reading import Conversion, Source, preset_of, understand
+from detrkit.convert.reading import Attention, Conversion, preset_of, understand
+from detrkit.convert.recognition import Source
 from detrkit.convert.report import FATES, Fate, counts, exceptions, summarise
+from detrkit.convert.writing import to_huggingface
 from detrkit.errors import ModelError
 from detrkit.nn.weights import WRAPPERS, read_checkpoint
 
 __all__ = [
     "FATES",
+    "Attention",
     "Conversion",
     "Fate",
     "counts",
@@ -42,12 +45,19 @@ __all__ = [
 _ARGUMENTS = {"nheads": "heads", "dilation": "dilated"}
 
 
-def read(source: str | Path | Mapping[str, Any], **overrides: Any) -> Conversion:
+def read(
+    source: str | Path | Mapping[str, Any], *, mask_attention: Attention | None = None, **overrides: Any
+) -> Conversion:
     """The model that weights of others are, and what became of each tensor.
+
+    Where a mask head is among them, `Conversion.segmenter` holds the model with it.
 
     Args:
         source: a weight file (`detrkit.nn.weights.ENDINGS`), a Hugging Face folder, or a state dict, which may stand in
             a training checkpoint.
+        mask_attention: over what the attention maps of a mask head are normalised, which tensors do not show. None:
+            `joint`, as in the official DETR and in `transformers`, but `per-head` for official weights of a pre-norm
+            model, which UP-DETR's are; of official weights this is told as `assumed`.
         **overrides: config fields that tensors do not show, such as `dilated=True` for a DC5 model or `heads`; Hugging
             Face folders and most training checkpoints say these themselves, and what nobody said is told as `assumed`.
             Another `num_classes` than the weights'
@@ -56,16 +66,18 @@ def read(source: str | Path | Mapping[str, Any], **overrides: Any) -> Conversion
     Raises:
         ModelError: a file that cannot be read or holds code, tensors that no variant knows, that are missing or that
             have other shapes, each named as the source names it.
-        UsageError: overrides that are not fields of the config, or backbones that are not known.
+        UsageError: overrides that are not fields of the config, backbones that are not known, a `mask_attention` that
+            there is not, or one of weights without a mask head.
     """
-    return understand(_open(source), overrides)
+    return understand(_open(source), overrides, mask_attention)
 
 
 def from_official(state_dict: Mapping[str, Any], **overrides: Any) -> nn.Module:
     """A model with the weights of an official checkpoint; the architecture is read off keys and shapes.
 
     The labels of official models are their data set's ids themselves: 91 for COCO, where eleven are never used. DETR's
-    class head has a row more, for no-object, which `num_classes` does not count.
+    class head has a row more, for no-object, which `num_classes` does not count. Of a segmentation model this is the
+    detector; `read(state_dict).segmenter` has the mask head, too.
 
     Args:
         state_dict: tensors by official key, or a training checkpoint that holds them under `model`.
@@ -80,6 +92,8 @@ def from_official(state_dict: Mapping[str, Any], **overrides: Any) -> nn.Module:
 
 def from_huggingface(state_dict_or_folder: Mapping[str, Any] | str | Path, **overrides: Any) -> nn.Module:
     """A model with the weights of a DETR or Conditional DETR of the `transformers` library.
+
+    Of a segmentation model this is the detector; `read(…).segmenter` has the mask head, too.
 
     Args:
         state_dict_or_folder: what `save_pretrained` wrote, or a state dict.

@@ -1,24 +1,19 @@
-"""Model folders of the `transformers` library, read and written without it."""
+"""Model folders of the `transformers` library, read without it."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from detrkit import models
-from detrkit.convert.keys import rename_back
-from detrkit.convert.reading import Source
-from detrkit.errors import Error, ModelError, UsageError
-from detrkit.models._keys import TIMM, HuggingFace
-from detrkit.nn.resnet import ARCHITECTURES
+from detrkit.convert.recognition import Source
+from detrkit.data.coco_names import STUFF
+from detrkit.errors import ModelError
+from detrkit.models._keys import HuggingFace
 from detrkit.nn.weights import read_weight_file
 from detrkit.structures import NORMALIZATION_MEAN, NORMALIZATION_STD, Category
 
@@ -36,23 +31,10 @@ _FIXED_BACKBONE = (
     ("downsample_in_bottleneck", False, "another ResNet than torchvision's"),
 )
 
-_WHOLE = (
-    *("class_cost", "bbox_cost", "giou_cost"),
-    *("cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
-)
-
 _RESCALE = 1 / 255
 
 # Of these, matching and loss may have a weight each there; they change no prediction, and the loss's is ours.
 _OF_THE_LOSS = {"class_weight", "l1_weight", "giou_weight", "no_object_weight", "focal_alpha"}
-
-_PLACES = (
-    "Only post-norm DETR and Conditional DETR with a ResNet, one group of queries and the paper's start of queries "
-    "have a place there."
-)
-
-# Fields that have no name in their config and need none: shapes say the first, and the others change no prediction.
-_WITHOUT_NAME = {"num_classes", "backbone", "stride", "frozen_stages", "focal_gamma", "image_size", "longest"}
 
 
 def is_huggingface(folder: str | Path) -> bool:
@@ -89,53 +71,6 @@ def read_folder(folder: Path) -> Source:
         str(config["model_type"]),
         str(architectures[0]),
     )
-
-
-def to_huggingface(
-    model: nn.Module, folder: str | Path, *, categories: tuple[Category, ...] = (), timm: bool = False
-) -> None:
-    """Write a model as a folder that `transformers` loads: config.json, model.safetensors, preprocessor_config.json.
-
-    What the folder cannot hold is lost, and changes no prediction: the ids of the categories (labels are numbered from
-    0 on there), `frozen_stages`, `focal_gamma`, and weights of the loss that are no whole numbers.
-
-    Args:
-        model: of a variant that `transformers` has, with a ResNet.
-        folder: a new or empty folder.
-        categories: the category table; numbers stand in for it where it is empty.
-        timm: name the backbone's tensors as the timm library does, which `transformers` then needs. Only so can a DC5
-            model be written.
-
-    Raises:
-        Error: the disk is full or cannot be written.
-        ModelError: the model has no place there; names the fields of its config that stand in the way.
-        UsageError: the folder holds something, or the categories are not as many as the model's classes.
-    """
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError("The output folder is not empty", where=folder, remedy="Name a new folder.")
-    known = _place(model, timm)
-    config = _config(model, known, categories, timm)
-    table = (*TIMM, *known.table) if timm else known.table
-    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    tensors = {key: value.contiguous() for key, value in rename_back(state, table).items()}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
-            _write_json(fresh / "config.json", config)
-            _write_json(fresh / "preprocessor_config.json", _preprocessor(model.config, known))
-            for path in fresh.iterdir():
-                path.chmod(0o644)
-            fresh.chmod(0o755)
-            fresh.replace(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-    except OSError as error:
-        raise Error(
-            "The folder cannot be written", where=folder, got=error, remedy="Write to another place."
-        ) from error
 
 
 def _known_as(model_type: str) -> HuggingFace | None:
@@ -252,9 +187,10 @@ def _categories(folder: Path, names: object) -> tuple[Category, ...]:
         )
     if all(name == f"LABEL_{label}" for label, name in table.items()):
         return ()
-    # COCO's ids have gaps, which published models call N/A; names are told apart here.
+    # COCO's ids have gaps, which published models call N/A; names are told apart here. What is stuff is not said there.
     return tuple(
-        Category(label, f"unused-{label}" if table[label] == "N/A" else table[label]) for label in sorted(table)
+        Category(label, f"unused-{label}" if name == "N/A" else name, STUFF.get(label) != name)
+        for label, name in sorted(table.items())
     )
 
 
@@ -272,93 +208,6 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     raise ModelError("The folder holds no weights", where=folder, expected=" or ".join(HUGGINGFACE_WEIGHTS))
 
 
-def _place(model: nn.Module, timm: bool) -> HuggingFace:
-    """How `transformers` holds the model's variant.
-
-    Raises:
-        ModelError: it cannot hold this model.
-    """
-    name = type(model).__module__.rsplit(".", 1)[-1]
-    module = models.variant(name)
-    known = getattr(module, "HUGGINGFACE", None)
-    if known is None:
-        raise ModelError("This variant has no place in transformers", got=name, remedy=_PLACES)
-    config: Any = model.config
-    default = module.Config()
-    named = {*known.fields, *_WITHOUT_NAME}
-    ways = [
-        f"{field.name}={getattr(config, field.name)!r} (there {getattr(default, field.name)!r})"
-        for field in fields(config)
-        if field.name not in named and getattr(config, field.name) != getattr(default, field.name)
-    ]
-    architecture = ARCHITECTURES.get(config.backbone)
-    if architecture is None or architecture.groups:
-        ways.append(f"backbone={config.backbone!r} (there a ResNet with batch norms)")
-    if config.dilated and not timm:
-        ways.append("dilated=True (there only with a backbone of timm: timm=True)")
-    if timm and config.stride != 32:
-        ways.append(f"stride={config.stride} (32 with a backbone of timm)")
-    if ways:
-        raise ModelError("The model has no place in transformers", got=", ".join(ways), remedy=_PLACES)
-    return cast(HuggingFace, known)
-
-
-def _config(model: nn.Module, known: HuggingFace, categories: tuple[Category, ...], timm: bool) -> dict[str, Any]:
-    config: Any = model.config
-    names = [category.name for category in categories] or [f"LABEL_{label}" for label in range(config.num_classes)]
-    if len(names) != config.num_classes:
-        raise UsageError(
-            "The categories do not fit the model", got=f"{len(names)} names", expected=f"{config.num_classes}"
-        )
-    values = {name: getattr(config, ours) for ours, theirs in known.fields.items() for name in theirs}
-    # These are whole numbers there, and a folder with others would not load.
-    weights = {name: values.pop(name) for name in list(values) if name in _WHOLE}
-    return {
-        "architectures": [f"{known.family}ForObjectDetection"],
-        "model_type": known.model_type,
-        **values,
-        **{name: int(value) for name, value in weights.items() if value == int(value)},
-        **_backbone(config, timm),
-        "auxiliary_loss": False,
-        "id2label": {str(label): name for label, name in enumerate(names)},
-        "label2id": {name: label for label, name in enumerate(names)},
-    }
-
-
-def _backbone(config: Any, timm: bool) -> dict[str, Any]:
-    if timm:
-        named = {"backbone": config.backbone, "use_pretrained_backbone": False}
-        return {"use_timm_backbone": True, **named, "backbone_config": None}
-    network = ARCHITECTURES[config.backbone]
-    stages = {4: 1, 8: 2, 16: 3, 32: 4}[config.stride]
-    widths = [width * (4 if network.bottleneck else 1) for width in network.widths[:stages]]
-    return {
-        "use_timm_backbone": False,
-        "backbone_config": {
-            "model_type": "resnet",
-            "layer_type": "bottleneck" if network.bottleneck else "basic",
-            "embedding_size": network.stem,
-            "hidden_sizes": widths,
-            "depths": list(network.blocks[:stages]),
-            "out_features": [f"stage{stages}"],
-        },
-    }
-
-
-def _preprocessor(config: Any, known: HuggingFace) -> dict[str, Any]:
-    return {
-        "image_processor_type": f"{known.family}ImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": config.image_size, "longest_edge": config.longest},
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": list(NORMALIZATION_MEAN),
-        "image_std": list(NORMALIZATION_STD),
-        "do_pad": True,
-        "format": "coco_detection",
-    }
-
-
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -367,7 +216,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError("The file does not hold a JSON object", where=file)
     return content
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")

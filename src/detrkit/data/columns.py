@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detrkit.data.annotations import Annotations, Strings
+from detrkit.data.annotations import Annotations, Masks, Stated, Strings
 from detrkit.data.files import Listing, safe_name, upright_size
-from detrkit.data.problems import EXAMPLES_KEPT, Problems
+from detrkit.data.problems import Problems
+from detrkit.data.segmentations import FINDINGS, MaskColumn
 from detrkit.errors import DataError
+from detrkit.masks import RunLengths
 from detrkit.structures import Category
 
 TOLERANCE = 0.01
@@ -44,7 +46,7 @@ class BoxColumns(NamedTuple):
 
     `images` (m,) rows of the image columns; `boxes` (m, 4) xyxy in 0-based pixels, not yet checked; `labels` (m,) rows
     of the category table; `areas` (m,) with NaN where unknown; `crowd` and `difficult` (m,) bool; `where(row)` tells
-    the place of a box in its file, for messages.
+    the place of a box in its file, for messages; `masks` are those of the same objects, where they were asked for.
     """
 
     images: np.ndarray
@@ -54,14 +56,28 @@ class BoxColumns(NamedTuple):
     crowd: np.ndarray
     difficult: np.ndarray
     where: Callable[[int], str]
+    masks: MaskColumn | None = None
+
+    def select(self, rows: np.ndarray) -> BoxColumns:
+        """Some of the boxes, in the order that is asked for."""
+        return BoxColumns(
+            self.images[rows],
+            self.boxes[rows],
+            self.labels[rows],
+            self.areas[rows],
+            self.crowd[rows],
+            self.difficult[rows],
+            lambda row: self.where(int(rows[row])),
+            None if self.masks is None else MaskColumn(self.masks.masks[rows], self.masks.findings[rows]),
+        )
 
 
 def count_rows(problems: Problems, kind: str, rows: np.ndarray, where: Callable[[int], str]) -> None:
     """Count a problem once for each row, naming the first few places."""
-    for row in rows[:EXAMPLES_KEPT]:
+    for row in rows[: problems.kept]:
         problems.add(kind, where(int(row)))
-    if len(rows) > EXAMPLES_KEPT:
-        problems.add(kind, where(int(rows[EXAMPLES_KEPT])), len(rows) - EXAMPLES_KEPT)
+    if len(rows) > problems.kept:
+        problems.add(kind, where(int(rows[problems.kept])), len(rows) - problems.kept)
 
 
 def build(
@@ -112,8 +128,10 @@ def build(
     rows = rows[np.argsort(boxes.images[rows], kind="stable")]
     box_sizes = sizes[boxes.images[rows]]
     clean, good, repaired = sanitise(boxes.boxes[rows], box_sizes, problems, lambda row: boxes.where(int(rows[row])))
+    mended = _mended(boxes, rows, new_row, good, repaired)
     rows, clean, repaired = rows[good], clean[good], repaired[good]
     counts = np.bincount(new_row[boxes.images[rows]], minlength=len(kept_images))
+    masks = None if boxes.masks is None else _masks(boxes, rows, problems)
     return Annotations(
         root=root,
         file_names=Strings(names if len(kept_images) == len(names) else (names[row] for row in kept_images)),
@@ -122,13 +140,38 @@ def build(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=clean,
         labels=boxes.labels[rows].astype(np.int64),
-        areas=_areas(boxes.areas[rows], clean, repaired),
+        areas=_areas(boxes.areas[rows], masks, clean, repaired),
         crowd=boxes.crowd[rows].astype(bool),
         difficult=boxes.difficult[rows].astype(bool),
         categories=tuple(categories),
         problems=problems,
         source=source,
+        masks=masks,
+        mended=mended,
     )
+
+
+def _masks(boxes: BoxColumns, rows: np.ndarray, problems: Problems) -> Masks | None:
+    """The masks of the boxes that are left, and what is wrong with them; None where the file has none at all."""
+    assert boxes.masks is not None
+    findings = boxes.masks.findings[rows]
+    if len(rows) and (findings == FINDINGS.index("missing-mask")).all():
+        return None
+    for number, kind in enumerate(FINDINGS[1:], 1):
+        count_rows(problems, kind, np.flatnonzero(findings == number), lambda row: boxes.where(int(rows[row])))
+    return boxes.masks.masks[rows] if not len(rows) or (findings == 0).any() else None
+
+
+def _mended(
+    boxes: BoxColumns, rows: np.ndarray, new_row: np.ndarray, good: np.ndarray, repaired: np.ndarray
+) -> Stated | None:
+    """What the file states of the boxes that `sanitise` changed or refused; `rows` are those that it was given."""
+    if good.all() and not repaired.any():
+        return None
+    touched = np.flatnonzero(~good | repaired)
+    became = np.where(good, np.cumsum(good) - 1, -1)[touched]
+    stated = rows[touched]
+    return Stated(new_row[boxes.images[stated]], boxes.boxes[stated].astype(np.float64), boxes.labels[stated], became)
 
 
 def sanitise(
@@ -164,8 +207,11 @@ def sanitise(
     return np.concatenate([cut_low, cut_high], 1), good, inverted | outside
 
 
-def _areas(stated: np.ndarray, boxes: np.ndarray, repaired: np.ndarray) -> np.ndarray:
-    """The stated area where there is a sensible one, else the box's; a cut box cannot hold more than itself."""
+def _areas(stated: np.ndarray, masks: Masks | None, boxes: np.ndarray, repaired: np.ndarray) -> np.ndarray:
+    """The stated area where there is a sensible one, else the mask's, else the box's; a cut box cannot hold more than
+    itself."""
+    if isinstance(masks, RunLengths) and not (stated > 0).all():
+        stated = np.where(stated > 0, stated, masks.areas())
     side = boxes[:, 2:] - boxes[:, :2]
     of_box = side[:, 0] * side[:, 1]
     areas = np.where(np.isfinite(stated) & (stated > 0), stated, of_box).astype(np.float64)
@@ -252,6 +298,11 @@ def with_categories(annotations: Annotations, categories: Sequence[Category]) ->
         lambda row: f"{annotations.source}: category {names[annotations.labels[row]]!r}",
     )
     counts = np.concatenate([[0], np.cumsum(good)])[annotations.offsets]
+    mended = annotations.mended
+    if mended is not None:
+        mended = mended.select(table[mended.labels] >= 0)
+        mended = mended._replace(labels=table[mended.labels])
+        mended = mended.follow(np.arange(len(annotations)), np.where(good, np.cumsum(good) - 1, -1))
     return replace(
         annotations,
         offsets=counts.astype(np.int64),
@@ -263,4 +314,5 @@ def with_categories(annotations: Annotations, categories: Sequence[Category]) ->
         masks=None if annotations.masks is None else annotations.masks[np.flatnonzero(good)],
         categories=tuple(categories),
         problems=problems,
+        mended=mended,
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
 from detrkit.data.images import MAX_PIXELS, open_image
-from detrkit.data.transforms import Evaluation, Sample, to_tensor
+from detrkit.data.transforms import Evaluation, Sample, sample_masks, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Target
 
@@ -117,6 +118,25 @@ def boxes_in_file(
     return cut, np.all(cut[:, 2:] > cut[:, :2], 1)
 
 
+def masks_in_file(masks: Bool[np.ndarray, "t h w"], actual: tuple[int, int]) -> Bool[np.ndarray, "t _ _"]:
+    """Bring masks into the frame of the image file, as `boxes_in_file` does with boxes: scaled, or cut and filled up.
+
+    Args:
+        masks: in pixels of the annotated image.
+        actual: height and width of the upright image in the file.
+    """
+    _, height, width = masks.shape
+    if (height, width) == actual or not len(masks):
+        return masks if len(masks) else np.zeros((0, *actual), bool)
+    y_factor, x_factor = actual[0] / height, actual[1] / width
+    if abs(x_factor / y_factor - 1) < SAME_ASPECT:
+        return sample_masks(masks, actual, (0, 0, *actual))
+    filled = np.zeros((len(masks), *actual), bool)
+    part = masks[:, : actual[0], : actual[1]]
+    filled[:, : part.shape[1], : part.shape[2]] = part
+    return filled
+
+
 def annotated_frame(annotated: tuple[int, int], actual: tuple[int, int]) -> tuple[int, int]:
     """The size in which boxes of an image are stated, the inverse of what `boxes_in_file` believes; height, width.
 
@@ -134,7 +154,8 @@ class DetectionDataset(Dataset[TrainingItem]):
     """Training examples from annotations, augmented.
 
     The random numbers of an example depend on (seed, epoch, index) alone, so the number of workers, the batch it falls
-    into, and an interruption of the run change nothing. Crowd boxes are no targets; difficult ones are. An image
+    into, and an interruption of the run change nothing. Crowd boxes are no targets; difficult ones are. Where the
+    annotations have masks, so have the targets. An image
     that cannot be read is replaced by another, which the example says; the same one for the same key.
 
     Args:
@@ -188,9 +209,9 @@ class DetectionDataset(Dataset[TrainingItem]):
             sample = self.transform(sample, rng)
         width, height = sample.image.size
         boxes = torch.from_numpy(sample.boxes / (width, height, width, height))
-        target = Target(
-            torch.from_numpy(sample.labels), xyxy_to_cxcywh(boxes).float(), str(self.annotations.path(index))
-        )
+        masks = None if sample.masks is None else torch.from_numpy(np.ascontiguousarray(sample.masks))
+        name = str(self.annotations.path(index))
+        target = Target(torch.from_numpy(sample.labels), xyxy_to_cxcywh(boxes).float(), name, masks)
         return TrainingItem(to_tensor(sample.image), target, " | ".join(failures))
 
     def _sample(self, index: int, image: Image.Image) -> Sample:
@@ -198,4 +219,8 @@ class DetectionDataset(Dataset[TrainingItem]):
         height, width = (int(side) for side in self.annotations.image_sizes[index])
         boxes, kept = boxes_in_file(self.annotations.boxes[rows], (height, width), (image.height, image.width))
         kept &= ~self.annotations.crowd[rows]
-        return Sample(image, boxes[kept], self.annotations.labels[rows][kept])
+        masks = None
+        if self.annotations.masks is not None:
+            encoded = self.annotations.masks.encoded(rows)[kept]
+            masks = masks_in_file(encoded.decode(), (image.height, image.width))
+        return Sample(image, boxes[kept], self.annotations.labels[rows][kept], masks)

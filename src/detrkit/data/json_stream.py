@@ -20,7 +20,7 @@ CHUNK_BYTES = 1 << 20
 
 # Polygons (a list of flat lists) and run lengths (a flat list). No quote can stand inside either, so the cut can never
 # begin or end within a string; possessive quantifiers keep the search linear in whatever a broken file holds.
-_POLYGONS = re.compile(r'"segmentation"\s*+:\s*+\[\s*+(?:\[[^]"]*+\]\s*+,?+\s*+)*+\]')
+_POLYGONS = re.compile(r'"segmentation"\s*+:\s*+\[\s*+(?:\[[^]["]*+\]\s*+,?+\s*+)*+\]')
 _RUN_LENGTHS = re.compile(r'"counts"\s*+:\s*+\[[^]\["]*+\]')
 _SEPARATOR = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -32,8 +32,9 @@ _LONGEST_LITERAL = 16
 class _Window:
     """The part of the text that is in memory, and how far it has been read."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: IO[bytes], whole: bool = False):
         self.file = file
+        self.whole = whole
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")("strict")
         self.parser = json.JSONDecoder()
         self.text = ""
@@ -50,9 +51,9 @@ class _Window:
         piece = self.file.read(self.chunk)
         self.ended = not piece
         text = self.text[self.position :] + self.decoder.decode(piece, self.ended)
-        if '"segmentation"' in text:
+        if not self.whole and '"segmentation"' in text:
             text = _POLYGONS.sub('"segmentation":0', text)
-        if '"counts"' in text:
+        if not self.whole and '"counts"' in text:
             text = _RUN_LENGTHS.sub('"counts":0', text)
         self.text, self.position = text, 0
         return True
@@ -147,14 +148,15 @@ class _Window:
         return batch
 
 
-def read_lists(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, list[Any]]]:
+def read_lists(path: Path, keys: tuple[str, ...], *, whole: bool = False) -> Iterator[tuple[str, list[Any]]]:
     """The items of some lists of a JSON object, in batches, in the order of the file.
 
-    Values named "segmentation" that are polygons, and "counts" that are numbers, arrive as 0.
+    Values named "segmentation" that are polygons, and "counts" that are numbers, arrive as 0 unless `whole`.
 
     Args:
         path: a JSON file whose outermost value is an object, UTF-8 with or without a byte order mark.
         keys: the lists that are wanted; other members are decoded and forgotten.
+        whole: whether polygons and runs are wanted, which takes several times as long.
 
     Yields:
         The key and some of its items; each key that the object has comes at least once, if with no items.
@@ -165,7 +167,7 @@ def read_lists(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, list[An
     place = "the beginning"
     try:
         with path.open("rb") as file:
-            window = _Window(file)
+            window = _Window(file, whole)
             if window.peek() != "{":
                 raise ValueError("the outermost value is not an object {…}")
             window.position += 1

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
 from detrkit.data.images import MAX_PIXELS, open_image
+from detrkit.data.packing import PackedMasks
 from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Batch, Target
@@ -139,12 +141,13 @@ class _Packed(NamedTuple):
     labels: list[np.ndarray]
     boxes: list[np.ndarray]
     names: list[str]
+    masks: list[PackedMasks | None]
     replaced: tuple[str, ...]
 
     def unpacked(self) -> LoadedBatch:
         targets = tuple(
-            Target(torch.from_numpy(labels), torch.from_numpy(boxes), name)
-            for labels, boxes, name in zip(self.labels, self.boxes, self.names, strict=True)
+            Target(torch.from_numpy(labels), torch.from_numpy(boxes), name, None if masks is None else masks.unpacked())
+            for labels, boxes, name, masks in zip(self.labels, self.boxes, self.names, self.masks, strict=True)
         )
         return LoadedBatch(Batch(self.images, self.padding, targets), tuple(self.replaced))
 
@@ -171,6 +174,7 @@ class _PackTargets:
             [item.target.labels.numpy() for item in items],
             [item.target.boxes.numpy() for item in items],
             [item.target.name for item in items],
+            [PackedMasks.of(item.target.masks) for item in items],
             tuple(item.replaced for item in items if item.replaced),
         )
 
@@ -341,13 +345,21 @@ def _worker_settings(workers: int) -> dict[str, Any]:
     if workers > 0:
         # Forked workers share the annotation arrays. PyTorch itself limits each worker to one thread.
         settings["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
-        settings["worker_init_fn"] = _ignore_interrupts
+        settings["worker_init_fn"] = _leave_signals_to_the_parent
     return settings
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C goes to every process of a terminal; the parent alone answers it, and ends its workers."""
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C goes to every process of a terminal, and SIGTERM often to all of a job; the parent alone answers them.
+
+    It ends its workers when it is done. Should one not listen, a second SIGTERM ends it.
+    """
+
+    def pass_over(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, pass_over)
 
 
 def _unchanged(item: Any) -> Any:
@@ -360,12 +372,23 @@ def _survived(iterator: Iterator[Any]) -> Iterator[Any]:
             item = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if not any(sign in str(error) for sign in _DEATH):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it died while it sent a batch
+            if (death := death_of_worker(error)) is None:
                 raise
-            raise UsageError(
-                "A process that loads images died or gave no answer",
-                got=str(error).splitlines()[0],
-                remedy="Often memory has run out: use fewer workers, or more shared memory (docker run --shm-size).",
-            ) from error
+            raise death from error
         yield item
+
+
+def death_of_worker(error: Exception) -> UsageError | None:
+    """What to say where a worker died; None where the error is another one.
+
+    PyTorch raises it wherever the main process happens to be when the worker's death is noticed.
+    """
+    broke_off = isinstance(error, ConnectionError | EOFError)
+    if not broke_off and not any(sign in str(error) for sign in _DEATH):
+        return None
+    return UsageError(
+        "A process that loads images died or gave no answer",
+        got="it exited unexpectedly" if broke_off else str(error).splitlines()[0],
+        remedy="Often memory has run out: use fewer workers, or more shared memory (docker run --shm-size).",
+    )

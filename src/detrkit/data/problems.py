@@ -7,7 +7,10 @@ the policy. `noted`: told, and nothing else. `repaired`: mended and kept. `dropp
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -43,6 +46,11 @@ POLICIES: dict[str, Policy] = {
     "non-finite-box": Policy("dropped", "a box has a coordinate that is NaN or infinite"),
     "malformed-box": Policy("dropped", "a box does not consist of four numbers"),
     "malformed-annotation": Policy("dropped", "an annotation lacks a readable image or category id"),
+    "missing-mask": Policy("noted", "an object has no mask, though others have; its box is used"),
+    "missing-mask-file": Policy("noted", "a picture of masks does not exist; its objects have none"),
+    "unreadable-mask-file": Policy("dropped", "a picture of masks cannot be read; what it holds is left out"),
+    "malformed-mask": Policy("dropped", "a mask cannot be understood, or does not fit its image; its object stays"),
+    "mask-size-mismatch": Policy("dropped", "a mask is of another size than its image, and left out"),
     "polygon-label": Policy("repaired", "a label is a polygon and is taken as the box around it"),
     "zero-based-voc": Policy("noted", "coordinates below 1 show that the files count from 0; nothing is subtracted"),
     "malformed-line": Policy("dropped", "a line of a label file cannot be understood"),
@@ -54,14 +62,28 @@ POLICIES: dict[str, Policy] = {
 }
 
 EXAMPLES_KEPT = 20
+"""Places that are kept of each kind, unless all are asked for."""
+
+_KEPT: ContextVar[int] = ContextVar("places kept of each kind of problem", default=EXAMPLES_KEPT)
+
+
+@contextmanager
+def every_place() -> Iterator[None]:
+    """Within it, what is read keeps every place of a problem and not only the first ones: for a log of each change."""
+    token = _KEPT.set(sys.maxsize)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 @dataclass
 class Problems:
-    """Counts of problems by kind, each with the first places where it occurred."""
+    """Counts of problems by kind, each with the first `kept` places where it occurred."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    kept: int = field(default_factory=_KEPT.get)
 
     def add(self, kind: str, where: str, count: int = 1) -> None:
         """Count a problem of `kind` at `where` (file, line, annotation id).
@@ -74,7 +96,7 @@ class Problems:
             raise DataError(f"{kind}: {policy.meaning}", where=where, remedy="Mend the file and try again.")
         self.counts[kind] = self.counts.get(kind, 0) + count
         kept = self.examples.setdefault(kind, [])
-        if len(kept) < EXAMPLES_KEPT:
+        if len(kept) < self.kept:
             kept.append(where)
 
     def merge(self, other: Problems) -> None:
@@ -82,7 +104,7 @@ class Problems:
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
             kept = self.examples.setdefault(kind, [])
-            kept.extend(other.examples[kind][: EXAMPLES_KEPT - len(kept)])
+            kept.extend(other.examples[kind][: self.kept - len(kept)])
 
     def lines(self) -> Iterator[str]:
         """A sentence for each kind: how many, what was done, what it means, and an example."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from PIL import Image
 from torch import Tensor
 
@@ -32,11 +32,14 @@ _HUE_DEGREES = 18
 
 
 class Sample(NamedTuple):
-    """An image with its boxes: `boxes` (t, 4) float64, xyxy in pixels of this image; `labels` (t,) int64."""
+    """An image with its boxes: `boxes` (t, 4) float64, xyxy in pixels of this image; `labels` (t,) int64; `masks`
+    (t, height, width) bool of this image where they are asked for, one without any pixel where it is not known.
+    """
 
     image: Image.Image
     boxes: np.ndarray
     labels: np.ndarray
+    masks: np.ndarray | None = None
 
 
 class TrainingSizes(NamedTuple):
@@ -112,21 +115,42 @@ def resize(sample: Sample, height: int, width: int) -> Sample:
         return sample
     factors = np.array([width / old_width, height / old_height] * 2)
     image = sample.image.resize((width, height), Image.Resampling.BILINEAR)
-    return Sample(image, sample.boxes * factors, sample.labels)
+    masks = None if sample.masks is None else sample_masks(sample.masks, (height, width), (0, 0, height, width))
+    return Sample(image, sample.boxes * factors, sample.labels, masks)
+
+
+def sample_masks(
+    masks: Bool[np.ndarray, "t h w"], size: tuple[int, int], region: tuple[int, int, int, int]
+) -> Bool[np.ndarray, "t _ _"]:
+    """A region of scaled masks: each pixel is the one that lies under its centre.
+
+    Args:
+        masks: of an image.
+        size: height and width of the whole image after scaling, in pixels.
+        region: top, left, height and width within the scaled image, in pixels.
+    """
+    top, left, height, width = region
+    rows = ((top + np.arange(height) + 0.5) * (masks.shape[1] / size[0])).astype(np.int64).clip(0, masks.shape[1] - 1)
+    columns = (
+        ((left + np.arange(width) + 0.5) * (masks.shape[2] / size[1])).astype(np.int64).clip(0, masks.shape[2] - 1)
+    )
+    return masks[:, rows[:, None], columns]
 
 
 def flip_horizontally(sample: Sample) -> Sample:
     """Left becomes right."""
     width = sample.image.width
     boxes = sample.boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (width, 0, width, 0)
-    return Sample(sample.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes, sample.labels)
+    masks = None if sample.masks is None else sample.masks[:, :, ::-1]
+    return Sample(sample.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes, sample.labels, masks)
 
 
 def flip_vertically(sample: Sample) -> Sample:
     """Top becomes bottom."""
     height = sample.image.height
     boxes = sample.boxes[:, [0, 3, 2, 1]] * (1, -1, 1, -1) + (0, height, 0, height)
-    return Sample(sample.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), boxes, sample.labels)
+    masks = None if sample.masks is None else sample.masks[:, ::-1]
+    return Sample(sample.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), boxes, sample.labels, masks)
 
 
 def turn(sample: Sample, quarters: int) -> Sample:
@@ -134,7 +158,8 @@ def turn(sample: Sample, quarters: int) -> Sample:
     for _ in range(quarters % 4):
         width = sample.image.width
         boxes = sample.boxes[:, [1, 2, 3, 0]] * (1, -1, 1, -1) + (0, width, 0, width)
-        sample = Sample(sample.image.transpose(Image.Transpose.ROTATE_90), boxes, sample.labels)
+        masks = None if sample.masks is None else np.rot90(sample.masks, axes=(1, 2))
+        sample = Sample(sample.image.transpose(Image.Transpose.ROTATE_90), boxes, sample.labels, masks)
     return sample
 
 
@@ -172,7 +197,8 @@ def resize_and_crop(
     cut = np.clip(moved, 0, (width, height, width, height))
     kept = np.all(cut[:, 2:] > cut[:, :2], 1)
     kept &= np.prod(cut[:, 2:] - cut[:, :2], 1) >= min_visible * np.prod(moved[:, 2:] - moved[:, :2], 1)
-    return Sample(image, cut[kept], sample.labels[kept])
+    masks = None if sample.masks is None else sample_masks(sample.masks[kept], size, region)
+    return Sample(image, cut[kept], sample.labels[kept], masks)
 
 
 def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detrkit.data.annotations import Annotations
-from detrkit.evaluation.columns import flatten
+from detrkit.evaluation.columns import flatten, only_things
 from detrkit.evaluation.matching import match, overlapping_pairs
 from detrkit.structures import Detections
 
@@ -22,7 +22,7 @@ class ImageScore:
         f1: harmonic mean of precision and recall; NaN where nothing was to be found and nothing was.
         right: detections that found a box of their class.
         wrong: (n,) bool over all detections of the image: shown, but wrong or second.
-        missed: (t,) bool over its ground truth without crowd boxes: not found.
+        missed: (t,) bool over its ground truth without crowds and stuff: not found.
     """
 
     index: int
@@ -38,25 +38,30 @@ class ImageScore:
 
 
 def score_images(annotations: Annotations, detections: Sequence[Detections], threshold: float) -> list[ImageScore]:
-    """Score every image; detections below `threshold` are left out.
+    """Score every image; detections below `threshold` and stuff are left out.
 
     Raises:
         DataError: detections that do not belong to the annotations.
     """
-    found = flatten(annotations, detections)
+    everything = flatten(annotations, detections)
+    annotations, found = only_things(annotations, everything)
     matches = match(annotations, found, overlapping_pairs(annotations, found))
     shown = (found.scores >= threshold) & ~matches.ignored
     hit = np.zeros(len(annotations.boxes), bool)
     hit[matches.truth[shown & matches.right]] = True
-    ends = np.searchsorted(found.images, np.arange(len(annotations) + 1))
+    is_thing = np.array([category.is_thing for category in annotations.categories], bool)[everything.labels]
+    false = np.zeros(len(everything.labels), bool)
+    false[is_thing] = shown & ~matches.right
+    ends = np.searchsorted(everything.images, np.arange(len(annotations) + 1))
+    right = np.bincount(found.images[shown & matches.right], minlength=len(annotations))
     scored = []
     for index in range(len(annotations)):
-        here, rows = slice(int(ends[index]), int(ends[index + 1])), annotations.rows(index)
-        wrong = shown[here] & ~matches.right[here]
+        rows = annotations.rows(index)
+        wrong = false[ends[index] : ends[index + 1]]
         missed = ~hit[rows][~annotations.crowd[rows]]
-        right = int((shown[here] & matches.right[here]).sum())
-        total = 2 * right + int(wrong.sum()) + int(missed.sum())
-        scored.append(ImageScore(index, 2 * right / total if total else float("nan"), right, wrong, missed))
+        hits = int(right[index])
+        total = 2 * hits + int(wrong.sum()) + int(missed.sum())
+        scored.append(ImageScore(index, 2 * hits / total if total else float("nan"), hits, wrong, missed))
     return scored
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from html import escape
@@ -11,8 +10,20 @@ from typing import NamedTuple
 
 from detrkit.evaluation.images import ImageScore
 from detrkit.evaluation.run import Metrics
+from detrkit.visualize.page import document, embed
 
-HEADLINES = (("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"), ("AR100", "AR100"))
+HEADLINES = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "AR100": "AR100",
+    "mask_AP": "AP of masks",
+    "mask_AP50": "AP50 of masks",
+    "PQ": "PQ",
+    "PQ_things": "PQ of things",
+    "PQ_stuff": "PQ of stuff",
+}
+"""The figures on top of the page, those of them that there are, and what they are called there."""
 
 MEANINGS = {
     "AP": "mean over IoU 0.50 to 0.95: found, and outlined exactly",
@@ -29,41 +40,12 @@ MEANINGS = {
     "ARl": "AR100 of large objects",
     "VOC07": "Pascal VOC 2007 average precision, 11 recalls",
     "VOC12": "Pascal VOC 2012 average precision, all recalls",
+    "PQ": "panoptic quality, SQ × RQ in each class: each pixel to the right segment",
+    "SQ": "segmentation quality: mean overlap (IoU) of the segments found",
+    "RQ": "recognition quality: F1 of finding a segment, with an overlap above 0.50",
 }
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1f2428; --soft: #5b6570; --line: #dfe3e8; --paper: #fff; --card: #f6f8fa;
-  --bar: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa5b1; --line: #363d45; --paper: #15191d;
-  --card: #1e242a; --bar: #56b4e9; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
-h2 { font-size: 1.3rem; margin: 2.8rem 0 .5rem; }
-p { max-width: 48rem; margin: .4rem 0 1rem; }
-.soft, figcaption, dt { color: var(--soft); }
-dl.headline { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 1.4rem 0; }
-dl.headline div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
-dl.headline dd { margin: 0; font-size: 1.8rem; font-weight: 650; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .5rem; }
-th, td { padding: .4rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td.words { text-align: left; white-space: normal; }
-thead th { color: var(--soft); font-weight: 600; }
-tbody th { font-weight: 600; }
-td.ap { background: linear-gradient(to right, color-mix(in srgb, var(--bar) 24%, transparent) var(--share),
-  transparent var(--share)); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; align-items: start; }
-.plots img { width: 100%; background: #fff; border: 1px solid var(--line); border-radius: .6rem; padding: .5rem; }
-figure { margin: 0 0 1.4rem; }
-figure img { width: 100%; height: auto; display: block; border: 1px solid var(--line); border-radius: .4rem; }
-figcaption { padding: .35rem .1rem; overflow-wrap: anywhere; }
-figcaption strong { color: var(--ink); }
-.note { background: var(--card); border-left: 4px solid var(--bar); padding: .6rem 1rem; border-radius: .3rem; }
-@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
-"""
+KINDS = {"_things": "of things alone", "_stuff": "of stuff alone"}
 
 
 class Example(NamedTuple):
@@ -88,6 +70,7 @@ def page(metrics: Metrics, title: str, plots: Sequence[Path], best: Sequence[Exa
     sections = [
         _summary(metrics, title),
         _classes(metrics),
+        _segments(metrics),
         _plots(plots),
         _examples(
             "Worst images",
@@ -97,18 +80,14 @@ def page(metrics: Metrics, title: str, plots: Sequence[Path], best: Sequence[Exa
         _examples("Best images", "The highest F1 first.", best),
         _all_figures(metrics),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, sections)
 
 
 def _summary(metrics: Metrics, title: str) -> str:
     cards = "".join(
-        f"<div><dt>{label}</dt><dd>{_figure(metrics.figures[name])}</dd></div>" for name, label in HEADLINES
+        f"<div><dt>{label}</dt><dd>{_figure(metrics.figures[name])}</dd></div>"
+        for name, label in HEADLINES.items()
+        if name in metrics.figures
     )
     shown = int(metrics.confusion[:, :-1].sum())
     right = int(metrics.confusion.diagonal().sum())
@@ -126,15 +105,17 @@ def _summary(metrics: Metrics, title: str) -> str:
 
 
 def _classes(metrics: Metrics) -> str:
+    has_masks = "mask_AP" in metrics.figures
     rows = []
-    for one in metrics.per_class:
-        share = 0 if math.isnan(one.ap50) else 100 * one.ap50
+    for one in metrics.things:
+        masks = f"<td>{_figure(one.mask_ap)}</td>{_bar(one.mask_ap50)}" if has_masks else ""
         rows.append(
             f'<tr><th scope="row">{escape(one.name)}</th><td>{one.boxes:,}</td><td>{_figure(one.ap)}</td>'
-            f'<td class="ap" style="--share:{share:.1f}%">{_figure(one.ap50)}</td><td>{_figure(one.precision)}</td>'
+            f"{_bar(one.ap50)}{masks}<td>{_figure(one.precision)}</td>"
             f"<td>{_figure(one.recall)}</td><td>{_figure(one.f1)}</td><td>{_figure(one.threshold)}</td></tr>"
         )
-    heads = ("Class", "Objects", "AP", "AP50", "Precision", "Recall", "F1", "Threshold")
+    masks_head = ("AP of masks", "AP50 of masks") if has_masks else ()
+    heads = ("Class", "Objects", "AP", "AP50", *masks_head, "Precision", "Recall", "F1", "Threshold")
     return (
         '<h2>Classes</h2>\n<div class="scroll"><table><caption>Precision, recall and F1 hold at the score threshold of '
         "the last column, which is the best one for that class on these images. A dash means: no object of this class "
@@ -146,6 +127,26 @@ def _classes(metrics: Metrics) -> str:
     )
 
 
+def _segments(metrics: Metrics) -> str:
+    if not metrics.panoptic:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(one.name)}</th><td>{"thing" if one.is_thing else "stuff"}</td>'
+        f"<td>{one.segments:,}</td>{_bar(one.pq)}<td>{_figure(one.sq)}</td><td>{_figure(one.rq)}</td>"
+        f"<td>{one.missed:,}</td><td>{one.false:,}</td></tr>"
+        for one in metrics.panoptic
+        if not math.isnan(one.pq)
+    )
+    heads = ("Class", "Kind", "Segments", "PQ", "SQ", "RQ", "Missed", "False")
+    return (
+        '<h2>Segments</h2>\n<div class="scroll"><table><caption>Panoptic quality (PQ) is how exactly segments are '
+        "outlined (SQ) times how well they are found (RQ). Classes without any segment, true or predicted, are left "
+        "out.</caption><thead><tr>"
+        + "".join(f'<th scope="col">{head}</th>' for head in heads)
+        + f"</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
 def _plots(plots: Sequence[Path]) -> str:
     if not plots:
         return (
@@ -153,7 +154,7 @@ def _plots(plots: Sequence[Path]) -> str:
             "Install it with <code>pip install 'detrkit[plot]'</code> and evaluate again.</p>"
         )
     images = "".join(
-        f'<img alt="{escape(path.stem.replace("_", " "))}" src="{_embed(path.read_bytes(), "png")}">' for path in plots
+        f'<img alt="{escape(path.stem.replace("_", " "))}" src="{embed(path.read_bytes(), "png")}">' for path in plots
     )
     return f'<h2>Curves and confusions</h2>\n<div class="plots">{images}</div>'
 
@@ -169,7 +170,7 @@ def _examples(heading: str, words: str, examples: Sequence[Example]) -> str:
             shown = f'<p class="note">This image cannot be shown. {escape(example.trouble)}</p>'
         else:
             alt = f"{name}: ground truth left, predictions right. {said}"
-            shown = f'<img alt="{alt}" loading="lazy" src="{_embed(example.jpeg, "jpeg")}">'
+            shown = f'<img alt="{alt}" loading="lazy" src="{embed(example.jpeg, "jpeg")}">'
         caption = f"<strong>F1 {example.score.f1:.2f}</strong> · {said} · {name}"
         figures.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
     return (
@@ -187,7 +188,7 @@ def _outcome(score: ImageScore) -> str:
 def _all_figures(metrics: Metrics) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{_figure(value, 4)}</td>'
-        f'<td class="words">{escape(MEANINGS.get(name, ""))}</td></tr>'
+        f'<td class="words">{escape(_meaning(name))}</td></tr>'
         for name, value in metrics.figures.items()
     )
     return (
@@ -197,13 +198,23 @@ def _all_figures(metrics: Metrics) -> str:
     )
 
 
+def _meaning(name: str) -> str:
+    if name.startswith("mask_"):
+        return f"of masks: {MEANINGS.get(name.removeprefix('mask_'), '')}"
+    for ending, kind in KINDS.items():
+        if name.endswith(ending):
+            return f"{name.removesuffix(ending)} {kind}"
+    return MEANINGS.get(name, "")
+
+
+def _bar(value: float) -> str:
+    """A cell with a figure, and a bar of its length behind."""
+    return f'<td class="ap" style="--share:{0 if math.isnan(value) else 100 * value:.1f}%">{_figure(value)}</td>'
+
+
 def _figure(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
-
-
-def _embed(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError, MissingExtraError, UsageError
 from detrkit.evaluation.images import ImageScore, best_and_worst, score_images
 from detrkit.evaluation.page import Example, page
 from detrkit.evaluation.run import Metrics
+from detrkit.panoptic import PanopticMap
 from detrkit.structures import Detections
-from detrkit.visualize import plot_confusion, plot_pr, side_by_side, truth_of
+from detrkit.visualize import (
+    mosaic,
+    panoptic_side_by_side,
+    panoptic_truth_of,
+    plot_confusion,
+    plot_pr,
+    side_by_side,
+    truth_of,
+)
+from detrkit.visualize.page import jpeg
 
 IMAGES_SHOWN = 6
 EXAMPLE_SIDE = 600
-JPEG_QUALITY = 80
 
 
 def write_report(
@@ -30,6 +38,7 @@ def write_report(
     detections: Sequence[Detections],
     out: Path,
     *,
+    panoptic: Sequence[PanopticMap] | None = None,
     title: str = "Evaluation",
     images_shown: int = IMAGES_SHOWN,
 ) -> list[Path]:
@@ -42,6 +51,7 @@ def write_report(
         annotations: the split, n images.
         detections: n entries; entry i belongs to image i.
         out: the folder to write into; it is made where it does not exist.
+        panoptic: n entries, the images cut into segments, which are shown below the detections.
         title: heading of the page.
         images_shown: how many best and how many worst images, each.
 
@@ -68,7 +78,17 @@ def write_report(
         plots = _write_plots(metrics, out)
         best, worst = best_and_worst(scores, images_shown)
         shown = [
-            [_example(annotations, detections, score, metrics.threshold) for score in group] for group in (best, worst)
+            [
+                _example(
+                    annotations,
+                    detections[score.index],
+                    None if panoptic is None else panoptic[score.index],
+                    score,
+                    metrics.threshold,
+                )
+                for score in group
+            ]
+            for group in (best, worst)
         ]
         html = out / "report.html"
         html.write_text(page(metrics, title, plots, shown[0], shown[1]), encoding="utf-8", errors="replace")
@@ -80,44 +100,57 @@ def write_report(
 def _write_table(metrics: Metrics, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["class", "boxes", "AP", "AP50", "threshold", "F1", "precision", "recall"])
-        for one in metrics.per_class:
-            values = (one.ap, one.ap50, one.threshold, one.f1, one.precision, one.recall)
-            writer.writerow([one.name, one.boxes, *("" if math.isnan(value) else f"{value:.6f}" for value in values)])
+        names = ["class", "boxes", "AP", "AP50", "threshold", "F1", "precision", "recall"]
+        names += ["mask_AP", "mask_AP50"] if "mask_AP" in metrics.figures else []
+        names += ["segments", "PQ", "SQ", "RQ"] if metrics.panoptic else []
+        writer.writerow(names)
+        for row, one in enumerate(metrics.per_class):
+            values: list[int | float] = [one.boxes, one.ap, one.ap50, one.threshold, one.f1, one.precision, one.recall]
+            values += [one.mask_ap, one.mask_ap50] if "mask_AP" in names else []
+            if metrics.panoptic:
+                quality = metrics.panoptic[row]
+                values += [quality.segments, quality.pq, quality.sq, quality.rq]
+            writer.writerow([one.name, *map(_cell, values)])
+
+
+def _cell(value: int | float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.6f}"
 
 
 def _write_plots(metrics: Metrics, out: Path) -> list[Path]:
-    names = [one.name for one in metrics.per_class]
+    names = [one.name for one in metrics.things]
+    rows = [row for row in range(len(metrics.per_class)) if metrics.is_thing(row)]
+    cells = [*rows, len(metrics.per_class)]
     try:
         return [
-            plot_pr(metrics.recall, metrics.precision, names, out / "pr_curves.png"),
-            plot_confusion(metrics.confusion, names, out / "confusion.png"),
+            plot_pr(metrics.recall, metrics.precision[rows], names, out / "pr_curves.png"),
+            plot_confusion(metrics.confusion[np.ix_(cells, cells)], names, out / "confusion.png"),
         ]
     except MissingExtraError:
         return []
 
 
 def _example(
-    annotations: Annotations, detections: Sequence[Detections], score: ImageScore, threshold: float
+    annotations: Annotations, found: Detections, segments: PanopticMap | None, score: ImageScore, threshold: float
 ) -> Example:
-    truth, found = truth_of(annotations, score.index), detections[score.index]
-    name = annotations.file_names[score.index]
+    name, path = annotations.file_names[score.index], annotations.path(score.index)
+    is_thing = np.array([annotations.categories[label].is_thing for label in found.labels], bool)
     try:
         picture = side_by_side(
-            annotations.path(score.index),
-            truth,
-            found,
+            path,
+            truth_of(annotations, score.index),
+            found[is_thing],
             threshold=threshold,
             longest_side=EXAMPLE_SIDE,
             missed=score.missed,
-            wrong=score.wrong,
+            wrong=score.wrong[is_thing],
         )
+        if segments is not None:
+            true = panoptic_truth_of(annotations, score.index)
+            below = panoptic_side_by_side(path, true, segments, longest_side=EXAMPLE_SIDE)
+            picture = mosaic([picture, below], 1)
     except (DataError, UsageError) as error:
         return Example(name, score, None, str(error))
-    return Example(name, score, _jpeg(picture), "")
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return buffer.getvalue()
+    return Example(name, score, jpeg(picture), "")

@@ -1,26 +1,29 @@
-"""COCO results files: detections as a list of image id, category id, box and score."""
+"""COCO results files: detections as a list of image id, category id, box or mask, and score; segments as pictures and
+a list of them.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from detrkit.data.annotations import Annotations
-from detrkit.errors import DataError
+from detrkit.errors import DataError, UsageError
+from detrkit.masks import RunLengths
+from detrkit.panoptic import PanopticMap
 from detrkit.structures import Detections
-
-FIELDS = ("image_id", "category_id", "bbox", "score")
 
 
 def read_results(path: Path | str, annotations: Annotations) -> list[Detections]:
     """Read a COCO results file against the annotations that it answers.
 
     Args:
-        path: a JSON list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
+        path: a JSON list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}, and, for masks,
+            {"segmentation": {"size", "counts"}} with compressed run lengths; a detection that has a mask needs no box.
         annotations: n images; their ids and category ids are those of the file.
 
     Returns:
@@ -42,9 +45,9 @@ def read_results(path: Path | str, annotations: Annotations) -> list[Detections]
         )
     image_of = {int(number): index for index, number in enumerate(annotations.image_ids)}
     label_of = {category.id: label for label, category in enumerate(annotations.categories)}
-    columns: list[list[list[float]]] = [[] for _ in range(len(annotations))]
+    columns: list[list[_Entry]] = [[] for _ in range(len(annotations))]
     for position, entry in enumerate(entries):
-        index, row = _row(entry, image_of, label_of, f"{path}, entry {position}")
+        index, row = _entry(entry, image_of, label_of, f"{path}, entry {position}")
         columns[index].append(row)
     return [_detections(annotations, index, rows) for index, rows in enumerate(columns)]
 
@@ -59,37 +62,98 @@ def write_results(path: Path | str, annotations: Annotations, detections: Sequen
     Path(path).write_text(json.dumps(entries), encoding="utf-8")
 
 
-def _row(entry: Any, image_of: dict[int, int], label_of: dict[int, int], where: str) -> tuple[int, list[float]]:
+def write_panoptic(path: Path | str, folder: Path | str, annotations: Annotations, maps: Sequence[PanopticMap]) -> None:
+    """Write segments as COCO's tools expect panoptic results; entry i belongs to image i of the annotations.
+
+    Args:
+        path: the JSON file, which lists the segments of each image under its id.
+        folder: for one PNG file an image, named by its id; it is made where it does not exist.
+        annotations: n images.
+        maps: n entries.
+
+    Raises:
+        UsageError: a place that cannot be written.
+    """
+    path, folder = Path(path), Path(folder)
+    entries = []
     try:
-        image, category, (x, y, width, height), score = (entry[name] for name in FIELDS)
-        row = [float(x), float(y), float(x) + float(width), float(y) + float(height), float(score)]
-        index, label = image_of.get(int(image)), label_of.get(int(category))
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, one in zip(annotations.image_ids.tolist(), maps, strict=True):
+            name = f"{number:012d}.png"
+            (folder / name).write_bytes(one.to_png())
+            entries.append(one.to_coco(number, name))
+        categories = [
+            {"id": category.id, "name": category.name, "isthing": int(category.is_thing)}
+            for category in annotations.categories
+        ]
+        path.write_text(json.dumps({"annotations": entries, "categories": categories}), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"The segments cannot be written ({error.strerror})", where=error.filename or path, expected="a new file"
+        ) from error
+
+
+class _Entry(NamedTuple):
+    box: list[float]
+    score: float
+    label: int
+    mask: RunLengths | None
+
+
+def _entry(entry: Any, image_of: dict[int, int], label_of: dict[int, int], where: str) -> tuple[int, _Entry]:
+    held = isinstance(entry, dict) and "segmentation" in entry
+    mask = _mask(entry["segmentation"], where) if held else None
+    try:
+        image, category, score = int(entry["image_id"]), int(entry["category_id"]), float(entry["score"])
+        if mask is not None and "bbox" not in entry:
+            box = mask.boxes()[0].tolist()
+        else:
+            x, y, width, height = (float(value) for value in entry["bbox"])
+            box = [x, y, x + width, y + height]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             "A detection lacks what it needs",
             where=where,
             got=str(entry)[:200],
-            expected="image_id, category_id, bbox of four numbers and score",
+            expected="image_id, category_id, bbox of four numbers (or a segmentation) and score",
         ) from error
-    if index is None:
+    if image not in image_of:
         raise DataError(f"The annotations hold no image of id {image}", where=where)
-    if label is None:
+    if category not in label_of:
         raise DataError(
             f"The annotations hold no category of id {category}",
             where=where,
             expected=f"one of {sorted(label_of)[:20]}",
         )
-    return index, [*row, float(label)]
+    return image_of[image], _Entry(box, score, label_of[category], mask)
 
 
-def _detections(annotations: Annotations, index: int, rows: list[list[float]]) -> Detections:
-    table = np.array(rows, np.float64).reshape(-1, 6)
-    height, width = annotations.image_sizes[index]
+def _mask(segmentation: Any, where: str) -> RunLengths:
+    try:
+        mask = RunLengths.from_coco([dict(segmentation)])
+        mask.areas()  # damaged runs are noticed when they are first used
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"The mask of a detection cannot be read ({error})",
+            where=where,
+            got=str(segmentation)[:200],
+            expected='{"size": [height, width], "counts": compressed run lengths as text}',
+        ) from error
+    return mask
+
+
+def _detections(annotations: Annotations, index: int, rows: list[_Entry]) -> Detections:
+    height, width = (int(side) for side in annotations.image_sizes[index])
+    segments = None
+    if any(row.mask is not None for row in rows):
+        unknown = RunLengths.unknown(np.array([[height, width]], np.int64))
+        segments = RunLengths.joined([unknown if row.mask is None else row.mask for row in rows])
     return Detections(
-        table[:, :4],
-        table[:, 4],
-        table[:, 5].astype(np.int64),
+        np.array([row.box for row in rows], np.float64).reshape(-1, 4),
+        np.array([row.score for row in rows], np.float64),
+        np.array([row.label for row in rows], np.int64),
         annotations.categories,
-        (int(height), int(width)),
+        (height, width),
         str(annotations.path(index)),
+        segments,
     )

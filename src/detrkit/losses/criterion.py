@@ -130,10 +130,23 @@ class TermWeights(NamedTuple):
     giou: float
 
 
+class Evidence(NamedTuple):
+    """What the losses were computed from, without gradients, for whoever watches the training.
+
+    `logits` and `boxes` are the answers of the last layer; `matches` join them with `targets`.
+    """
+
+    logits: Float[Tensor, "b q c"]
+    boxes: Float[Tensor, "b q 4"]
+    targets: PaddedTargets
+    matches: Matches
+
+
 class Losses(NamedTuple):
     """All terms of a step: `values[i, l]` is term `names[i]` at decoder layer l, not yet weighted.
 
     `share` is the part of a term's weight that each layer has; below 1 where groups of queries made layers more.
+    `evidence` is what they were computed from, where boxes were matched.
     """
 
     names: tuple[str, ...]
@@ -141,6 +154,7 @@ class Losses(NamedTuple):
     weights: Float[Tensor, " term"]
     class_error: Float[Tensor, ""]
     share: float = 1.0
+    evidence: Evidence | None = None
 
     @property
     def total(self) -> Float[Tensor, ""]:
@@ -156,7 +170,15 @@ class Losses(NamedTuple):
             torch.cat([self.weights, share]),
             self.class_error,
             self.share,
+            self.evidence,
         )
+
+    def of_last_layer(self, name: str, value: Float[Tensor, ""], weight: float) -> Losses:
+        """The same with a term more that only the last layer has, at its full weight."""
+        values = torch.zeros_like(self.values[:1])
+        values[0, -1] = value
+        weights = torch.cat([self.weights, self.weights.new_tensor([weight])])
+        return self._replace(names=(*self.names, name), values=torch.cat([self.values, values]), weights=weights)
 
     def beside(self, other: Losses, prefix: str, weight: float) -> Losses:
         """These terms, and those of another answer of the same layers under `prefix`, times `weight`."""
@@ -166,6 +188,7 @@ class Losses(NamedTuple):
             torch.cat([self.weights, weight * other.weights]),
             self.class_error,
             self.share,
+            self.evidence,
         )
 
 
@@ -244,7 +267,8 @@ class SetCriterion:
         with torch.no_grad():
             error = class_error(logits[-1][matches.image, matches.query[-1]], labels[-1])
         share = self.layers / values.shape[1] if self.layers else 1.0
-        return Losses(("class", "l1", "giou"), values, values.new_tensor(self.loss) * share, error, share)
+        evidence = Evidence(logits[-1].detach(), predicted[-1].detach(), targets, matches)
+        return Losses(("class", "l1", "giou"), values, values.new_tensor(self.loss) * share, error, share, evidence)
 
 
 def pad_targets(targets: Sequence[Target]) -> PaddedTargets:

@@ -64,6 +64,36 @@ def giou_loss(
     return (1 - overlap).sum(1) / num_boxes
 
 
+def mask_focal_loss(
+    logits: Float[Tensor, "p h w"], masks: Float[Tensor, "p h w"], alpha: float = 0.25, gamma: float = 2.0
+) -> Float[Tensor, " p"]:
+    """Focal loss of every pixel of a mask, averaged over the pixels: one figure for each mask.
+
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, as DETR's mask head uses it (section 5).
+
+    Args:
+        logits: whether a pixel belongs to the object.
+        masks: 1 where it does.
+        alpha: weight of the object's pixels; all others weigh 1 − alpha.
+        gamma: exponent of the factor by which what is nearly right counts less.
+    """
+    terms = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    chance = logits.sigmoid()
+    wrong = chance + masks - 2 * chance * masks
+    weight = (2 * alpha - 1) * masks + (1 - alpha)
+    return (weight * wrong**gamma * terms).mean((1, 2))
+
+
+def dice_loss(logits: Float[Tensor, "p h w"], masks: Float[Tensor, "p h w"]) -> Float[Tensor, " p"]:
+    """One minus the Dice coefficient of a mask and its probabilities, both sums with one pixel more.
+
+    Milletari et al., "V-Net", 3DV 2016, without the squares, as DETR has it.
+    """
+    chance = logits.sigmoid()
+    both = (chance * masks).sum((1, 2))
+    return 1 - (2 * both + 1) / (chance.sum((1, 2)) + masks.sum((1, 2)) + 1)
+
+
 def class_error(logits: Float[Tensor, "p c"], labels: Int64[Tensor, " p"]) -> Float[Tensor, ""]:
     """Share of matched queries in [0, 1] whose most probable class is wrong; 0 where nothing is matched."""
     if not len(labels):

@@ -19,15 +19,24 @@ from detrkit.errors import Error
 
 
 class NonFiniteError(Error):
-    """A model whose predictions are NaN or infinite; `images` names those that it happened on."""
+    """A model whose predictions are NaN or infinite.
 
-    def __init__(self, images: Sequence[str]):
-        self.images = tuple(images)
-        super().__init__(
-            "The predictions or their gradient are NaN or infinite",
-            where=", ".join(images),
-            remedy="Lower the learning rate, keep gradient clipping on, or train with --precision fp32 or bf16.",
-        )
+    Args:
+        images: the names of those that it happened on.
+        boxes: what can be told of annotated boxes that are the cause.
+        got: how far it came, for people.
+    """
+
+    def __init__(self, images: Sequence[str], boxes: Sequence[str] = (), got: str = ""):
+        self.images, self.boxes = tuple(images), tuple(boxes)
+        if boxes:
+            what = "An annotated box makes the loss NaN or infinite"
+            got = "; ".join([*boxes, *([got] if got else [])])
+            remedy = "Correct or remove the box."
+        else:
+            what = "The predictions or their gradient are NaN or infinite"
+            remedy = "Lower the learning rate, keep gradient clipping on, or train with --precision fp32 or bf16."
+        super().__init__(what, where=", ".join(images), got=got, remedy=remedy)
 
 
 class PaddedTargets(NamedTuple):
@@ -73,10 +82,9 @@ def assign(cost: Float[Tensor, "layer b q t"], targets: PaddedTargets) -> Matche
             are the only ones of an image without objects.
     """
     table = cost.detach().float().cpu().numpy()
-    finite = np.isfinite(table).all((0, 2, 3))
-    broken = [name for name, is_finite in zip(targets.names, finite, strict=True) if not is_finite]
-    if broken:
-        raise NonFiniteError(broken)
+    finite = np.isfinite(table)
+    if not finite.all():
+        raise _blame(finite, targets)
     real = [table[:, image, :, :count] for image, count in enumerate(targets.counts)]
     layers = len(table)
     image: list[int] = []
@@ -87,3 +95,20 @@ def assign(cost: Float[Tensor, "layer b q t"], targets: PaddedTargets) -> Matche
     joined = np.concatenate(pairs, -1).astype(np.int64) if pairs else np.zeros((layers, 2, 0), np.int64)
     moved = torch.from_numpy(joined).to(cost.device, non_blocking=True)
     return Matches(torch.tensor(image, dtype=torch.int64, device=cost.device), moved[:, 0], moved[:, 1])
+
+
+def _blame(finite: np.ndarray, targets: PaddedTargets) -> NonFiniteError:
+    """The images with costs that are not finite, and their boxes that no query can be joined with."""
+    images, boxes = [], []
+    for image, (name, count) in enumerate(zip(targets.names, targets.counts, strict=True)):
+        if finite[:, image].all():
+            continue
+        images.append(name)
+        can = np.any(finite[:, image], (0, 1)).reshape(
+            -1
+        )  # a prediction that is not finite spoils every column, also padded ones
+        for index, values in enumerate(targets.boxes[image, :count].tolist()):
+            if not can[index] and (can.any() or not np.isfinite(values).all()):
+                numbers = ", ".join(f"{value:.4g}" for value in values)
+                boxes.append(f"box {index + 1} of {count} in {name}: cx, cy, w, h = {numbers}")
+    return NonFiniteError(images, boxes)

@@ -83,6 +83,10 @@ class Backbone(nn.Module, ABC):
             for module in modules:
                 module.requires_grad_(number >= stages)
 
+    @abstractmethod
+    def return_finer_levels(self) -> None:
+        """Return all finer levels that are built beside those that were asked for, for heads that draw outlines."""
+
     def adapt(self, weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
         """A weight file's tensors in the form that this backbone holds them (by default: as they are).
 
@@ -216,6 +220,7 @@ class AutoBackbone(Backbone):
             maps = self.body.eval()(torch.zeros(1, 3, side, side)).feature_maps
         self.body.train(training)
         strides = [round(side / map_.shape[-1]) for map_ in maps]
+        self._found = tuple(sorted(set(strides)))
         wanted = tuple(sorted(levels))
         if not wanted or not set(wanted) <= set(strides):
             raise UsageError(
@@ -233,6 +238,10 @@ class AutoBackbone(Backbone):
         """The feature maps of the levels that were asked for, finest first."""
         maps = self.body(images).feature_maps
         return tuple(maps[index] for index in self._chosen)
+
+    def return_finer_levels(self) -> None:
+        """Return all maps that are finer than the coarsest of those that were asked for."""
+        self._choose(tuple(stride for stride in self._found if stride <= self.strides[-1]))
 
     def stages(self) -> tuple[Sequence[nn.Module], ...]:
         """The embedder or stem, then the stages, as far as the names tell."""

@@ -165,10 +165,19 @@ class MobileNetV2(Backbone):
         self.features = nn.Sequential(*layers)
         ends = [*_ENDS[:depth], len(layers)]
         self._ends = tuple(ends)
-        self._returned = tuple(LEVELS.index(level) for level in levels)
-        channels = (24, 32, 96, 1280 if head else 320)
-        self.channels = tuple(channels[index] for index in self._returned)
-        self.strides = tuple(16 if dilated and level == 32 else level for level in levels)
+        # Channels and stride at the end of every stage.
+        self._maps = ((24, 4), (32, 8), (96, 16), (1280 if head else 320, 16 if dilated else 32))[:depth]
+        self._return([LEVELS.index(level) for level in levels])
+
+    def _return(self, stages: Sequence[int]) -> None:
+        self._returned = tuple(stages)
+        self.channels, self.strides = (
+            tuple(part) for part in zip(*(self._maps[stage] for stage in stages), strict=True)
+        )
+
+    def return_finer_levels(self) -> None:
+        """Return the maps at the end of all stages that are built."""
+        self._return(range(len(self._maps)))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
         """The feature maps of the levels that were asked for, finest first."""

@@ -199,9 +199,8 @@ class ResNet(Backbone):
         self.conv1 = _conv(3, architecture.stem, 7, 2)
         self.bn1 = _norm(architecture.stem, architecture.groups)
         channels = architecture.stem
-        self._returned: list[int] = []
         self._depth = LEVELS.index(levels[-1]) + 1
-        outputs, strides = [], []
+        self._maps: list[tuple[int, int]] = []  # channels and stride of every stage's output
         for index in range(self._depth):
             is_dilated = dilated and index == 3
             width, stride = architecture.widths[index], 1 if index == 0 or is_dilated else 2
@@ -214,11 +213,18 @@ class ResNet(Backbone):
                 blocks.append(block(channels, width, step, entry_dilation, dilation, architecture.groups))
                 channels = width * block.expansion
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
-            if LEVELS[index] in levels:
-                self._returned.append(index)
-                outputs.append(channels)
-                strides.append(LEVELS[index] // 2 if is_dilated else LEVELS[index])
-        self.channels, self.strides = tuple(outputs), tuple(strides)
+            self._maps.append((channels, LEVELS[index] // 2 if is_dilated else LEVELS[index]))
+        self._return([LEVELS.index(level) for level in levels])
+
+    def _return(self, stages: Sequence[int]) -> None:
+        self._returned = tuple(stages)
+        self.channels, self.strides = (
+            tuple(part) for part in zip(*(self._maps[stage] for stage in stages), strict=True)
+        )
+
+    def return_finer_levels(self) -> None:
+        """Return the outputs of all stages that are built."""
+        self._return(range(self._depth))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
         """The feature maps of the levels that were asked for, finest first."""

@@ -9,17 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from detrkit.checkpoint import TrainingState, fill_beside, model_folder, save_model, save_training
+from detrkit.checkpoint import TrainingState, model_folder
 from detrkit.checkpoint import fill as fill_detector
 from detrkit.errors import ModelError
 from detrkit.evaluation.calibration import Calibration
+from detrkit.holders import fill_beside, save_holder
 from detrkit.one_shot.model import OneShot
 from detrkit.structures import Category
 
 ONE_SHOT = "one_shot"
 """The further weights' file without its ending, and what a model's `about` says of finding by example."""
-
-_DETECTOR = "detector."
 
 
 def save(
@@ -35,13 +34,7 @@ def save(
         state: what a training needs to go on, which makes it a checkpoint.
     """
     told = {**about, ONE_SHOT: {**about.get(ONE_SHOT, {}), "options": options_of(model)}}
-    described: dict[str, Any] = {"preset": preset, "categories": _categories(model), "about": told}
-    heads = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_DETECTOR)}
-    if state is None:
-        save_model(folder, model.detector, **described, beside={ONE_SHOT: heads})
-    else:
-        state = state._replace(tensors={**state.tensors, ONE_SHOT: heads})
-        save_training(folder, model.detector, state, **described)
+    save_holder(folder, model, ONE_SHOT, preset=preset, categories=_categories(model), about=told, state=state)
 
 
 def attach(detector: nn.Module, about: Mapping[str, Any], folder: Path) -> OneShot:

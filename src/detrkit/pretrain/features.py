@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from detrkit.boxes import xyxy_to_cxcywh
-from detrkit.checkpoint import write_text_whole
 from detrkit.data.crops import Crops, ImageResizing
 from detrkit.data.dataset import Key, random_stream
 from detrkit.data.images import MAX_PIXELS
@@ -32,6 +31,7 @@ from detrkit.data.transforms import to_tensor
 from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.nn.pooling import pool_boxes
 from detrkit.structures import FeatureBatch, Target
+from detrkit.whole import write_text_whole
 
 _PLACE_STREAM = 8  # streams 1 to 7 shuffle, augment, drop out, cut patches and make views
 _EVALUATION_STREAM = 9

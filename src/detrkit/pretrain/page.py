@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -18,10 +16,10 @@ from torch import Tensor
 
 from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.errors import UsageError
-from detrkit.evaluation.page import STYLE
 from detrkit.pretrain.figures import LARGE, SMALL, alarms, answers
 from detrkit.pretrain.up_detr import PatchPredictions
 from detrkit.structures import NORMALIZATION_MEAN, NORMALIZATION_STD, PatchBatch
+from detrkit.visualize.page import document, embed, jpeg
 from detrkit.visualize.patches import patch_sheet
 
 HEADLINES = (
@@ -129,22 +127,12 @@ def write_patch_page(
     """
     file = Path(folder) / "report.html"
     try:
-        html = _html(title, [_summary(title, figures, sentence), _plots(plots), _sheets(sheets), _all(figures)])
+        html = document(title, [_summary(title, figures, sentence), _plots(plots), _sheets(sheets), _all(figures)])
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(html, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"The page cannot be written ({error.strerror})", where=error.filename or file) from error
     return file
-
-
-def _html(title: str, sections: Sequence[str]) -> str:
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
 
 
 def _summary(title: str, figures: Mapping[str, float], sentence: str) -> str:
@@ -161,7 +149,7 @@ def _plots(plots: Sequence[Path]) -> str:
     if not plots:
         return ""
     images = "".join(
-        f'<img alt="{escape(path.stem.replace("_", " "))}" src="{_embed(path.read_bytes(), "png")}">' for path in plots
+        f'<img alt="{escape(path.stem.replace("_", " "))}" src="{embed(path.read_bytes(), "png")}">' for path in plots
     )
     return f'<h2>Curves</h2>\n<div class="plots">{images}</div>'
 
@@ -172,11 +160,9 @@ def _sheets(sheets: Sequence[Sheet]) -> str:
     shown = []
     for sheet in sheets:
         name = escape(sheet.name)
-        buffer = io.BytesIO()
-        sheet.picture.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
         image = (
             f'<img alt="{name}: patches, where they were cut and where they are found. {escape(sheet.caption)}" '
-            f'loading="lazy" src="{_embed(buffer.getvalue(), "jpeg")}">'
+            f'loading="lazy" src="{embed(jpeg(sheet.picture, JPEG_QUALITY), "jpeg")}">'
         )
         said = f"<strong>{escape(sheet.caption)}</strong> · {name}" if sheet.caption else name
         shown.append(f"<figure>{image}<figcaption>{said}</figcaption></figure>")
@@ -201,7 +187,3 @@ def _all(figures: Mapping[str, float]) -> str:
 
 def _figure(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
-
-
-def _embed(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detrkit.checkpoint import TrainingState, fill_beside, load_model, model_folder, save_model, save_training
+from detrkit.checkpoint import TrainingState, load_model, model_folder
 from detrkit.checkpoint import fill as fill_detector
 from detrkit.errors import ModelError
+from detrkit.holders import fill_beside, save_holder
 from detrkit.pretrain.up_detr import UpDetr
 from detrkit.structures import Category
 
@@ -20,8 +21,6 @@ PRETEXT = "pretext"
 """The heads' file without its ending, and what a model's `about` says of its pre-training."""
 
 TASK = "up-detr"
-
-_DETECTOR = "detector."
 
 
 def save(
@@ -37,13 +36,7 @@ def save(
         state: what a training needs to go on, which makes it a checkpoint.
     """
     told = {**about, PRETEXT: {**about.get(PRETEXT, {}), "task": TASK, "options": options_of(task)}}
-    described: dict[str, Any] = {"preset": preset, "categories": _categories(task), "about": told}
-    heads = {name: tensor for name, tensor in task.state_dict().items() if not name.startswith(_DETECTOR)}
-    if state is None:
-        save_model(folder, task.detector, **described, beside={PRETEXT: heads})
-    else:
-        state = state._replace(tensors={**state.tensors, PRETEXT: heads})
-        save_training(folder, task.detector, state, **described)
+    save_holder(folder, task, PRETEXT, preset=preset, categories=_categories(task), about=told, state=state)
 
 
 def load(folder: str | Path) -> UpDetr:

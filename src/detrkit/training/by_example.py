@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 from detrkit.data.annotations import Annotations
 from detrkit.errors import MissingExtraError, UsageError
 from detrkit.evaluation.calibration import Reliability, reliability, threshold_spread
-from detrkit.evaluation.page import STYLE
 from detrkit.one_shot.finder import Finder
 from detrkit.one_shot.protocol import DRAWS, OneShotEvaluation, evaluate_one_shot, judge
 from detrkit.one_shot.saved import ONE_SHOT, calibration_of
 from detrkit.predict import Detector
 from detrkit.training.validation import draw_samples
+from detrkit.visualize.page import document, embed, table
 from detrkit.visualize.plots import plot_reliability
 
 SHOTS = 1
@@ -216,8 +215,8 @@ def _page(found: ByExample, title: str, pictures: list[Path]) -> str:
     ]
     sections = [
         f'<h1>{escape(title)}</h1>\n<p>{_summary(found)}</p>\n<dl class="headline">{cards}</dl>',
-        "<h2>Classes</h2>" + _table(("Class", "In training", "Objects", "AP50", "±"), classes),
-        "<h2>All figures</h2>" + _table(("Figure", "Value", "±", "Meaning"), said),
+        "<h2>Classes</h2>" + table(("Class", "In training", "Objects", "AP50", "±"), classes),
+        "<h2>All figures</h2>" + table(("Figure", "Value", "±", "Meaning"), said),
         *(_picture(file) for file in pictures),
     ]
     if not any(file.suffix == ".png" for file in pictures):
@@ -225,13 +224,7 @@ def _page(found: ByExample, title: str, pictures: list[Path]) -> str:
             '<p class="note">The plot is missing because matplotlib is not installed. '
             "Install it with <code>pip install 'detrkit[plot]'</code> and evaluate again.</p>"
         )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, sections)
 
 
 def _summary(found: ByExample) -> str:
@@ -249,15 +242,6 @@ def _summary(found: ByExample) -> str:
     return " ".join(words)
 
 
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    top = "".join(f'<th scope="col">{head}</th>' for head in heads)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
-        for first, *rest in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _picture(file: Path) -> str:
     kind, words = ("png", "Scores") if file.suffix == ".png" else ("jpeg", "Images")
     caption = (
@@ -265,8 +249,7 @@ def _picture(file: Path) -> str:
         if kind == "png"
         else f"Annotated on the left; found from score {THRESHOLD:g} on, in the first draw, on the right."
     )
-    data = base64.b64encode(file.read_bytes()).decode("ascii")
-    image = f'<img alt="{escape(caption)}" src="data:image/{kind};base64,{data}">'
+    image = f'<img alt="{escape(caption)}" src="{embed(file.read_bytes(), kind)}">'
     return f"<h2>{words}</h2>\n<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detrkit.checkpoint import standing
+from detrkit.data.loading import death_of_worker
 from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.training import recipe as recipes
 from detrkit.training.distributed import World, world
 from detrkit.training.events import Evaluated, Event
+from detrkit.training.interruption import Interruption
 from detrkit.training.log import RunFolder, TensorBoard
 from detrkit.training.loop import fit
 from detrkit.training.recipe import AnyRecipe
+from detrkit.training.recovery import has_checkpoint
 from detrkit.training.session import Session
+from detrkit.whole import standing
 
 WEIGHTS_NOTES = ("Start from ", "Backbone ", "Backbone: ")
 """How the note begins that says where a run's first weights came from."""
 
-_FREE_ON_RESUME = {"workers", "device", "log_every", "tensorboard"}
+_FREE_ON_RESUME = {"workers", "device", "log_every", "save_minutes", "tensorboard"}
 
 
 def conduct(
@@ -53,7 +56,9 @@ def conduct(
     Raises:
         DataError: the data cannot be used, or are not those that the run was begun with.
         ModelError: a checkpoint to go on from is damaged.
-        UsageError: an `out` that holds another run, or none to go on with.
+        UsageError: an `out` that holds another run, or none to go on with; or a worker died.
+        KeyboardInterrupt: Ctrl-C, after the step was finished and saved; or at once, the second time. SIGTERM is
+            answered alike, by whatever the caller's handler does, or by the end of the process.
     """
     check_folder(out)
     if resume:
@@ -66,11 +71,11 @@ def conduct(
         )
     best = _best_figures(out) if resume else {}
     with world() as here, _threads(recipe.run.threads):
-        goes_on = resume and standing(out / "checkpoints" / "last").exists()
+        goes_on = resume and has_checkpoint(out)
         session = prepare(here, _origin_of_weights(out) if goes_on else "")
         if resume:
             check_data(out, session.describe()["splits"])
-        folder = RunFolder(out, session, data)
+        folder, interruption = RunFolder(out, session, data), Interruption()
         listeners: list[Callable[[Event], None]] = []
         if here.is_main:
             listeners.append(folder)
@@ -79,17 +84,37 @@ def conduct(
             if on_event is not None:
                 listeners.append(on_event)
         try:
-            with closing(fit(session, out, resume=resume)) as events:
+            events = fit(session, out, resume=resume, interruption=interruption)
+            with interruption.listening(), closing(events):
                 for event in events:
                     if isinstance(event, Evaluated) and event.is_best:
                         best = event.figures
-                    for listener in listeners:
-                        listener(event)
+                    _tell(event, listeners)
+                    for trouble in folder.troubles():
+                        _tell(trouble, listeners)
+            interruption.deliver()
         except BaseException as error:
             if here.is_main:
-                folder.broke_off(error)
+                _note_end(folder, error)
+            if isinstance(error, RuntimeError) and (death := death_of_worker(error)):
+                raise death from error
             raise
     return best
+
+
+def _tell(event: Event, listeners: Iterable[Callable[[Event], None]]) -> None:
+    for listener in listeners:
+        listener(event)
+
+
+def _note_end(folder: RunFolder, error: BaseException) -> None:
+    """Write down how a run ended. The death of a worker is told by a signal, which may arrive in this very moment."""
+    try:
+        folder.broke_off(error)
+    except RuntimeError as again:
+        if death_of_worker(again) is None:
+            raise
+        folder.broke_off(error)
 
 
 def check_folder(out: Path) -> None:

@@ -23,7 +23,7 @@ from detrkit.predict import Detector
 from detrkit.structures import Batch
 from detrkit.training.recipe import Recipe
 from detrkit.training.session import Session, Validation
-from detrkit.training.validation import detect, draw_samples
+from detrkit.training.validation import detect, draw_samples, forgiving
 
 HEADLINE = ("AP", "AP50", "AP75")
 
@@ -79,15 +79,18 @@ class DetectionSession(Session[Batch]):
         detections = detect(detector, self.val, batch_size=batch_size, workers=self.workers, world=self.world)
         found: Metrics | None = evaluate(self.val, detections) if self.world.is_main else None
         metrics = self.world.share(found)
+        notes: list[str] = []
         if self.world.is_main and self.run.samples:
-            file = out / "samples" / f"epoch-{epoch:04d}.jpg"
-            draw_samples(self.val, detections, self.run.samples, file, metrics.threshold)
+            with forgiving(notes):
+                file = out / "samples" / f"epoch-{epoch:04d}.jpg"
+                draw_samples(self.val, detections, self.run.samples, file, metrics.threshold)
         return Validation(
             figures=metrics.figures,
             chosen_by="AP",
             headline=HEADLINE,
             about={"threshold": metrics.threshold},
             metrics=metrics,
+            notes=tuple(notes),
         )
 
     def save_best(self, folder: Path, about: Mapping[str, Any]) -> None:

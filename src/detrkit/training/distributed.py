@@ -43,6 +43,10 @@ class World:
         """The mean over all processes."""
         return self.sum(value) / self.size
 
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether it holds in any process."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
+
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, by rank; an empty list in all but the main process."""
         if self.size == 1:

@@ -6,19 +6,15 @@ Importing this module is cheap, for the sake of `--help`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from detrkit.errors import UsageError
 from detrkit.training.recipe import (
     AnyRecipe,
     AugmentationOptions,
     DataOptions,
     ModelOptions,
     OptimizationOptions,
-    Recipe,
     RunOptions,
-    task_of,
     within,
 )
 
@@ -69,30 +65,3 @@ class EpisodeRecipe(AnyRecipe):
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
     optimization: OptimizationOptions = field(default_factory=_usual)
     run: RunOptions = field(default_factory=RunOptions)
-
-
-DETECTION = "detection"
-"""The name of the task that recipes do not name: to detect the classes of a data set."""
-
-TASKS: dict[str, type[Recipe] | type[EpisodeRecipe]] = {DETECTION: Recipe, EpisodeRecipe.task: EpisodeRecipe}
-"""Each task that annotated images are trained on for, with its kind of recipe."""
-
-
-def of_task(task: str, recipe: AnyRecipe | str | Path | None = None) -> AnyRecipe:
-    """The recipe of a task, all defaults.
-
-    Args:
-        task: its name. Empty: that which `recipe` is for, or, without it, `detection`.
-        recipe: a recipe, a TOML file, or the name of one that comes with the package.
-
-    Raises:
-        UsageError: there is no such task or recipe.
-    """
-    if isinstance(recipe, AnyRecipe):
-        return type(recipe)()
-    if not task and recipe is not None and (named := task_of(recipe)) in TASKS:
-        task = named  # any other is refused where the file is read
-    task = task or DETECTION
-    if task not in TASKS:
-        raise UsageError("There is no such task", where="task", got=repr(task), expected=f"one of {', '.join(TASKS)}")
-    return TASKS[task]()

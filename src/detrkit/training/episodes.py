@@ -35,19 +35,17 @@ from detrkit.sources import locate, open_model
 from detrkit.structures import EpisodeBatch
 from detrkit.training.detection import describe
 from detrkit.training.distributed import World
-from detrkit.training.ema import Average
 from detrkit.training.episode_recipe import EpisodeRecipe
-from detrkit.training.optimizer import make_optimizer
 from detrkit.training.session import Session, Validation
 from detrkit.training.setup import (
     build_model,
-    choose_dtype,
     choose_place,
     count_workers,
+    equip,
     make_transform,
     open_splits,
 )
-from detrkit.training.validation import draw_samples
+from detrkit.training.validation import draw_samples, forgiving
 from detrkit.visualize.plots import plot_reliability
 
 SEEN, UNSEEN = "AP50_seen", "AP50_unseen"
@@ -162,15 +160,17 @@ class EpisodeSession(Session[EpisodeBatch]):
     def _validated(self, out: Path, epoch: int) -> Validation:
         found = self._asked()
         calibrated, note = _calibrated(found)
-        if calibrated is not None:
-            _plot(calibrated, out / "plots" / "reliability.png")
-        if self.run.samples:
-            threshold = 0.5 if calibrated is None else _raw(0.5, calibrated.calibration)
-            file = out / "samples" / f"epoch-{epoch:04d}.jpg"
-            draw_samples(self.val, found.draws[0], self.run.samples, file, threshold)
-        return self._validation(found, calibrated, note)
+        notes = [note] if note else []
+        with forgiving(notes):
+            if calibrated is not None:
+                _plot(calibrated, out / "plots" / "reliability.png")
+            if self.run.samples:
+                threshold = 0.5 if calibrated is None else _raw(0.5, calibrated.calibration)
+                file = out / "samples" / f"epoch-{epoch:04d}.jpg"
+                draw_samples(self.val, found.draws[0], self.run.samples, file, threshold)
+        return self._validation(found, calibrated, notes)
 
-    def _validation(self, found: OneShotEvaluation, calibrated: Calibrated | None, note: str) -> Validation:
+    def _validation(self, found: OneShotEvaluation, calibrated: Calibrated | None, notes: Sequence[str]) -> Validation:
         figures = dict(found.metrics.figures)
         told: dict[str, Any] = self._about()
         if calibrated is not None:
@@ -181,7 +181,7 @@ class EpisodeSession(Session[EpisodeBatch]):
             chosen_by=SEEN,
             headline=(SEEN, *([UNSEEN] if self.recipe.episodes.unseen else []), "ece"),
             about={saved.ONE_SHOT: told},
-            notes=(note,) if note else (),
+            notes=tuple(notes),
         )
 
 
@@ -206,13 +206,11 @@ def prepare_episodes(recipe: EpisodeRecipe, data: str | Path, world: World, *, c
         val = val.select(range(min(len(val), recipe.episodes.val_limit)))
     _check_val(val, train, seen)
     device = choose_place(recipe.run, world)
-    model = _build(recipe, notes, came_from).to(device)
-    if recipe.optimization.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(model, recipe.optimization, model.detector)
+    model = _build(recipe, notes, came_from)
+    equipment = equip(model, recipe, device, model.detector)
     config: Any = model.detector.config
     transform = make_transform(recipe.augmentation, config.image_size, config.longest)
-    dtype = choose_dtype(recipe.optimization.precision, device)
+    dtype = equipment["dtype"]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     notes.append(
         f"Model {recipe.model.model}, to find by example: {trained / 1e6:.1f} M parameters trained, images "
@@ -221,11 +219,6 @@ def prepare_episodes(recipe: EpisodeRecipe, data: str | Path, world: World, *, c
     return EpisodeSession(
         recipe=recipe,
         world=world,
-        device=device,
-        dtype=dtype,
-        model=model,
-        optimizer=optimizer,
-        average=Average(model, recipe.optimization.ema) if recipe.optimization.ema else None,
         workers=count_workers(recipe.data.workers),
         notes=tuple(notes),
         criterion=detection_criterion(model.detector),
@@ -233,6 +226,7 @@ def prepare_episodes(recipe: EpisodeRecipe, data: str | Path, world: World, *, c
         train=train,
         val=val,
         seen=seen,
+        **equipment,
     )
 
 

@@ -26,6 +26,7 @@ class Started:
         steps_per_epoch: steps that see each image once.
         notes: what the user should know: data, splits, weights, problems.
         pending: the evaluation of the last step that was done comes first; the run was stopped in it.
+        skipped: steps that were skipped so far.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Started:
     steps_per_epoch: int
     notes: tuple[str, ...]
     pending: bool = False
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,83 @@ class Step:
     waited: float
     images: int
     replaced: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step changed nothing, because its loss or its gradient was NaN or infinite; it comes in the place of `Step`.
+
+    Attributes:
+        step: steps done, this one included.
+        images: those that it happened on, as far as it can be told.
+        boxes: annotated boxes that are the cause; empty where it cannot be told, or where it is the model.
+        in_row: how many of the last steps were skipped.
+        skipped: how many were in all.
+        replaced: unreadable images that others stood in for.
+    """
+
+    step: int
+    images: tuple[str, ...]
+    boxes: tuple[str, ...]
+    in_row: int
+    skipped: int
+    replaced: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """What happened, in a sentence."""
+        row = f" ({self.in_row} in a row)" if self.in_row > 1 else ""
+        if self.boxes:
+            why = f"an annotated box makes the loss NaN or infinite: {'; '.join(self.boxes)}"
+        else:
+            why = f"the loss or its gradient was NaN or infinite on {', '.join(self.images)}"
+        return f"Step {self.step:,} was skipped{row}: {why}"
+
+
+@dataclass(frozen=True)
+class WentBack:
+    """Too many steps in a row were skipped: the training goes on from its last checkpoint, at lower rates.
+
+    Attributes:
+        step: steps done now, which are those of the checkpoint.
+        after: steps that had been done.
+        rate: what the recipe's learning rates are multiplied with from now on.
+        returns: how often the training went back so far.
+        skipped: how many steps were skipped in all.
+    """
+
+    step: int
+    after: int
+    rate: float
+    returns: int
+    skipped: int
+
+    @property
+    def message(self) -> str:
+        """What happened, in a sentence."""
+        return (
+            f"After step {self.after:,} the training went back to its checkpoint of step {self.step:,} and goes on at "
+            f"{self.rate:g} of the recipe's learning rates, because step after step was NaN or infinite"
+        )
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something is wrong with the training, or the files of the run; each alarm is raised once until it clears.
+
+    Attributes:
+        step: steps done.
+        alarm: its name.
+        message: what is wrong, in a sentence.
+        remedy: what to do.
+        cleared: it is over; `message` says so.
+    """
+
+    step: int
+    alarm: str
+    message: str
+    remedy: str = ""
+    cleared: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,10 +182,13 @@ class Saved:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The training ended: `reason` is `finished`. One that is interrupted ends with the exception instead."""
+    """The training ended: `reason` is `finished`, or `interrupted` where a signal ended it after all was saved.
+
+    One that is ended at once, or that fails, ends with the exception instead.
+    """
 
     step: int
     reason: str
 
 
-Event = Preparing | Started | Step | Evaluated | Saved | Stopped
+Event = Preparing | Started | Step | Skipped | WentBack | Warned | Evaluated | Saved | Stopped

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from detrkit.checkpoint import fill, standing, write_text_whole
+from detrkit.checkpoint import fill
 from detrkit.data.crops import Crops, ImageResizing
 from detrkit.data.patches import normalised
 from detrkit.data.pictures import Pictures
@@ -22,6 +22,7 @@ from detrkit.structures import Batch, FeatureBatch, PatchBatch
 from detrkit.training.distributed import World
 from detrkit.training.pretext import PatchOptions
 from detrkit.training.unlabelled import left_out
+from detrkit.whole import standing, write_text_whole
 
 FOLDER = "features"
 """Where in a run folder the features are kept. They can be deleted when the run is finished."""

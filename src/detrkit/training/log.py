@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import platform
@@ -16,13 +17,13 @@ import numpy as np
 import torch
 
 from detrkit import __version__
-from detrkit.checkpoint import standing, write_text_whole, write_whole
-from detrkit.errors import MissingExtraError
+from detrkit.errors import Error, MissingExtraError
 from detrkit.training.distributed import processors
-from detrkit.training.events import Evaluated, Event, Started, Step, Stopped
+from detrkit.training.events import Evaluated, Event, Saved, Skipped, Started, Step, Stopped, Warned, WentBack
 from detrkit.training.recipe import to_toml
 from detrkit.training.session import Session
 from detrkit.visualize import plot_history
+from detrkit.whole import append_line, standing, write_text_whole, write_whole
 
 
 class RunFolder:
@@ -38,24 +39,33 @@ class RunFolder:
         self.out, self.session, self.data = out, session, data
         self._window: list[Step] = []
         self._started = time.monotonic()
-        self._step = 0
-        self._total = 0
+        self._step = self._total = self._saved = self._skipped = 0
         self._per_epoch = 1
+        self._alarms: dict[str, Warned] = {}
+        self._troubles: list[Warned] = []
 
     def __call__(self, event: Event) -> None:
-        """Write down what happened."""
+        """Write down what happened.
+
+        Raises:
+            Error: a file cannot be written, as on a full disk. What was written before stands, line by line.
+        """
         if isinstance(event, Started):
             self._begin(event)
-        elif isinstance(event, Step):
-            self._step = event.step
-            self._window.append(event)
-            for place in event.replaced:
-                self._append("replaced.jsonl", {"step": event.step, "image": place})
-            # An epoch's end closes the line: a run that goes on from there must write the same lines.
-            if event.step % self.session.run.log_every == 0 or event.step % self._per_epoch == 0:
-                self._append("metrics.jsonl", summarize(self._window))
-                self._status("training", event.step)
-                self._window.clear()
+        elif isinstance(event, Step | Skipped):
+            self._add(event)
+        elif isinstance(event, WentBack):
+            self._window.clear()
+            self._rewind(event.step)
+            self._append("metrics.jsonl", {"event": "went back", **dataclasses.asdict(event)})
+            self._status("training", event.step)
+        elif isinstance(event, Warned):
+            self._append("metrics.jsonl", {"event": "warned", **dataclasses.asdict(event)})
+            self._alarms.pop(event.alarm, None) if event.cleared else self._alarms.update({event.alarm: event})
+            self._status("training", self._step)
+        elif isinstance(event, Saved):
+            self._saved = event.step
+            self._status("training", event.step)
         elif isinstance(event, Evaluated):
             record = {"event": "evaluated", "step": event.step, "epoch": event.epoch, "best": event.is_best}
             said = {"notes": list(event.notes), "conclusion": event.conclusion}
@@ -64,14 +74,20 @@ class RunFolder:
             self._plot()
         elif isinstance(event, Stopped):
             self._status(event.reason, event.step)
-            self._keep_best()
-            self._plot()
+            if event.reason == "finished":
+                self._keep_best()
+                self._plot()
+
+    def troubles(self) -> list[Warned]:
+        """What could not be written since one asked last, of that which is not worth losing a training for."""
+        troubles, self._troubles = self._troubles, []
+        return troubles
 
     def broke_off(self, error: BaseException) -> None:
         """Write down that the training ended before its time."""
         if self._total:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with contextlib.suppress(OSError):  # the error itself is what matters
+            with contextlib.suppress(OSError, Error):  # the error itself is what matters
                 self._status(state, self._step)
 
     def _begin(self, event: Started) -> None:
@@ -81,25 +97,43 @@ class RunFolder:
         write_text_whole(self.out / "environment.json", json.dumps(environment(self.session), indent=1))
         about = {"path": self.data, **self.session.describe(), "notes": list(event.notes)}
         write_text_whole(self.out / "data.json", json.dumps(about, indent=1))
-        self._rewind(event)
+        self._rewind(event.step, event.pending)
+        self._saved, self._skipped = event.step, event.skipped
         self._status("training", event.step)
 
-    def _rewind(self, event: Started) -> None:
+    def _add(self, event: Step | Skipped) -> None:
+        self._step = event.step
+        for place in event.replaced:
+            self._append("replaced.jsonl", {"step": event.step, "image": place})
+        if isinstance(event, Step):
+            self._window.append(event)
+        # An epoch's end closes the line: a run that goes on from there must write the same lines.
+        closes = event.step % self.session.run.log_every == 0 or event.step % self._per_epoch == 0
+        if closes and self._window:
+            self._append("metrics.jsonl", summarize(self._window))
+            self._window.clear()
+        if isinstance(event, Skipped):
+            self._skipped = event.skipped
+            told = {"images": list(event.images), "boxes": list(event.boxes), "in_row": event.in_row}
+            self._append("metrics.jsonl", {"event": "skipped", "step": event.step, **told})
+        if closes:
+            self._status("training", event.step)
+
+    def _rewind(self, step: int, is_pending: bool = False) -> None:
         """Drop lines of steps after the checkpoint that the run goes on from, and of an evaluation that comes again."""
         for name in ("metrics.jsonl", "replaced.jsonl"):
             file = self.out / name
             if file.exists():
                 lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-                lines = [line for line in lines if _belongs_before(line, event)]
+                lines = [line for line in lines if _belongs_before(line, step, is_pending)]
                 write_text_whole(file, "".join(f"{line}\n" for line in lines))
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
-        with (self.out / name).open("a", encoding="utf-8") as file:
-            known = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in record.items()
-            }
-            file.write(json.dumps(known) + "\n")
+        known = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
+        append_line(self.out / name, json.dumps(known))
 
     def _status(self, state: str, step: int) -> None:
         status = {
@@ -107,19 +141,31 @@ class RunFolder:
             "step": step,
             "total_steps": self._total,
             "seconds": round(time.monotonic() - self._started, 1),
+            "saved": self._saved,
+            "skipped": self._skipped,
+            "alarms": [{"alarm": one.alarm, "message": one.message} for one in self._alarms.values()],
         }
-        write_text_whole(self.out / "status.json", json.dumps(status))
+        write_text_whole(self.out / "status.json", json.dumps(status), flush=state != "training")
 
     def _plot(self) -> None:
         file = self.out / "metrics.jsonl"
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        if not lines:
+        if not any(line["event"] in ("step", "evaluated") for line in lines):
             return
-        (self.out / "plots").mkdir(exist_ok=True)
+        plots, name = self.out / "plots", "plots cannot be written"
         try:
-            plot_history(lines, self.out / "plots" / "history.png")
-        except MissingExtraError:
-            write_text_whole(self.out / "plots" / "README.txt", "Plots need: pip install 'detrkit[plot]'\n")
+            plots.mkdir(exist_ok=True)
+            try:
+                plot_history(lines, plots / "history.png")
+            except MissingExtraError:
+                write_text_whole(plots / "README.txt", "Plots need: pip install 'detrkit[plot]'\n")
+        except (OSError, Error) as error:
+            if name not in self._alarms:
+                remedy = "Make room on the disk; the training goes on without."
+                self._troubles.append(Warned(self._step, name, f"Plots cannot be written: {error}", remedy))
+        else:
+            if name in self._alarms:
+                self._troubles.append(Warned(self._step, name, "Plots can be written again", cleared=True))
 
     def _keep_best(self) -> None:
         best = standing(self.out / "checkpoints" / "best")
@@ -184,14 +230,14 @@ def summarize(window: list[Step]) -> dict[str, Any]:
     }
 
 
-def _belongs_before(line: str, event: Started) -> bool:
+def _belongs_before(line: str, checkpoint: int, is_pending: bool) -> bool:
     """Whether what a line tells was done when the run goes on; one that was cut off by its end is dropped."""
     try:
         record = json.loads(line)
-        step, is_pending = float(record["step"]), event.pending and record.get("event") == "evaluated"
+        step, comes_again = float(record["step"]), is_pending and record.get("event") == "evaluated"
     except (ValueError, KeyError, TypeError):
         return False
-    return step < event.step or (step == event.step and not is_pending)
+    return step < checkpoint or (step == checkpoint and not comes_again)
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:

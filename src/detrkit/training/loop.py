@@ -16,29 +16,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrkit.checkpoint import TrainingState, load_training, standing
-from detrkit.convert import load_strictly
 from detrkit.data.dataset import random_stream
 from detrkit.data.loading import EpochBatches
-from detrkit.errors import ModelError, UsageError
+from detrkit.losses.criterion import Losses
 from detrkit.losses.matching import NonFiniteError
-from detrkit.training.events import Evaluated, Event, Saved, Started, Step, Stopped
+from detrkit.training.events import Evaluated, Event, Skipped, Started, Step, Stopped, WentBack
+from detrkit.training.interruption import Interrupted, Interruption
 from detrkit.training.optimizer import rate_factor, set_rates
-from detrkit.training.session import Loaded, Session
+from detrkit.training.recovery import Checkpoints, Position
+from detrkit.training.session import Loaded, Session, Validation
 
 _DROPOUT_STREAM = 3  # streams 1 and 2 shuffle and augment
-
-
-class Position(NamedTuple):
-    """How far a training is.
-
-    `step`: steps done. `best`: the best score of an evaluation so far, more is better; None before the first.
-    `pending`: the evaluation of this step is still to come.
-    """
-
-    step: int = 0
-    best: float | None = None
-    pending: bool = False
 
 
 class Figures(NamedTuple):
@@ -52,60 +40,74 @@ class Figures(NamedTuple):
     values: Float[Tensor, " figure"]
 
 
-def fit(session: Session[Any], out: Path, *, resume: bool = False) -> Generator[Event, None, None]:
+def fit(
+    session: Session[Any], out: Path, *, resume: bool = False, interruption: Interruption | None = None
+) -> Generator[Event, None, None]:
     """Train, evaluate and save, yielding an event for each thing done.
 
     Args:
         session: what to train, on what.
         out: the run folder.
-        resume: go on from the run's last checkpoint, or from the beginning where there is none yet.
+        resume: go on from the run's newest checkpoint, or from the beginning where there is none yet.
+        interruption: when it becomes true, the step is finished and saved, and the training stops.
 
     Raises:
-        NonFiniteError: the predictions became NaN; names the images.
+        NonFiniteError: step after step is NaN or infinite, and there is nothing to go back to; names the images.
         DataError: images cannot be read.
-        ModelError: the checkpoint to resume from is damaged.
+        ModelError: all checkpoints to resume from are damaged.
         UsageError: another number of processes than before.
     """
     options, world = session.optimization, session.world
+    interruption = Interruption() if interruption is None else interruption
     scaler = torch.amp.GradScaler(session.device.type, enabled=session.dtype == torch.float16)
-    position, notes = Position(), session.notes
-    if resume and (last_checkpoint := standing(out / "checkpoints" / "last")).exists():
-        position = restore(session, scaler, last_checkpoint)
-    elif resume:
-        notes += ("The run was stopped before its first checkpoint: it starts from the beginning",)
-    per_epoch = max(1, session.count // (options.batch_size * world.size) // options.accumulate)
+    checkpoints, per_epoch = Checkpoints(session, scaler, out), steps_per_epoch(session)
+    position, notes = _begin(checkpoints) if resume else (Position(), session.notes)
     total = per_epoch * options.epochs
-    sampler = EpochBatches(
-        session.count,
-        options.batch_size,
-        session.run.seed,
-        start_step=position.step * options.accumulate,
-        total_steps=total * options.accumulate,
-        rank=world.rank,
-        world=world.size,
-    )
-    loader = session.batches(sampler)
+    loader = _batches(session, position.step)
     wrapped = world.wrap(session.model, session.device)
-    yield Started(position.step, total, per_epoch, notes, position.pending)
+    yield Started(position.step, total, per_epoch, notes, position.pending, position.skipped)
     if position.pending:
-        position = yield from _end_epoch(session, scaler, out, position, position.step // per_epoch)
+        position = yield from _end_epoch(checkpoints, position, interruption)
     clock = time.perf_counter()
-    while position.step < total:
+    while position.step < total and not position.pending:
         waited = time.perf_counter()
         loaded = [next(loader) for _ in range(options.accumulate)]
         waited = time.perf_counter() - waited
-        set_rates(session.optimizer, rate_factor(position.step, total, options))
-        with _seeded(session, position.step):
-            figures = optimize(session, wrapped, scaler, [one.batch for one in loaded])
-        position = position._replace(step=position.step + 1)
-        now = time.perf_counter()
-        yield _step_event(session, position.step, per_epoch, figures, loaded, now - clock, waited)
-        clock = now
-        epoch, within = divmod(position.step, per_epoch)
-        if within == 0:
-            position = yield from _end_epoch(session, scaler, out, position, epoch)
+        set_rates(session.optimizer, position.rate * rate_factor(position.step, total, options))
+        try:
+            with _seeded(session, position.step):
+                figures = optimize(session, wrapped, scaler, [one.batch for one in loaded])
+            event = _step_event(session, scaler, position.step + 1, figures, loaded, clock, waited)
+        except NonFiniteError as error:
+            position = position.after(skipped=True)
+            yield Skipped(
+                position.step, error.images, error.boxes, position.in_row, position.skipped, _replaced(loaded)
+            )
+            if position.in_row >= min(options.skip_limit, per_epoch):
+                before, position = position, checkpoints.go_back(position, error)
+                yield WentBack(position.step, before.step, position.rate, position.returns, position.skipped)
+                loader, clock = _batches(session, position.step), time.perf_counter()
+                continue
+        else:
+            position, clock = position.after(), time.perf_counter()
+            yield event
+        if world.any(bool(interruption), session.device):
+            position = yield from _stop(checkpoints, position)
+            yield Stopped(position.step, "interrupted")
+            return
+        if position.step % per_epoch == 0:
+            position = yield from _end_epoch(checkpoints, position, interruption)
             clock = time.perf_counter()
-    yield Stopped(position.step, "finished")
+        elif checkpoints.is_due:
+            yield checkpoints.save(position, within=True)
+            clock = time.perf_counter()
+    yield Stopped(position.step, "interrupted" if position.pending else "finished")
+
+
+def steps_per_epoch(session: Session[Any]) -> int:
+    """Steps of the optimiser that see each image once, or nearly."""
+    options = session.optimization
+    return max(1, session.count // (options.batch_size * session.world.size) // options.accumulate)
 
 
 def optimize(session: Session[Any], model: nn.Module, scaler: torch.amp.GradScaler, batches: Sequence[Any]) -> Figures:
@@ -115,13 +117,14 @@ def optimize(session: Session[Any], model: nn.Module, scaler: torch.amp.GradScal
         The figures of the step, averaged over batches and processes.
 
     Raises:
-        NonFiniteError: predictions or their gradient are NaN or infinite; names the images.
+        NonFiniteError: predictions or their gradient are NaN or infinite, in any process; names the images. Nothing has
+            changed then.
     """
     session.model.train()
     session.optimizer.zero_grad(set_to_none=True)
     figures: list[Tensor] = []
     for batch in batches:
-        losses = session.losses(model, batch)
+        losses = _losses(session, model, batch)
         scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
         figures.append(
             torch.cat([losses.total.detach()[None], losses.class_error[None], losses.values.detach()[:, -1]])
@@ -130,7 +133,7 @@ def optimize(session: Session[Any], model: nn.Module, scaler: torch.amp.GradScal
     limit = session.optimization.clip if session.optimization.clip > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_([p for p in session.model.parameters() if p.grad is not None], limit)
     if not scaler.is_enabled() and not torch.isfinite(norm):  # before it reaches the weights; fp16's scaler skips it
-        raise NonFiniteError([name for batch in batches for name in session.names(batch)])
+        raise NonFiniteError(_names(session, batches))
     scaler.step(session.optimizer)
     scaler.update()
     if session.average is not None:
@@ -139,143 +142,158 @@ def optimize(session: Session[Any], model: nn.Module, scaler: torch.amp.GradScal
     return Figures(losses.names, torch.cat([means, norm[None].to(session.device)]))
 
 
-def save(session: Session[Any], scaler: torch.amp.GradScaler, out: Path, position: Position) -> Saved:
-    """Write the checkpoint that a run goes on from."""
-    path = out / "checkpoints" / "last"
-    if session.world.is_main:
-        tensors = {"optimizer": _optimizer_tensors(session.optimizer)}
-        if session.average is not None:
-            tensors["average"] = session.average.tensors()
-        about = {
-            **position._asdict(),
-            "average_steps": session.average.steps if session.average else 0,
-            "scaler": scaler.state_dict(),
-            "processes": session.world.size,
-        }
-        session.save_training(path, TrainingState(tensors, about))
-    return Saved(position.step, path)
-
-
-def restore(session: Session[Any], scaler: torch.amp.GradScaler, folder: Path) -> Position:
-    """Bring a session to where a checkpoint stands.
-
-    Raises:
-        ModelError: the checkpoint is missing or damaged, or belongs to another model.
-        UsageError: it was written by another number of processes, for which a step means other images.
-    """
-    state = load_training(folder)
-    if (processes := state.position.get("processes")) != session.world.size:
-        raise UsageError(
-            "The run was begun with another number of processes",
-            where=folder,
-            got=session.world.size,
-            expected=processes,
-            remedy="Start as many, or begin a new run with --init.",
-        )
-    session.fill(folder)
+def _losses(session: Session[Any], model: nn.Module, batch: Any) -> Losses:
+    """The losses of a batch, or the same error in all processes: none may wait for the gradient of another."""
+    losses, error = None, NonFiniteError(())
     try:
-        _restore_optimizer(session.optimizer, state.tensors["optimizer"])
-        if session.average is not None:
-            load_strictly(session.average.model, state.tensors["average"])
-            session.average.steps = int(state.position["average_steps"])
-        if state.position["scaler"]:
-            scaler.load_state_dict(state.position["scaler"])
-        best = state.position["best"]
-        return Position(
-            int(state.position["step"]),
-            None if best is None else float(best),
-            bool(state.position.get("pending", False)),  # earlier versions saved after the evaluation only
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            "The checkpoint does not fit this training", where=folder, got=error, remedy="Begin a new run with --init."
-        ) from error
+        losses = session.losses(model, batch)
+    except NonFiniteError as found:
+        error = found
+    if not session.world.any(losses is None, session.device):
+        assert losses is not None
+        return losses
+    told = session.world.gather((error.images, error.boxes))
+    if told:
+        images = [image for images, _ in told for image in images]
+        error = NonFiniteError(images, [box for _, boxes in told for box in boxes])
+    raise error
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    content = optimizer.state_dict()
-    content["state"] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        parameter = parameters[int(index)]
-        if tensor.ndim:
-            if tensor.shape != parameter.shape:
-                raise ValueError(f"{name} is {tuple(tensor.shape)} for {tuple(parameter.shape)}")
-            # The fused kernel walks through memory: moments must lie as their parameter does, channels last or not.
-            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-        content["state"].setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(content)
+def _begin(checkpoints: Checkpoints) -> tuple[Position, tuple[str, ...]]:
+    """Go on from the newest checkpoint, or start where there is none; and what is to be said."""
+    notes = checkpoints.session.notes
+    checkpoint, said = checkpoints.newest()
+    if checkpoint is None:
+        return Position(), (*notes, "The run was stopped before its first checkpoint: it starts from the beginning")
+    return checkpoints.restore(checkpoint), (*notes, *said)
 
 
-def _end_epoch(
-    session: Session[Any], scaler: torch.amp.GradScaler, out: Path, position: Position, epoch: int
-) -> Generator[Event, None, Position]:
-    """Evaluate and save, where an epoch is one after which this is done."""
+def _batches(session: Session[Any], step: int) -> Iterator[Loaded[Any]]:
+    """The batches of all steps from one on."""
+    options = session.optimization
+    sampler = EpochBatches(
+        session.count,
+        options.batch_size,
+        session.run.seed,
+        start_step=step * options.accumulate,
+        total_steps=steps_per_epoch(session) * options.epochs * options.accumulate,
+        rank=session.world.rank,
+        world=session.world.size,
+    )
+    return session.batches(sampler)
+
+
+def _asked_for(every: int, session: Session[Any], position: Position) -> bool:
+    """Whether something is done here that the recipe asks for after so many epochs, and after the last one.
+
+    It is left out where the last steps were skipped: there would be no sense in evaluating a model that cannot be used,
+    and no use in going back to it.
+    """
+    epoch, within = divmod(position.step, steps_per_epoch(session))
     is_last = epoch == session.optimization.epochs
-    evaluates = epoch % session.run.evaluate_every == 0 or is_last
-    saves = epoch % session.run.save_every == 0 or is_last
-    if evaluates and saves and not position.pending:
-        # What an evaluation may meet, such as an image that cannot be read, must not cost what was trained.
-        save(session, scaler, out, position._replace(pending=True))
-    if evaluates:
-        position, event = _evaluate(session, out, position, epoch)
-        yield event
-    if saves:
-        yield save(session, scaler, out, position)
+    return within == 0 and (is_last or (epoch % every == 0 and position.in_row == 0))
+
+
+def _stop(checkpoints: Checkpoints, position: Position) -> Generator[Event, None, Position]:
+    """Save before the training stops; where an epoch was ended, what is done at its end is still to come."""
+    session = checkpoints.session
+    position = position._replace(pending=position.step % steps_per_epoch(session) == 0)
+    yield checkpoints.save(position, within=not _asked_for(session.run.save_every, session, position))
+    session.world.share(None)  # nobody leaves before all is written
     return position
 
 
-def _evaluate(session: Session[Any], out: Path, position: Position, epoch: int) -> tuple[Position, Evaluated]:
-    started = time.perf_counter()
-    found = session.evaluate(out, epoch)
+def _end_epoch(
+    checkpoints: Checkpoints, position: Position, interruption: Interruption
+) -> Generator[Event, None, Position]:
+    """Evaluate and save, where an epoch is one after which this is done; `pending` if that was interrupted."""
+    session = checkpoints.session
+    epoch, saves = position.step // steps_per_epoch(session), _asked_for(session.run.save_every, session, position)
+    if _asked_for(session.run.evaluate_every, session, position):
+        started, waiting = time.perf_counter(), position._replace(pending=True)
+        if saves and not position.pending:
+            # What an evaluation may meet, such as an image that cannot be read, must not cost what was trained.
+            checkpoints.save(waiting)
+        try:
+            with interruption.at_once():
+                found = session.evaluate(checkpoints.out, epoch)
+        except Interrupted:
+            if not saves:
+                yield checkpoints.save(waiting, within=True)
+            session.world.share(None)
+            return waiting
+        position, event = _evaluated(checkpoints, position, epoch, found, time.perf_counter() - started)
+        yield event
+    position = position._replace(pending=False)
+    if saves:
+        yield checkpoints.save(position)
+    elif checkpoints.is_due:
+        yield checkpoints.save(position, within=True)
+    return position
+
+
+def _evaluated(
+    checkpoints: Checkpoints, position: Position, epoch: int, found: Validation, seconds: float
+) -> tuple[Position, Evaluated]:
+    """Keep the best model so far, and tell what an evaluation found."""
+    session = checkpoints.session
     is_best = math.isfinite(found.score) and (position.best is None or found.score > position.best)
     if is_best and session.world.is_main:
         figures = {name: value if math.isfinite(value) else None for name, value in found.figures.items()}
         about = {"epoch": epoch, "step": position.step, "metrics": figures, **found.about}
-        session.save_best(out / "checkpoints" / "best", about)
+        session.save_best(checkpoints.folder / "best", about)
     event = Evaluated(
         step=position.step,
         epoch=float(epoch),
         figures=found.figures,
         headline=found.headline,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         is_best=is_best,
         metrics=found.metrics,
         notes=found.notes,
         conclusion=found.conclusion,
     )
-    return Position(position.step, found.score if is_best else position.best), event
+    return position._replace(best=found.score if is_best else position.best), event
 
 
 def _step_event(
     session: Session[Any],
+    scaler: torch.amp.GradScaler,
     step: int,
-    per_epoch: int,
     figures: Figures,
     loaded: Sequence[Loaded[Any]],
-    seconds: float,
+    clock: float,
     waited: float,
 ) -> Step:
+    """What a step tells of itself, which waits for the device.
+
+    Raises:
+        NonFiniteError: fp16 overflows although the scaler can scale no lower.
+    """
     total, class_error, *terms, norm = figures.values.tolist()
+    if scaler.is_enabled() and not math.isfinite(norm) and scaler.get_scale() < 1:
+        raise NonFiniteError(_names(session, [one.batch for one in loaded]))
     return Step(
         step=step,
-        epoch=step / per_epoch,
+        epoch=step / steps_per_epoch(session),
         loss=total,
         terms=dict(zip(figures.terms, terms, strict=True)),
         class_error=class_error,
         lr=session.optimizer.param_groups[0]["lr"],
         grad_norm=norm,
-        seconds=seconds,
+        seconds=time.perf_counter() - clock,
         waited=waited,
         images=sum(len(one.batch.images) for one in loaded) * session.world.size,
-        replaced=tuple(place for one in loaded for place in one.replaced),
+        replaced=_replaced(loaded),
     )
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
+def _replaced(loaded: Sequence[Loaded[Any]]) -> tuple[str, ...]:
+    return tuple(place for one in loaded for place in one.replaced)
+
+
+def _names(session: Session[Any], batches: Sequence[Any]) -> list[str]:
+    return [name for batch in batches for name in session.names(batch)]
 
 
 @contextmanager

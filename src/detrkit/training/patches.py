@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -45,6 +45,7 @@ from detrkit.training.pretext import PatchOptions, PatchRecipe
 from detrkit.training.session import Session, Validation
 from detrkit.training.setup import build_model, choose_dtype, choose_place, count_workers
 from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
+from detrkit.training.validation import forgiving
 
 HEADLINE = ("recall50", "recall75", "consistency")
 REGIONS = "region_recall50"
@@ -93,11 +94,13 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
         batch = batch.to(self.device)
         with self.arithmetic():
             found, unasked = self._answer(model, batch)
-        count = self._shared(batch.boxes.shape[:2].numel())
+        regions = self._targets(batch) if isinstance(batch, FeatureBatch) and self.unasked is not None else []
+        count, others_count = map(
+            self._shared, (batch.boxes.shape[:2].numel(), sum(len(one.labels) for one in regions))
+        )
         losses = self.criterion(found, batch.boxes, self.model.group, count, names=batch.names)
-        if self.unasked is not None and unasked is not None and isinstance(batch, FeatureBatch):
-            regions = self._targets(batch)
-            others = self.unasked(unasked, regions, self._shared(sum(len(target.labels) for target in regions)))
+        if self.unasked is not None and unasked is not None:
+            others = self.unasked(unasked, regions, others_count)
             losses = losses.beside(others, "region_", self.recipe.pretext.regions_weight)
         return losses._replace(class_error=torch.full_like(losses.class_error, torch.nan))
 
@@ -131,11 +134,12 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
             if unasked is not None and isinstance(batch, FeatureBatch):
                 regions.add(unasked, batch.regions)
         parts = self.world.gather((figures, problems, regions))
-        validation = self._validation(parts, out) if self.world.is_main else None
-        shared: Validation = self.world.share(validation)
+        shared: Validation = self.world.share(self._validation(parts, out) if self.world.is_main else None)
+        notes = list(shared.notes)
         if self.world.is_main and self.run.samples:
-            self._draw(task, out / "samples" / f"epoch-{epoch:04d}", f"{out.name}, epoch {epoch}", shared)
-        return shared
+            with forgiving(notes):
+                self._draw(task, out / "samples" / f"epoch-{epoch:04d}", f"{out.name}, epoch {epoch}", shared)
+        return replace(shared, notes=tuple(notes))
 
     def save_best(self, folder: Path, about: Mapping[str, Any]) -> None:
         """Write a model folder of the detector that `detrkit.load` takes, with the task's heads beside it."""
@@ -190,13 +194,8 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
         for _, found, _ in parts:
             problems.merge(found)
         result, earlier = figures.result(), figures_so_far(out)
-        sentence = conclusion(
-            earlier[0] if earlier else result,
-            result,
-            figures.images,
-            figures.patches,
-            before=earlier[-1] if earlier else None,
-        )
+        first, before = (earlier[0], earlier[-1]) if earlier else (result, None)
+        sentence = conclusion(first, result, figures.images, figures.patches, before=before)
         unasked = RegionFigures.merged([part for _, _, part in parts])
         regions = unasked.result() if self.unasked is not None else {}
         return Validation(

@@ -53,6 +53,9 @@ class DataOptions:
     val_fraction: float = field(default=0.0, metadata=within(0, 1))
     """Set this share of the training split aside for validation and leave the data's own `val` untouched. With 0, the
     data's own is used, or a tenth of the training split where it has none."""
+    annotations: str = ""
+    """Format of the annotations that are meant where a folder holds several, such as coco_panoptic. Empty: those that
+    list objects before those that list segments."""
     limit: int = field(default=0, metadata=within(0))
     """Use only the first so many images of the training split, and of the validation split; 0: all."""
     workers: int = field(default=-1, metadata=within(-1))
@@ -128,6 +131,9 @@ class OptimizationOptions:
     """Steps over which the rates rise from zero."""
     ema: float = field(default=0.0, metadata=within(0, 1))
     """Decay of the exponential moving average of the weights that is evaluated and kept; 0: none."""
+    skip_limit: int = field(default=5, metadata=within(0))
+    """A step whose loss or gradient is NaN or infinite changes nothing. After so many in a row, or a whole epoch of
+    them, the run goes back to its last checkpoint and on at half the rates. 0: the first such step ends the run."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Arithmetic of the forward pass; weights stay in fp32. `auto`: bf16 where the machine has it, else fp32."""
     channels_last: bool = True
@@ -149,6 +155,9 @@ class RunOptions:
     """Epochs between evaluations."""
     save_every: int = field(default=1, metadata=within(1))
     """Epochs between checkpoints."""
+    save_minutes: float = field(default=5.0, metadata=within(0))
+    """Minutes between further checkpoints inside an epoch, so that little is lost when the machine stops; more where
+    they would take over a hundredth of the time. 0: none. Changes no result."""
     log_every: int = field(default=20, metadata=within(1))
     """Steps between lines of metrics."""
     samples: int = field(default=4, metadata=within(0))

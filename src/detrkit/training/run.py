@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
-from detrkit import evaluation, models
+from detrkit import models
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError
 from detrkit.evaluation.run import Metrics
 from detrkit.one_shot.protocol import DRAWS
+from detrkit.panoptic import PanopticMap
 from detrkit.predict import Detector, load
 from detrkit.sources import architecture_of, open_model
 from detrkit.structures import Detections
+from detrkit.training import advice
 from detrkit.training import recipe as recipes
 from detrkit.training.by_example import SHOTS, ByExample, evaluate_by_example, refuse_draws
 from detrkit.training.conduct import check_folder, conduct
 from detrkit.training.distributed import World
-from detrkit.training.episode_recipe import EpisodeRecipe, of_task
+from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.episodes import prepare_episodes
 from detrkit.training.events import Event
+from detrkit.training.mask_recipe import SegmentationRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
+from detrkit.training.segmentation import prepare_segmentation
 from detrkit.training.session import Session
 from detrkit.training.setup import prepare
-from detrkit.training.validation import detect
+from detrkit.training.tasks import of_task, task_with
+from detrkit.training.validation import judge
 
 
 @dataclass(frozen=True)
@@ -51,22 +57,29 @@ def train(
     *,
     out: str | Path,
     task: str = "",
+    masks: bool = False,
     recipe: AnyRecipe | str | Path | None = None,
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
+    notes: Sequence[str] = (),
     **fields: Any,
 ) -> Run:
     """Train a detector on an annotated folder.
 
+    Where neither a recipe nor a model nor weights to start from are named, preset, resolution, queries, epochs and
+    batches are chosen by the data and the machine; the run's notes say why.
+
     Args:
         data: a data set in COCO, Pascal VOC or YOLO format; which one is recognised.
         out: the run folder to make.
-        task: what is trained for: `detection` of the data's classes, or `one-shot`, to find whatever is like an example
-            that it is shown. Empty: that of the recipe, else `detection`.
+        task: what is trained for: `detection` of the data's classes, `segmentation` of them with masks, or `one-shot`,
+            to find whatever is like an example that it is shown. Empty: that of the recipe, else `detection`.
+        masks: the same as the task `segmentation`.
         recipe: a recipe of the task, a TOML file, or the name of a recipe that comes with the package; by default the
-            one named like the preset, where there is one. A run that goes on has its own.
+            one named like the model's preset, where there is one. A run that goes on has its own.
         resume: go on with the run in `out` where its last checkpoint stands.
         on_event: called with every event, such as a step or an evaluation.
+        notes: what the run notes first, such as why its recipe is what it is.
         **fields: any field of the recipe, such as `model="detr-r50"`, `epochs=50`, `lr=1e-4`, or
             `init="facebook/detr-resnet-50"` to start from the weights, and with the architecture, of another model.
 
@@ -82,16 +95,44 @@ def train(
     check_folder(out)
     if resume and recipe is None and (out / "recipe.toml").exists():
         recipe = out / "recipe.toml"
-    resolved: AnyRecipe = resolve(recipe, fields, of_task(task, recipe), recipes.DEFAULT_MODEL)
+    usual = of_task(task_with(task, masks=masks), recipe)
+    if recipe is None and isinstance(usual, Recipe) and not (fields.get("model") or fields.get("init")):
+        resolved, why = advised(data, fields)
+        notes = (*notes, *why)
+    else:
+        resolved = resolve(recipe, fields, usual, recipes.DEFAULT_MODEL)
 
     def open_session(here: World, came_from: str) -> Session[Any]:
+        session: Session[Any]
         if isinstance(resolved, EpisodeRecipe):
-            return prepare_episodes(resolved, data, here, came_from=came_from)
-        assert isinstance(resolved, Recipe)
-        return prepare(resolved, data, here, came_from=came_from)
+            session = prepare_episodes(resolved, data, here, came_from=came_from)
+        elif isinstance(resolved, SegmentationRecipe):
+            session = prepare_segmentation(resolved, data, here, came_from=came_from)
+        else:
+            assert isinstance(resolved, Recipe)
+            session = prepare(resolved, data, here, came_from=came_from)
+        return dataclasses.replace(session, notes=(*notes, *session.notes))
 
     best = conduct(resolved, open_session, out, str(data), resume=resume, on_event=on_event)
     return Run(out, best)
+
+
+def advised(data: str | Path, fields: dict[str, Any]) -> tuple[AnyRecipe, tuple[str, ...]]:
+    """The recipe that suits a data set and this machine, with fields replaced, and the reasons of what was chosen.
+
+    Neither a model nor weights to start from are among the fields.
+
+    Raises:
+        UsageError: an unknown field, or a bad value.
+    """
+    fields = {name: value for name, value in fields.items() if name not in ("model", "init")}  # which are empty
+    choices = advice.without(advice.advice_for(data, recipes.revise(Recipe(), fields)), fields)
+    if not choices:
+        return resolve(None, fields, Recipe(), recipes.DEFAULT_MODEL), ()
+    recipe = advice.revised(choices)
+    architecture = {**recipe.model.architecture, **fields.get("architecture", {})}
+    recipe = recipes.revise(recipe, {**fields, "architecture": architecture})
+    return recipe, advice.reasons(choices, recipe)
 
 
 @overload
@@ -147,6 +188,7 @@ def evaluate(
     workers: int = 0,
     draws: int = DRAWS,
     shots: int = SHOTS,
+    annotations: str = "",
 ) -> dict[str, float]:
     """The figures of a detector on a split of an annotated folder.
 
@@ -162,10 +204,13 @@ def evaluate(
         workers: processes that load images.
         draws: of a model that finds by example: draws of exemplars, over which figures are means.
         shots: of a model that finds by example: exemplars for each question.
+        annotations: the format that is meant where the folder holds several, such as "coco_panoptic".
 
     Returns:
-        COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined. Of a model that
-        finds by example AP50 of seen and of unseen classes, their spread and ratio, and how honest its scores are.
+        COCO's twelve figures and Pascal VOC's AP of 2007 and 2012, in [0, 1]; NaN where undefined. Of a model with a
+        mask head, on data with masks, COCO's figures of masks, too (`mask_AP` and so on), and on panoptic data panoptic
+        quality (`PQ`, `SQ`, `RQ`, and the same of things and of stuff). Of a model that finds by example AP50 of seen
+        and of unseen classes, their spread and ratio, and how honest its scores are.
 
     Raises:
         DataError: no such split, images that cannot be read, categories that the model does not know, or, of a model
@@ -182,6 +227,7 @@ def evaluate(
         workers=workers,
         draws=draws,
         shots=shots,
+        annotations=annotations,
     ).figures
 
 
@@ -192,6 +238,7 @@ class Evaluation:
     metrics: Metrics
     annotations: Annotations
     detections: list[Detections]
+    maps: list[PanopticMap]
 
     @property
     def figures(self) -> dict[str, float]:
@@ -206,18 +253,21 @@ def evaluate_in_detail(
     split: str,
     draws: int = DRAWS,
     shots: int = SHOTS,
+    annotations: str = "",
     **options: Any,
 ) -> Evaluation | ByExample:
     """The same as `evaluate`, with the detections and all tables; takes its options and raises its errors."""
     detector = model if isinstance(model, Detector) else load(model)
-    (annotations,) = formats.read(data, split).values()  # `valid` and `val` are the same split
-    if not len(annotations):
-        raise DataError("The split has no images", where=annotations.source or data, got=split)
+    masks: Literal["any", False] = "any" if detector.segmenter is not None else False
+    # `valid` and `val` are the same split
+    (truth,) = formats.read(data, split, masks=masks, annotations=annotations).values()
+    if not len(truth):
+        raise DataError("The split has no images", where=truth.source or data, got=split)
     if detector.one_shot is not None:
-        return evaluate_by_example(detector, annotations, draws=draws, shots=shots, **options)
+        return evaluate_by_example(detector, truth, draws=draws, shots=shots, **options)
     refuse_draws(draws, shots)
-    detections = detect(detector, annotations, **options)
-    return Evaluation(evaluation.run.evaluate(annotations, detections, voc=True), annotations, detections)
+    metrics, detections, maps = judge(detector, truth, voc=True, **options)
+    return Evaluation(metrics, truth, detections, maps)
 
 
 def _image_size(model: Any, preset: Any) -> tuple[int, int]:

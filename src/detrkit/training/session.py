@@ -157,7 +157,8 @@ class Session(ABC, Generic[SomeBatch]):
             The terms under their names. `class_error` is NaN where the task has no classes.
 
         Raises:
-            NonFiniteError: predictions are NaN or infinite; names the images.
+            NonFiniteError: predictions are NaN or infinite; names the images. It is raised when this process needs
+                nothing more of the others.
         """
 
     @abstractmethod

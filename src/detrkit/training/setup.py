@@ -24,11 +24,13 @@ from detrkit.models import Variant
 from detrkit.nn.weights import RANDOM, load_backbone_weights
 from detrkit.predict import choose_device
 from detrkit.sources import architecture_of, differences, open_model
+from detrkit.training.checkup import notes_before
 from detrkit.training.detection import DetectionSession
 from detrkit.training.distributed import World, processors
 from detrkit.training.ema import Average
 from detrkit.training.optimizer import make_optimizer
 from detrkit.training.recipe import (
+    AnyRecipe,
     AugmentationOptions,
     DataOptions,
     ModelOptions,
@@ -57,6 +59,7 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     """
     notes: list[str] = []
     train, val = open_splits(data, recipe.data, recipe.run.seed, notes)
+    notes.extend(notes_before(train, val, data))
     device = choose_place(recipe.run, world)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)
@@ -67,13 +70,10 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
             [category.name for category in train.categories],
             came_from=came_from,
         )
-    model = model.to(device)
-    if recipe.optimization.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config: Any = model.config
     transform = make_transform(recipe.augmentation, config.image_size, config.longest)
-    dtype = choose_dtype(recipe.optimization.precision, device)
-    optimizer = make_optimizer(model, recipe.optimization)
+    equipment = equip(model, recipe, device)
+    dtype = equipment["dtype"]
     if recipe.model.backbone_weights == RANDOM and not recipe.model.init:
         notes.extend(_random_and_frozen(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -91,19 +91,43 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     return DetectionSession(
         recipe=recipe,
         world=world,
-        device=device,
-        dtype=dtype,
         variant=variant,
-        model=model,
         criterion=variant.criterion(config),
-        optimizer=optimizer,
-        average=Average(model, recipe.optimization.ema) if recipe.optimization.ema else None,
         dataset=DetectionDataset(train, transform, recipe.run.seed),
         train=train,
         val=val,
         workers=count_workers(recipe.data.workers),
         notes=tuple(notes),
+        **equipment,
     )
+
+
+def equip(
+    model: nn.Module, recipe: AnyRecipe, device: torch.device, detector: nn.Module | None = None
+) -> dict[str, Any]:
+    """What every session needs to train a model, by the names of its fields: the model laid out on its device, the
+    arithmetic, the optimiser, and the average where the recipe has one.
+
+    Args:
+        model: what trains.
+        recipe: the resolved recipe.
+        device: where to.
+        detector: the module inside `model` whose parts the recipe can freeze; by default `model` itself.
+
+    Raises:
+        UsageError: a part to freeze that there is not, or nothing is left to train.
+    """
+    options = recipe.optimization
+    model.to(device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return {
+        "device": device,
+        "dtype": choose_dtype(options.precision, device),
+        "model": model,
+        "optimizer": make_optimizer(model, options, detector),
+        "average": Average(model, options.ema) if options.ema else None,
+    }
 
 
 def choose_place(options: RunOptions, world: World) -> torch.device:
@@ -120,21 +144,32 @@ def count_workers(wanted: int) -> int:
     return wanted if wanted >= 0 else min(8, processors())
 
 
-def open_splits(data: str | Path, options: DataOptions, seed: int, notes: list[str]) -> tuple[Annotations, Annotations]:
+def open_splits(
+    data: str | Path, options: DataOptions, seed: int, notes: list[str], *, masks: bool = False
+) -> tuple[Annotations, Annotations]:
     """The training and the validation split: found, or made from the training split; says which in `notes`.
 
+    Args:
+        data: the data set.
+        options: the recipe's.
+        seed: of the division, where the validation split is made.
+        notes: what the user should know is added here.
+        masks: whether masks are read with the boxes.
+
     Raises:
-        DataError: no such split, one without images or boxes, or splits without a common category.
+        DataError: no such split, one without images, boxes or, where they are asked for, masks, or splits without a
+            common category.
+        UsageError: an unknown format of annotations.
     """
-    found = formats.recognise(data)
+    found = formats.recognise(data, annotations=options.annotations)
     wanted, other = split_name(options.train_split), split_name(options.val_split)
     name = wanted if wanted in found or len(found) > 1 else next(iter(found))
-    train = formats.read(data, name)[name]
+    train = formats.read(data, name, masks=masks, annotations=options.annotations)[name]
     if options.val_fraction == 0 and other == name:
         val = train
         notes.append("Validation: the training images themselves, which shows whether they can be learnt by heart")
     elif options.val_fraction == 0 and other in found:
-        val = formats.read(data, other)[other]
+        val = formats.read(data, other, masks=masks, annotations=options.annotations)[other]
         notes.append(f"Validation: the data's split {other!r}, {val.summary()}")
     elif options.val_fraction == 0 and other != DataOptions().val_split:
         raise DataError(
@@ -237,6 +272,7 @@ def start_from(model: nn.Module, name: str, names: Sequence[str] = ()) -> str:
     anew = [key for key in heads if other_classes or key in differing]
     model.load_state_dict({**{key: source[key] for key in own if key not in anew}, **{key: own[key] for key in anew}})
     said = f"Start from {name}{f' ({saved.origin})' if saved.origin else ''}: {len(own) - len(anew)} tensors kept"
+    said += ", its mask head's not among them" if saved.segmenter is not None else ""
     if anew:
         count, before = len(names) or _classes(model), len(saved.categories)
         change = f"{count} classes for {before}" if count != before else "for other categories"

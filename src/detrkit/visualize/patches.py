@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from detrkit.errors import UsageError
+from detrkit.visualize.colours import INK, PAPER, Colour, colour_of, ink_on
 from detrkit.visualize.labels import Label, place_labels
-from detrkit.visualize.pictures import INK, PAPER, Colour, ImageLike, colour_of, font_of, ink_on, open_image
+from detrkit.visualize.pictures import ImageLike, font_of, open_image
 
 IMAGE_SIDE = 560
 THUMBNAIL_SIDE = 88

@@ -10,38 +10,13 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError, UsageError
-from detrkit.masks import RunLengths
 from detrkit.structures import Detections
+from detrkit.visualize.colours import INK, PAPER, Colour, colour_of, colours_apart, ink_on
 from detrkit.visualize.labels import Label, place_labels, shorten
+from detrkit.visualize.tint import tint
 
-Colour: TypeAlias = tuple[int, int, int]
 ImageLike: TypeAlias = Image.Image | np.ndarray | Path | str
-
-PALETTE: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (213, 94, 0),
-    (0, 158, 115),
-    (240, 228, 66),
-    (204, 121, 167),
-    (0, 114, 178),
-)
-"""Colours that people with any colour vision tell apart (Okabe and Ito, 2008), black left out."""
-
-PAPER, INK = (255, 255, 255), (33, 37, 41)
-
-
-def colour_of(label: int) -> Colour:
-    """The colour of a label. Beyond seven labels the palette comes again, lighter and then darker."""
-    base = PALETTE[label % len(PALETTE)]
-    turn = label // len(PALETTE) % 3
-    if turn == 0:
-        return base
-    goal, share = ((255, 0.5), (0, 0.4))[turn - 1]
-    red, green, blue = (round(channel + (goal - channel) * share) for channel in base)
-    return red, green, blue
 
 
 def open_image(image: ImageLike) -> Image.Image:
@@ -81,6 +56,8 @@ def draw(
 ) -> Image.Image:
     """Draw boxes, labels, scores and, where present, masks.
 
+    Colours tell classes apart, and where there are masks each thing from the others.
+
     Args:
         image: the upright image that the detections belong to; it is not changed.
         detections: boxes in pixels of that image.
@@ -93,26 +70,30 @@ def draw(
         DataError: the file is missing or cannot be decoded.
         UsageError: the detections belong to an image of another size, or an array is no image.
     """
-    picture = open_image(image)
-    _check_size(picture, detections)
-    scale = 1.0
-    if longest_side is not None:
-        scale = longest_side / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    picture, scale = opened_at(image, longest_side, detections.image_size, detections.source)
     dashes = np.zeros(len(detections), bool) if dashed is None else dashed
     shown = detections.scores >= threshold
     detections, dashes = detections[shown], dashes[shown]
     order = np.argsort(-detections.scores, kind="stable")
     detections, dashes = detections[order], dashes[order]
-    if detections.segments is not None:
-        picture = _draw_masks(picture, detections, detections.segments)
-    pen = ImageDraw.Draw(picture)
     width = line_width(picture)
     boxes = detections.boxes.astype(np.float64) * scale
+    has_mask = np.zeros(len(detections), bool)
+    colours = [colour_of(int(label)) for label in detections.labels]
+    if detections.segments is not None:
+        has_mask = detections.segments.areas() > 0
+        colours = colours_apart(detections.labels, boxes)
+        picture = tint(picture, detections.segments, colours, width)
+    pen = ImageDraw.Draw(picture)
     for row in range(len(detections))[::-1]:
-        _draw_box(pen, boxes[row], colour_of(int(detections.labels[row])), width, bool(dashes[row]))
-    _draw_labels(picture, pen, detections, boxes, scores)
+        # A mask says where a thing ends; its box only ties the label to it, unless it is to be set apart.
+        line = max(1, width // 2) if has_mask[row] and not dashes[row] else width
+        _draw_box(pen, boxes[row], colours[row], line, bool(dashes[row]))
+    texts = [
+        f"{name} {score:.2f}" if scores else name
+        for name, score in zip(detections.names, detections.scores, strict=True)
+    ]
+    draw_labels(picture, texts, detections.names, boxes, colours)
     return picture
 
 
@@ -126,23 +107,25 @@ def font_of(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def _check_size(picture: Image.Image, detections: Detections) -> None:
-    height, width = detections.image_size
+def opened_at(
+    image: ImageLike, longest_side: int | None, size: tuple[int, int], source: str
+) -> tuple[Image.Image, float]:
+    """An image that has `size` (height, width; 0 where not known), resized to `longest_side`, and by which factor."""
+    picture = open_image(image)
+    height, width = size
     if (height or width) and (width, height) != picture.size:
         raise UsageError(
-            "The detections belong to an image of another size",
-            where=detections.source,
+            "What is to be drawn belongs to an image of another size",
+            where=source,
             got=f"an image of {picture.width} × {picture.height}",
             expected=f"{width} × {height}",
             remedy="Give the original, upright image.",
         )
-
-
-def _draw_masks(picture: Image.Image, detections: Detections, segments: RunLengths) -> Image.Image:
-    for row in range(len(detections))[::-1]:
-        stencil = Image.fromarray(segments[[row]].decode()[0].astype(np.uint8) * 115).resize(picture.size)
-        picture.paste(Image.new("RGB", picture.size, colour_of(int(detections.labels[row]))), (0, 0), stencil)
-    return picture
+    if longest_side is None:
+        return picture, 1.0
+    scale = longest_side / max(picture.size)
+    resized = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(resized, Image.Resampling.LANCZOS), scale
 
 
 def _draw_box(pen: ImageDraw.ImageDraw, box: np.ndarray, colour: Colour, width: int, dashed: bool) -> None:
@@ -174,31 +157,34 @@ def _dashes(box: tuple[int, int, int, int], dash: int, gap: int) -> list[tuple[t
     return pieces
 
 
-def _draw_labels(
-    picture: Image.Image, pen: ImageDraw.ImageDraw, detections: Detections, boxes: np.ndarray, scores: bool
+def draw_labels(
+    picture: Image.Image,
+    texts: Sequence[str],
+    names: Sequence[str],
+    boxes: np.ndarray,
+    colours: Sequence[Colour],
+    *,
+    centred: bool = False,
 ) -> None:
+    """Write a text beside each box, or in its middle, the most important first; the mere name where it is too long."""
+    pen = ImageDraw.Draw(picture)
     font = font_of(max(10.0, math.sqrt(picture.width * picture.height) / 38))
     margin = max(2, round(line_width(picture) * 1.5))
     labels = []
-    for name, score, box in zip(detections.names, detections.scores, boxes, strict=True):
-        text = shorten(f"{name} {score:.2f}" if scores else name, name, font, picture.width - 2 * margin)
-        left, top, right, bottom = font.getbbox(text)
+    for text, name, box in zip(texts, names, boxes, strict=True):
+        fitting = shorten(text, name, font, picture.width - 2 * margin)
+        left, top, right, bottom = font.getbbox(fitting)
         size = (round(right - left) + 2 * margin, round(bottom - top) + 2 * margin)
-        labels.append(Label(text, size, (margin - left, margin - top), (box[0], box[1], box[2], box[3])))
+        if centred:
+            x, y = (box[:2] + box[2:]) / 2
+            box = (x - size[0] / 2, y + size[1] / 2, x + size[0] / 2, y + size[1] / 2)
+        labels.append(Label(fitting, size, (margin - left, margin - top), (box[0], box[1], box[2], box[3])))
     placed = place_labels(labels, picture.size, line_width(picture))
-    for label, (x, y), kind in reversed(list(zip(labels, placed, detections.labels, strict=True))):
+    for label, (x, y), colour in reversed(list(zip(labels, placed, colours, strict=True))):
         if not label.text:
             continue
-        colour = colour_of(int(kind))
         pen.rectangle((x, y, x + label.size[0] - 1, y + label.size[1] - 1), fill=colour)
         pen.text((x + label.origin[0], y + label.origin[1]), label.text, fill=ink_on(colour), font=font)
-
-
-def ink_on(colour: Colour) -> Colour:
-    """Black or white, whichever reads better on a colour (relative luminance as in WCAG 2)."""
-    linear = [(value / 255 / 12.92 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4) for value in colour]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
 def side_by_side(
@@ -265,18 +251,3 @@ def mosaic(images: Sequence[Image.Image], columns: int, captions: Sequence[str] 
         )
         sheet.paste(cell, (x + (width - cell.width) // 2, y + line + (height - cell.height) // 2))
     return sheet
-
-
-def truth_of(annotations: Annotations, index: int) -> Detections:
-    """The ground truth of image `index` as detections of score 1, crowd boxes left out."""
-    rows = annotations.rows(index)
-    kept = ~annotations.crowd[rows]
-    height, width = annotations.image_sizes[index]
-    return Detections(
-        annotations.boxes[rows][kept].astype(np.float32),
-        np.ones(int(kept.sum()), np.float32),
-        annotations.labels[rows][kept],
-        annotations.categories,
-        (int(height), int(width)),
-        str(annotations.path(index)),
-    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from detrkit.errors import DataError, MissingExtraError, UsageError
-from detrkit.visualize.pictures import colour_of
+from detrkit.visualize.colours import colour_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

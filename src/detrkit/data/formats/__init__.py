@@ -4,10 +4,12 @@ Each module of this package is one format, found by its name; a new one needs no
 
 - `EXPECTED`: a sentence that says what it looks for, for the message where nothing is found;
 - `recognise(root) -> dict[str, Source]`: the splits that it finds, empty where it finds none;
-- `read(source, *, check_files) -> Annotations`: one split;
+- `read(source, *, check_files, masks) -> Annotations`: one split; with masks, if they are asked for and there are any;
 - `write(splits, out, *, copy_images)`: a layout that it recognises again;
-- where several splits are cheaper read together, `read_together(sources, *, check_files)`;
-- `FALLBACK = True` where it is to be asked only after all others found nothing.
+- where several splits are cheaper read together, `read_together(sources, *, check_files, masks)`;
+- `PRECEDENCE`: where several formats recognise a folder, the one of the highest number is meant: 3 for files that list
+  objects, 2 for files that list segments, 1 for pictures of masks, 0 for images alone. Equals have to be told apart by
+  the user.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from detrkit.data.annotations import Annotations
 from detrkit.data.columns import with_categories
@@ -26,6 +28,9 @@ from detrkit.errors import DataError, UsageError
 from detrkit.structures import Category
 
 ENTRIES_SHOWN = 8
+
+OBJECTS = 3
+"""The precedence of formats that list objects."""
 
 
 class Source(NamedTuple):
@@ -45,15 +50,22 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 
 
+def of_objects() -> tuple[str, ...]:
+    """The names of the formats that list objects, and so can hold boxes without masks."""
+    return tuple(name for name in names() if _module(name).PRECEDENCE == OBJECTS)
+
+
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def recognise(path: str | Path) -> dict[str, Source]:
+def recognise(path: str | Path, *, annotations: str = "") -> dict[str, Source]:
     """Find the splits of a data set, whatever its format.
 
     Args:
         path: a folder, or a single annotation file (COCO's JSON, YOLO's YAML).
+        annotations: the format that is meant where a folder holds several, such as "coco_panoptic"; empty: the one of
+            the highest precedence, objects before segments before pictures of masks.
 
     Returns:
         The splits by name: "train", "val" and "test" however the files spell them, other names as they are, and "all"
@@ -61,25 +73,32 @@ def recognise(path: str | Path) -> dict[str, Source]:
 
     Raises:
         DataError: the path does not exist, nothing is recognised, or more than one format is.
+        UsageError: there is no format of that name.
     """
     root = Path(path)
+    if annotations and annotations not in names():
+        raise UsageError(
+            "There is no such format of annotations", where="annotations", got=annotations, expected=", ".join(names())
+        )
     if not root.exists():
         raise DataError("There is no such file or folder", where=root, remedy="Check the path of the data set.")
-    modules = {name: _module(name) for name in names()}
+    modules = {name: _module(name) for name in ([annotations] if annotations else names())}
     found: dict[str, dict[str, Source]] = {}
-    for fallback in (False, True):
+    for precedence in sorted({module.PRECEDENCE for module in modules.values()}, reverse=True):
         for name, module in modules.items():
-            if getattr(module, "FALLBACK", False) == fallback and (sources := module.recognise(root)):
+            if precedence == module.PRECEDENCE and (sources := module.recognise(root)):
                 found[name] = sources
         if found:
             break
     if len(found) > 1:
+        first = next(iter(found))
         raise DataError(
             "More than one format is recognised",
             where=root,
             got="; ".join(f"{name}: {next(iter(sources.values())).path}" for name, sources in found.items()),
             expected="one format",
-            remedy="Pass the annotation file itself, or move the others elsewhere.",
+            remedy=f"Say which is meant, as by --annotations {first} (in Python annotations={first!r}), or pass the "
+            "annotation file itself.",
         )
     if not found:
         expected = "; ".join(f"{name}: {module.EXPECTED}" for name, module in modules.items())
@@ -98,7 +117,14 @@ def _contents(root: Path) -> str:
     return "the entries " + ", ".join(entries[:ENTRIES_SHOWN]) + more
 
 
-def read(path: str | Path, split: str | None = None, *, check_files: bool = True) -> dict[str, Annotations]:
+def read(
+    path: str | Path,
+    split: str | None = None,
+    *,
+    check_files: bool = True,
+    masks: bool | Literal["any"] = False,
+    annotations: str = "",
+) -> dict[str, Annotations]:
     """Read a data set.
 
     Args:
@@ -108,14 +134,17 @@ def read(path: str | Path, split: str | None = None, *, check_files: bool = True
         check_files: whether images must exist. Missing ones are dropped and counted, images lying beside them that
             nobody mentions are noted. Without it COCO and VOC files are read though no image is at hand; YOLO needs the
             size of each image to understand its labels.
+        masks: whether the masks of the objects are read, which takes longer; "any" does without where there are none.
+        annotations: see `recognise`.
 
     Returns:
         The splits by name, with what was wrong with each in `problems`.
 
     Raises:
-        DataError: nothing is recognised, there is no such split, a file is malformed, or not one image exists.
+        DataError: nothing is recognised, there is no such split, a file is malformed, not one image exists, or masks
+            are asked for and no object of a split has one.
     """
-    sources = recognise(path)
+    sources = recognise(path, annotations=annotations)
     if split is not None:
         wanted = split if split in sources else split_name(split)
         if wanted not in sources:
@@ -125,10 +154,31 @@ def read(path: str | Path, split: str | None = None, *, check_files: bool = True
         sources = {wanted: sources[wanted]}
     module = _module(next(iter(sources.values())).format)
     if hasattr(module, "read_together"):
-        splits: dict[str, Annotations] = module.read_together(sources, check_files=check_files)
+        splits: dict[str, Annotations] = module.read_together(sources, check_files=check_files, masks=bool(masks))
     else:
-        splits = {name: module.read(source, check_files=check_files) for name, source in sources.items()}
+        splits = {
+            name: module.read(source, check_files=check_files, masks=bool(masks)) for name, source in sources.items()
+        }
+    if masks is True:
+        for part in splits.values():
+            _check_masks(part)
     return _with_one_table(splits, path)
+
+
+def _check_masks(annotations: Annotations) -> None:
+    if annotations.masks is not None:
+        return
+    kinds = [kind for kind in annotations.problems.counts if "-mask" in kind]
+    wrong = [
+        f"{annotations.problems.counts[kind]} × {kind} ({annotations.problems.examples[kind][0]})" for kind in kinds
+    ]
+    raise DataError(
+        "No object has a mask",
+        where=annotations.source,
+        got=", ".join([f"{len(annotations.boxes):,} boxes", *wrong]),
+        expected="a segmentation of each object",
+        remedy="Export the annotations with their masks (COCO, or polygons as YOLO labels), or go on with boxes alone.",
+    )
 
 
 def _with_one_table(splits: dict[str, Annotations], path: str | Path) -> dict[str, Annotations]:

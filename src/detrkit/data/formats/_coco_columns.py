@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from detrkit.data.columns import LONGEST_SIDE, BoxColumns, ImageColumns, count_rows
+from detrkit.data.files import safe_name, upright_size
 from detrkit.data.problems import Problems
+from detrkit.data.segmentations import MaskParts
 from detrkit.errors import DataError
 from detrkit.structures import Category
 
@@ -24,9 +28,17 @@ class Collector:
     Args:
         path: the file, for messages.
         problems: where findings are counted.
+        masks: takes the segmentations where they are kept; then `finish_images` comes before the first annotation.
+        describe: says which object of the file has an id.
     """
 
-    def __init__(self, path: Path, problems: Problems):
+    def __init__(
+        self,
+        path: Path,
+        problems: Problems,
+        masks: MaskParts | None = None,
+        describe: Callable[[int], str] = "annotation {}".format,
+    ):
         self.path = path
         self.problems = problems
         self.texts: dict[str, int] = {}
@@ -36,6 +48,9 @@ class Collector:
         self.table: list[Category] = []
         self.count = 0
         self.parts: list[tuple[np.ndarray, ...]] = []
+        self.masks = masks
+        self.describe = describe
+        self.size_of: dict[int, tuple[int, int]] = {}
 
     def add(self, key: str, items: list[Any]) -> None:
         """Take some items of the list `key`."""
@@ -44,8 +59,30 @@ class Collector:
         elif key == "categories":
             self._add_categories(items)
         elif items:
-            self.parts.append(self._quick(items) or self._careful(items))
+            columns, sound = self._quick(items), items
+            if columns is None:
+                columns, sound = self._careful(items)
+            self.parts.append(columns)
             self.count += len(items)
+            if self.masks is not None:
+                sizes = [self.size_of.get(image, (0, 0)) for image in columns[1].tolist()]
+                self.masks.add([item.get("segmentation") for item in sound], sizes)
+
+    def finish_images(self, root: Path, *, measure: bool) -> None:
+        """Make the sizes of all images known to the masks that follow.
+
+        Args:
+            root: the folder of the images.
+            measure: whether to look into the images whose size the file does not say.
+
+        Raises:
+            DataError: the name of such an image points outside its folder.
+        """
+        for row, size in enumerate(self.sizes):
+            if measure and 0 in size:
+                with contextlib.suppress(DataError):  # missing or unreadable: counted where images are checked
+                    self.sizes[row] = upright_size(root / safe_name(self.names[row], str(self.path)))
+        self.size_of = dict(zip(self.image_ids, self.sizes, strict=True))
 
     def _refuse(self, what: str, got: object, expected: str) -> NoReturn:
         raise DataError(
@@ -89,7 +126,8 @@ class Collector:
             identifier = self._identifier(item.get("id")) if isinstance(item, dict) else None
             if identifier is None or identifier in self.texts.values():
                 self._refuse("a category lacks an id", _brief(item), "an object with an integer id and a name")
-            self.table.append(Category(identifier, str(item.get("name") or identifier)))
+            is_thing = item.get("isthing") not in (0, "0", "false", "False")
+            self.table.append(Category(identifier, str(item.get("name") or identifier), is_thing))
 
     def _quick(self, items: list[Any]) -> tuple[np.ndarray, ...] | None:
         """Columns of sound items; None where one item is not, as NumPy finds out by itself."""
@@ -115,18 +153,17 @@ class Collector:
         flagged = (crowd != 0, difficult != 0)
         return ids, images, labels, boxes.astype(np.float64), areas.astype(np.float64), *flagged
 
-    def _careful(self, items: list[Any]) -> tuple[np.ndarray, ...]:
-        """Columns of what is sound among the items; the rest is counted."""
+    def _careful(self, items: list[Any]) -> tuple[tuple[np.ndarray, ...], list[Any]]:
+        """Columns of what is sound among the items, and these items; the rest is counted."""
         rows: list[tuple[Any, ...]] = []
+        sound: list[Any] = []
         for position, item in enumerate(items, self.count):
             where = f"{self.path}: annotation number {position}"
             if not isinstance(item, dict):
                 self.problems.add("malformed-annotation", where)
                 continue
-            if "segments_info" in item:
-                self._refuse("this is a panoptic file", "segments_info", "object detection annotations (instances)")
             own, image, label = (self._identifier(item.get(key)) for key in ("id", "image_id", "category_id"))
-            where = where if own is None else f"{self.path}: annotation {item['id']}"
+            where = where if own is None else f"{self.path}: {self.describe(item['id'])}"
             if image is None or label is None:
                 self.problems.add("malformed-annotation", where)
                 continue
@@ -135,6 +172,7 @@ class Collector:
                 self.problems.add("malformed-box", where)
                 continue
             area: Any = item.get("area")
+            sound.append(item)
             rows.append(
                 (
                     _NO_ID if own is None else own,
@@ -150,7 +188,7 @@ class Collector:
         types = (np.int64, np.int64, np.int64, np.float64, np.float64, np.bool_, np.bool_)
         ready: list[np.ndarray] = [np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)]
         ready[3] = ready[3].reshape(-1, 4)
-        return tuple(ready)
+        return tuple(ready), sound
 
     def categories(self) -> tuple[Category, ...]:
         """The category table, in the order of the ids.
@@ -181,7 +219,7 @@ class Collector:
             names = f"{self.names[first]!r} and {self.names[second]!r}"
             self.problems.add("duplicate-image-id", f"{self.path}: id {image_ids[first]}, {names}")
         ids, images, labels, boxes, areas, crowd, difficult = self._joined()
-        where = _Where(self.path, ids)
+        where = _Where(self.path, ids, self.describe)
         self._count_duplicates(ids, where)
         rows, image_known = _find(image_ids, order, images)
         category_ids = np.array([category.id for category in sorted(self.table)], np.int64)
@@ -201,17 +239,13 @@ class Collector:
             image_ids = np.arange(1, len(image_ids) + 1, dtype=np.int64)
         sizes = np.array(self.sizes, np.int64).reshape(-1, 2)
         found = ImageColumns(self.names, image_ids, sizes)
-        if good.all():
-            return found, BoxColumns(rows, boxes, labels, areas, crowd, difficult, where)
-        where = _Where(self.path, ids[good])
-        rows, boxes, labels, areas, crowd, difficult = (
-            column[good] for column in (rows, boxes, labels, areas, crowd, difficult)
-        )
-        return found, BoxColumns(rows, boxes, labels, areas, crowd, difficult, where)
+        masks = None if self.masks is None else self.masks.column()
+        objects = BoxColumns(rows, boxes, labels, areas, crowd, difficult, where, masks)
+        return found, objects if good.all() else objects.select(np.flatnonzero(good))
 
     def _joined(self) -> list[np.ndarray]:
         """All batches as one; each column's batches are freed as soon as they are copied."""
-        parts = self.parts or [self._careful([])]
+        parts = self.parts or [self._careful([])[0]]
         self.parts = []
         columns: list[list[np.ndarray]] = [list(column) for column in zip(*parts, strict=True)]
         parts.clear()
@@ -230,13 +264,13 @@ class Collector:
 class _Where:
     """Tells the place of an annotation in its file."""
 
-    def __init__(self, path: Path, ids: np.ndarray):
-        self.path, self.ids = path, ids
+    def __init__(self, path: Path, ids: np.ndarray, describe: Callable[[int], str]):
+        self.path, self.ids, self.describe = path, ids, describe
 
     def __call__(self, row: int) -> str:
         identifier = int(self.ids[row])
         known = identifier > _NAMED_FROM // 2
-        return f"{self.path}: annotation {identifier}" if known else f"{self.path}: an annotation without a number"
+        return f"{self.path}: {self.describe(identifier) if known else 'an annotation without a number'}"
 
 
 def _find(known: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

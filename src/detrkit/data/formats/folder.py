@@ -15,7 +15,7 @@ from detrkit.data.files import IMAGE_SUFFIXES, CopyImages, place_images, walk_im
 from detrkit.data.formats import Source
 
 EXPECTED = f"images ({' '.join(IMAGE_SUFFIXES)}) at any depth"
-FALLBACK = True
+PRECEDENCE = 0
 
 
 def recognise(root: Path) -> dict[str, Source]:
@@ -25,12 +25,13 @@ def recognise(root: Path) -> dict[str, Source]:
     return {}
 
 
-def read(source: Source, *, check_files: bool = True) -> Annotations:
+def read(source: Source, *, check_files: bool = True, masks: bool = False) -> Annotations:
     """List the images; none is opened, so sizes stay unknown.
 
     Args:
         source: what `recognise` found.
         check_files: of no effect, as the images are found by looking.
+        masks: of no effect, as there are no objects.
     """
     names = Strings(walk_images(source.images))
     count = len(names)

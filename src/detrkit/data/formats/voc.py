@@ -44,6 +44,7 @@ from detrkit.errors import DataError
 from detrkit.structures import Category
 
 EXPECTED = "Annotations/*.xml with JPEGImages/ and ImageSets/Main/*.txt, or XML files beside their images"
+PRECEDENCE = 3
 TABLE = "classes.txt"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -117,12 +118,13 @@ def _split_folders(root: Path) -> list[Path]:
     return [path for path in folders if next(path.glob("*.xml"), None) is not None]
 
 
-def read(source: Source, *, check_files: bool = True) -> Annotations:
+def read(source: Source, *, check_files: bool = True, masks: bool = False) -> Annotations:
     """Read one split; the files of the others are looked through too, for the category table.
 
     Args:
         source: what `recognise` found.
         check_files: whether images must exist, see `formats.read`.
+        masks: of no effect, as the files hold none.
 
     Raises:
         DataError: a file is not XML or not an annotation, an entity bomb is refused, a file name is unsafe, or not one
@@ -131,7 +133,9 @@ def read(source: Source, *, check_files: bool = True) -> Annotations:
     return read_together({source.split: source}, check_files=check_files)[source.split]
 
 
-def read_together(sources: Mapping[str, Source], *, check_files: bool = True) -> dict[str, Annotations]:
+def read_together(
+    sources: Mapping[str, Source], *, check_files: bool = True, masks: bool = False
+) -> dict[str, Annotations]:
     """Read several splits of one data set, each XML file once. See `read`."""
     first = next(iter(sources.values()))
     root, folders = _set_of(first)

@@ -6,18 +6,21 @@ a text file of image paths; without it `images/{split}` and `labels/{split}`, `{
 changing the last folder called `images` into `labels`.
 
 An image without a label file is an empty image, and noted. A line of an odd count of at least seven numbers is a
-polygon and becomes the box around it, except where the YAML says `kpt_shape`: then key points follow the box and are
-ignored. A line of six numbers is a prediction with its score, not a label, and is dropped as malformed. Category ids
-are 0 … n − 1.
+polygon and becomes the box around it, with the polygon as its mask where masks are asked for; except where the YAML
+says `kpt_shape`: then key points follow the box and are ignored. A line of six numbers is a prediction with its score,
+not a label, and is dropped as malformed. Category ids are 0 … n − 1.
 
-Writing leaves crowd boxes out and loses `difficult`, the ids and the stated areas; coordinates have eight decimals.
+Writing leaves crowd boxes out and loses `difficult`, masks, the ids and the stated areas; coordinates have eight
+decimals.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -28,9 +31,11 @@ from detrkit.data.files import CopyImages, place_images, unique_stems, upright_s
 from detrkit.data.formats import Source
 from detrkit.data.formats import _yolo_layout as layout
 from detrkit.data.problems import Problems
+from detrkit.data.segmentations import Segmentations
 from detrkit.errors import DataError
 
 EXPECTED = "a data.yaml with names and train/val/test, or images/{split} and labels/{split}"
+PRECEDENCE = 3
 BOX_NUMBERS = 4
 SHORTEST_POLYGON = 6
 PIXELS_FROM = 2.0
@@ -52,7 +57,7 @@ def recognise(root: Path) -> dict[str, Source]:
     }
 
 
-def read(source: Source, *, check_files: bool = True) -> Annotations:
+def read(source: Source, *, check_files: bool = True, masks: bool = False) -> Annotations:
     """Read one split.
 
     The size of every image is read from its header, as the labels are fractions of it; a missing or unreadable image is
@@ -61,6 +66,7 @@ def read(source: Source, *, check_files: bool = True) -> Annotations:
     Args:
         source: what `recognise` found.
         check_files: of no effect, for the reason above.
+        masks: whether labels that are polygons are read as masks.
 
     Raises:
         DataError: the YAML is malformed, coordinates are pixels, an image lies outside the data set, or none exists.
@@ -74,7 +80,7 @@ def read(source: Source, *, check_files: bool = True) -> Annotations:
     root, names = layout.images(found, source.split)
     columns = ImageColumns(names, np.arange(1, len(names) + 1, dtype=np.int64), _sizes(root, names, problems))
     categories = layout.categories(found)
-    boxes = _boxes(root, names, columns.sizes, found.has_key_points, problems)
+    boxes = _boxes(root, names, columns.sizes, found.has_key_points, problems, masks)
     rows = {category.id: row for row, category in enumerate(categories)}
     labels = np.array([rows.get(int(label), -1) for label in boxes.labels], np.int64)
     known = labels >= 0
@@ -82,15 +88,7 @@ def read(source: Source, *, check_files: bool = True) -> Annotations:
         problems, "unknown-category", np.flatnonzero(~known), lambda row: f"{boxes.where(row)}: {boxes.labels[row]:g}"
     )
     kept = np.flatnonzero(known)
-    boxes = BoxColumns(
-        boxes.images[kept],
-        boxes.boxes[kept],
-        labels[kept],
-        boxes.areas[kept],
-        boxes.crowd[kept],
-        boxes.difficult[kept],
-        lambda row, where=boxes.where: where(int(kept[row])),  # type: ignore[misc]
-    )
+    boxes = boxes.select(kept)._replace(labels=labels[kept])
     present = (columns.sizes > 0).all(1)
     if names and not present.any():
         raise DataError(
@@ -115,13 +113,16 @@ def _sizes(root: Path, names: list[str], problems: Problems) -> np.ndarray:
     return sizes
 
 
-def _boxes(root: Path, names: list[str], sizes: np.ndarray, has_key_points: bool, problems: Problems) -> BoxColumns:
+def _boxes(
+    root: Path, names: list[str], sizes: np.ndarray, has_key_points: bool, problems: Problems, masks: bool
+) -> BoxColumns:
     """All label files as columns; `labels` are still the class numbers of the files."""
     images: list[int] = []
     classes: list[float] = []
     fractions: list[tuple[float, ...]] = []
     places: list[tuple[int, int]] = []
     files = [layout.label_path(root / name) for name in names]
+    segmentations = Segmentations()
     for row, path in enumerate(files):
         if not sizes[row].all():
             continue
@@ -129,6 +130,8 @@ def _boxes(root: Path, names: list[str], sizes: np.ndarray, has_key_points: bool
         if lines is None:
             problems.add("unannotated-image", f"{root / names[row]}: {path} does not exist")
             continue
+        height, width = sizes[row].tolist()
+        drawn: list[Any] = []
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -136,12 +139,16 @@ def _boxes(root: Path, names: list[str], sizes: np.ndarray, has_key_points: bool
             if parsed is None:
                 problems.add("malformed-line", f"{path}, line {number}")
                 continue
-            if parsed[2]:
+            category, fraction, polygon = parsed
+            if polygon and not masks:
                 problems.add("polygon-label", f"{path}, line {number}")
+            drawn.append(_scaled(polygon, height, width))
             images.append(row)
-            classes.append(parsed[0])
-            fractions.append(parsed[1])
+            classes.append(category)
+            fractions.append(fraction)
             places.append((row, number))
+        if masks:
+            segmentations.add(drawn, [(height, width)] * len(drawn))
     values = np.array(fractions, np.float64).reshape(-1, 4)
     _refuse_pixels(values, files, places)
     scale = sizes[np.array(images, np.int64)][:, ::-1].astype(np.float64)
@@ -157,11 +164,18 @@ def _boxes(root: Path, names: list[str], sizes: np.ndarray, has_key_points: bool
         flags,
         flags,
         lambda row: f"{files[places[row][0]]}, line {places[row][1]}",
+        segmentations.column() if masks else None,
     )
 
 
-def _line(line: str, has_key_points: bool) -> tuple[float, tuple[float, ...], bool] | None:
-    """The class, the box as cx cy width height, and whether it was a polygon; None where it cannot be understood."""
+def _scaled(polygon: list[float], height: int, width: int) -> list[list[float]] | None:
+    """A polygon in pixels as COCO has it, None where there is none."""
+    sides = itertools.cycle((width, height))
+    return [[value * side for value, side in zip(polygon, sides, strict=False)]] if polygon else None
+
+
+def _line(line: str, has_key_points: bool) -> tuple[float, tuple[float, ...], list[float]] | None:
+    """The class, the box as cx cy width height, and the polygon if it was one; None where it cannot be understood."""
     try:
         category, *numbers = (float(word) for word in line.split())
     except ValueError:
@@ -169,13 +183,13 @@ def _line(line: str, has_key_points: bool) -> tuple[float, tuple[float, ...], bo
     if not category.is_integer():
         return None
     if len(numbers) == BOX_NUMBERS or (has_key_points and len(numbers) > BOX_NUMBERS):
-        return category, tuple(numbers[:BOX_NUMBERS]), False
+        return category, tuple(numbers[:BOX_NUMBERS]), []
     if len(numbers) < SHORTEST_POLYGON or len(numbers) % 2:
         return None
     x, y = numbers[::2], numbers[1::2]
     if not all(map(math.isfinite, numbers)):
-        return category, (math.nan,) * BOX_NUMBERS, True
-    return category, ((min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x), max(y) - min(y)), True
+        return category, (math.nan,) * BOX_NUMBERS, numbers
+    return category, ((min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x), max(y) - min(y)), numbers
 
 
 def _refuse_pixels(values: np.ndarray, files: list[Path], places: list[tuple[int, int]]) -> None:

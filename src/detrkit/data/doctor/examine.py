@@ -1,0 +1,187 @@
+"""The examination: reads a data set, looks at its boxes, classes and images, and says what it found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from detrkit.data import formats
+from detrkit.data.annotations import Annotations
+from detrkit.data.doctor import boxes, classes, images
+from detrkit.data.doctor.findings import Diagnosis, Finding, Place, Resolution, in_order, is_loss
+from detrkit.data.doctor.kinds import KINDS, Severity
+from detrkit.data.doctor.pictures import Pictures, look
+from detrkit.data.problems import POLICIES, every_place
+from detrkit.errors import DataError
+
+MOST_STATED = 10_000
+"""Files whose sizes are asked for before a training, to find those that stand in both splits."""
+
+MOST_READ = 200_000_000
+"""Bytes of files of equal size that are read before a training, to see whether they are the same."""
+
+_ORDER = ("train", "val", "test")
+
+
+def examine(
+    path: str | Path,
+    resolution: Resolution,
+    *,
+    decode: bool = True,
+    on_start: Callable[[int], Callable[[], None]] | None = None,
+) -> Diagnosis:
+    """Look through a data set.
+
+    Args:
+        path: what `formats.recognise` takes.
+        resolution: of the model that would be trained, for what depends on it.
+        decode: whether every image is decoded; without it, unreadable images, copies and true sizes are not found.
+        on_start: called with the number of images before they are decoded; gives what is called after each.
+
+    Raises:
+        DataError: no data set is there, or none that is recognised.
+    """
+    sources = formats.recognise(path)
+    splits, found = _read(path, sources)
+    order = [name for name in _ORDER if name in splits]
+    splits = {name: splits[name] for name in dict.fromkeys([*order, *splits])}
+    format = next(iter(sources.values())).format
+    pictures: dict[str, Pictures] = {}
+    if decode and splits:
+        on_image = on_start(sum(map(len, splits.values()))) if on_start else lambda: None
+        pictures = {name: look(part, on_image) for name, part in splits.items()}
+    if splits:
+        found += _absences(path, splits, sources)
+    for name, part in splits.items():
+        found += _problems(part, name)
+        told = boxes.report(part, format)
+        found += boxes.findings(part, name, told, format)
+        found += classes.object_findings(part, name, resolution, told.elsewhere)
+    if splits:
+        found += classes.findings(splits, format)
+    found += images.findings({name: (splits[name], seen) for name, seen in pictures.items()})
+    return Diagnosis(Path(path), format, splits, in_order(found), resolution, bool(pictures), pictures)
+
+
+def _read(path: str | Path, sources: Mapping[str, formats.Source]) -> tuple[dict[str, Annotations], list[Finding]]:
+    """What can be read, and what is said of the rest."""
+    with every_place():
+        try:
+            return formats.read(path), []
+        except DataError as error:
+            together = error
+        splits, found = {}, []
+        for name in sources:
+            try:
+                splits.update(formats.read(path, name))
+            except DataError as error:
+                found.append(_refusal(error, name))
+    if not found:  # each alone can be read, but not all under one table
+        name = ", ".join(splits)
+        found = [Finding.of("disagreeing-splits", name, [Place(together.where, together.got)], str(together.what))]
+        splits = dict(list(splits.items())[:1])
+    return splits, found
+
+
+def _refusal(error: DataError, split: str) -> Finding:
+    """An error of reading as a finding: of its own kind where it names one."""
+    kind = error.what.partition(":")[0]
+    kind = kind if kind in POLICIES else "unreadable-split"
+    said = error.what.removeprefix(f"{kind}: ")
+    return Finding.of(kind, split, [Place(error.where, error.got)], f"{said[:1].upper()}{said[1:]}.", severity="broken")
+
+
+def _absences(
+    path: str | Path, splits: Mapping[str, Annotations], sources: Mapping[str, formats.Source]
+) -> Iterator[Finding]:
+    name = "train" if "train" in splits else next(iter(splits))
+    part = splits[name]
+    if part.crowd.all():  # also where there is no box, or no image
+        yield Finding.of("no-boxes", name, [Place(part.source, f"{len(part):,} images")])
+    if "train" not in sources and len(sources) > 1:
+        yield Finding.of("no-training", ", ".join(sources), [Place(str(path), ", ".join(sources))])
+    if "val" not in sources:
+        yield Finding.of("no-validation", name, [Place(part.source, ", ".join(sources))])
+
+
+def _problems(part: Annotations, split: str) -> Iterator[Finding]:
+    """What reading counted, apart from what the doctor tells itself, with more to say."""
+    for kind, count in sorted(part.problems.counts.items()):
+        if kind in boxes.MENDED:
+            continue
+        places = [Place(place) for place in part.problems.examples[kind]]
+        severity, said = _gravity(kind, count, part)
+        yield Finding.of(kind, split, places, said, count=count, severity=severity)
+
+
+def _gravity(kind: str, count: int, part: Annotations) -> tuple[Severity, str]:
+    """How grave a counted problem is: what leaves out a fifth of all is no repair."""
+    usual = KINDS[kind].severity
+    if POLICIES[kind].action != "dropped":
+        return usual, ""
+    all_of = len(part) if "image" in kind else len(part.boxes)
+    if is_loss(count, all_of + count):
+        return "broken", f"{count:,} of {all_of + count:,} {'images' if 'image' in kind else 'boxes'} are lost so."
+    return usual, ""
+
+
+def examine_briefly(train: Annotations, val: Annotations) -> tuple[Finding, ...]:
+    """What can be found in a moment, without decoding an image: before every training.
+
+    Boxes in another order or counted from 1, boxes that stand twice, classes that cannot be learnt, and files that
+    stand in both splits. What reading counted is not told again.
+
+    Args:
+        train: the split to train on.
+        val: the split to validate on; the same images where a training is to learn them by heart.
+    """
+    by_heart = train.root == val.root and np.array_equal(train.file_names.bytes, val.file_names.bytes)
+    splits = {"train": train} if by_heart else {"train": train, "val": val}
+    format = train.source.partition(" ")[0]
+    found: list[Finding] = []
+    for name, part in splits.items():
+        told = boxes.findings(part, name, boxes.report(part, format), format)
+        found += [finding for finding in told if finding.kind not in boxes.MENDED]
+    found += [finding for finding in classes.findings(splits, format) if finding.kind != "category-ids"]
+    if len(splits) == 2:
+        found += _shared_files(train, val)
+    return in_order(found)
+
+
+def _shared_files(train: Annotations, val: Annotations) -> Iterator[Finding]:
+    """Files of both splits with the same bytes. Only files of equal size are read, and of these not too many."""
+    if len(train) + len(val) > MOST_STATED:
+        return
+    sizes: dict[int, list[int]] = {}
+    for row in range(len(train)):
+        sizes.setdefault(_bytes(train.path(row)), []).append(row)
+    read, places = 0, []
+    for row in range(len(val)):
+        size = _bytes(val.path(row))
+        candidates = sizes.get(size, []) if size else []
+        read += size * (len(candidates) + 1 if candidates else 0)
+        if read > MOST_READ:
+            break
+        digest = _digest(val.path(row)) if candidates else b""
+        same = next((other for other in candidates if digest and _digest(train.path(other)) == digest), None)
+        if same is not None:
+            places.append(Place(str(val.path(row)), f"the same as {train.path(same)}", "val", row))
+    if places:
+        yield Finding.of("image-in-two-splits", "train, val", places)
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError:
+        return b""

@@ -1,0 +1,31 @@
+"""From logits of masks to masks of the original image, one an object."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from detrkit.masks import RunLengths
+
+AT_ONCE = 2**23
+"""Pixels of masks at the original size that are held at once."""
+
+
+def instance_masks(logits: Float[Tensor, "p m n"], size: tuple[int, int]) -> RunLengths:
+    """Masks at the size of the original image: where the logits, resized bilinearly, are above zero.
+
+    Args:
+        logits: of masks of an image without padding.
+        size: height and width of the original image in pixels.
+
+    Returns:
+        The masks, compressed as they are made, so that memory does not depend on how many there are.
+    """
+    chunk = max(1, AT_ONCE // (size[0] * size[1]))
+    parts = [
+        RunLengths.encode((F.interpolate(part[:, None].float(), size=size, mode="bilinear")[:, 0] > 0).cpu().numpy())
+        for part in torch.split(logits, chunk)
+    ]
+    return RunLengths.joined(parts if len(logits) else [])

@@ -1,0 +1,54 @@
+"""The doctor on the public side: a data set is held against the model that would be trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detrkit import models
+from detrkit.data.annotations import Annotations
+from detrkit.data.doctor import Diagnosis, Resolution, examine, examine_briefly
+from detrkit.training.recipe import DEFAULT_MODEL
+
+
+def doctor(
+    data: str | Path,
+    *,
+    model: str = DEFAULT_MODEL,
+    image_size: int = 0,
+    decode: bool = True,
+    on_start: Callable[[int], Callable[[], None]] | None = None,
+) -> Diagnosis:
+    """Say what is wrong with a data set: named, counted, and file by file.
+
+    Nothing is changed. `Diagnosis.fix` writes a clean copy, `detrkit.visualize.write_diagnosis` a page with pictures.
+
+    Args:
+        data: a data set in COCO, Pascal VOC or YOLO format; which one is recognised.
+        model: the preset that would be trained: its queries, resolution and tokens are what objects are held against.
+        image_size: the shorter side that images would be resized to, in pixels; 0: the preset's own.
+        decode: whether every image is decoded. Without it, damaged images, copies and true sizes are not found.
+        on_start: called with the number of images before they are decoded; gives what is called after each.
+
+    Raises:
+        DataError: no data set is there, or none that is recognised.
+        UsageError: there is no such preset.
+    """
+    _, config = models.configure(model)
+    return examine(data, resolution_of(model, config, image_size), decode=decode, on_start=on_start)
+
+
+def resolution_of(model: str, config: Any, image_size: int = 0) -> Resolution:
+    """At which size a model with this config sees images, or would at another `image_size`."""
+    stride = getattr(config, "stride", 32)
+    token = stride // 2 if getattr(config, "dilated", False) else stride
+    size = image_size or config.image_size
+    longest = round(config.longest * size / config.image_size)
+    return Resolution(model, config.num_queries, size, longest, token)
+
+
+def notes_before(train: Annotations, val: Annotations, data: str | Path) -> list[str]:
+    """What a training should know of its data before it begins, as far as it is to be found in a moment."""
+    found = [str(finding) for finding in examine_briefly(train, val)]
+    return [*found, f"More of this, and a clean copy: detrkit doctor {data}"] if found else []

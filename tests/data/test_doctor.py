@@ -1,0 +1,289 @@
+"""The doctor: planted defects are found and mended, and nothing else is; what it looks at, piece by piece."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+import detrkit
+from detrkit.data import formats
+from detrkit.data.doctor import Resolution, examine, examine_briefly
+from detrkit.data.doctor.boxes import report
+from detrkit.data.doctor.classes import same_names
+from detrkit.data.doctor.fixing import turn
+from detrkit.data.doctor.kinds import KINDS
+from detrkit.data.doctor.pictures import ALIKE, most_alike, outlines
+from detrkit.data.doctor.readings import Reading, misread
+from detrkit.data.problems import POLICIES
+from detrkit.errors import DataError, UsageError
+from detrkit.structures import Category
+
+SEEN = Resolution("a model", 100, 96, 128, 8)
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def planting() -> ModuleType:
+    """The benchmark, which knows how to plant defects."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("doctor")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def clean(planting: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planting.draw(tmp_path_factory.mktemp("clean") / "parts", {"train": 30, "val": 10})
+
+
+@pytest.fixture(scope="module")
+def known(planting: ModuleType, clean: Path) -> set[tuple[str, str]]:
+    """What is found in the clean data set."""
+    told = examine(clean, SEEN)
+    assert (told.verdict, told.format, told.looked) == ("clean", "coco", True)
+    found = planting.told_of(told)
+    assert found == {("category-ids", "train, val")}
+    return found
+
+
+def boxes_of(path: Path) -> list[list[float]]:
+    """The boxes of all splits in an order of their own; those that reading left out come last in their image."""
+    parts = formats.read(path).values()
+    return sorted(
+        [number, image, *box]
+        for number, part in enumerate(parts)
+        for image in range(len(part))
+        for box in part.boxes[part.rows(image)].round(3).tolist()
+    )
+
+
+def test_defects_that_are_planted_together_are_all_found(planting, clean, known, tmp_path):
+    result = planting.all_together(clean, known, tmp_path)
+    assert result["planted"] >= 12
+    assert (result["not_found"], result["alarms"], result["after_fixing"]) == ([], [], "clean")
+
+
+APART = [
+    "two corners as x y width height, some images",
+    "two corners as x y width height, a split",
+    "y before x, a split",
+    "the middle for the corner, a split",
+    "divided by the size, a split",
+    "val counts from 1",
+]
+
+
+@pytest.mark.parametrize("name", APART)
+def test_boxes_that_were_written_otherwise_are_found_and_brought_back(planting, clean, known, tmp_path, name):
+    shutil.copytree(clean, tmp_path / "ill")
+    data = planting.Set(tmp_path / "ill")
+    planting.DEFECTS[name].plant(data)
+    data.save()
+    told = examine(tmp_path / "ill", SEEN)
+    assert planting.is_found(told, planting.DEFECTS[name])
+    assert {kind for kind, _ in planting.told_of(told) - known} == {planting.DEFECTS[name].kind}
+    told.fix(tmp_path / "mended")
+    if name == "val counts from 1":  # which boxes began at the border and not at pixel 1 is not to be known
+        planted, mended = (np.array(boxes_of(path)) for path in (clean, tmp_path / "mended"))
+        assert np.abs(planted - mended).max() <= 1
+    else:
+        assert boxes_of(tmp_path / "mended") == boxes_of(clean)
+
+
+@pytest.mark.parametrize("name", ["a class is in val alone", "a class has two spellings"])
+def test_classes_that_go_wrong_are_found(planting, clean, known, tmp_path, name):
+    result = planting.planted(clean, known, tmp_path, name)
+    assert (result["found"], result["alarms"]) == (True, [])
+
+
+def test_what_cannot_be_read_is_broken_and_the_rest_is_examined(clean, tmp_path):
+    shutil.copytree(clean, tmp_path / "ill")
+    file = tmp_path / "ill" / "annotations" / "instances_train.json"
+    file.write_text(file.read_text()[:5000])
+    told = examine(tmp_path / "ill", SEEN)
+    (finding,) = (one for one in told.findings if one.severity == "broken")
+    assert (told.verdict, finding.kind, finding.split) == ("broken", "malformed-file", "train")
+    assert str(file) in finding.places[0].where
+    assert set(told.splits) == {"val"}
+    assert set(told.fix(tmp_path / "rest").splits) == {"val"}
+
+
+def test_splits_that_do_not_go_together_are_broken(clean, tmp_path):
+    shutil.copytree(clean, tmp_path / "ill")
+    file = tmp_path / "ill" / "annotations" / "instances_val.json"
+    document = json.loads(file.read_text())
+    document["categories"][0]["name"] = "Screw"
+    file.write_text(json.dumps(document))
+    told = examine(tmp_path / "ill", SEEN, decode=False)
+    assert [one.kind for one in told.findings if one.severity == "broken"] == ["disagreeing-splits"]
+
+
+def test_to_lose_a_fifth_is_no_repair(clean, tmp_path):
+    shutil.copytree(clean, tmp_path / "ill")
+    for number in range(1, 11):
+        (tmp_path / "ill" / "train" / f"{number:03d}.jpg").unlink()
+    told = examine(tmp_path / "ill", SEEN, decode=False)
+    (finding,) = told.of("missing-image")
+    assert (finding.severity, finding.count) == ("broken", 10)
+    assert "10 of 30 images" in finding.said
+
+
+def test_each_change_has_a_line(planting, clean, tmp_path):
+    shutil.copytree(clean, tmp_path / "ill")
+    data = planting.Set(tmp_path / "ill")
+    planting.degenerate(data)
+    planting.outside(data)
+    for box in data.boxes(data.ordered[20])[:2]:
+        box["category_id"] = 77
+    data.save()
+    before = (tmp_path / "ill" / "annotations" / "instances_train.json").read_bytes()
+    fixed = examine(tmp_path / "ill", SEEN).fix(tmp_path / "mended")
+    lines = [json.loads(line) for line in (tmp_path / "mended" / "changes.jsonl").read_text().splitlines()]
+    assert fixed.changes == {"degenerate-box": 3, "outside-box": 3, "unknown-category": 2}
+    assert len(lines) == sum(fixed.changes.values())
+    cut = next(line for line in lines if line["kind"] == "outside-box")
+    assert cut["done"] == "changed"
+    assert cut["before"][2] > 128 >= cut["after"][2]
+    gone = next(line for line in lines if line["kind"] == "degenerate-box")
+    assert (gone["done"], "after" in gone) == ("left out", False)
+    linked = formats.read(tmp_path / "mended")["train"]
+    assert linked.path(0).samefile(tmp_path / "ill" / "train" / linked.file_names[0])
+    assert (tmp_path / "ill" / "annotations" / "instances_train.json").read_bytes() == before
+    with pytest.raises(UsageError, match="not empty"):
+        examine(clean, SEEN, decode=False).fix(tmp_path / "mended")
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_turn_with_their_picture(tmp_path, orientation):
+    picture = Image.new("L", (40, 30))
+    picture.paste(255, (3, 5, 12, 25))
+    flags = Image.Exif()
+    flags[0x0112] = orientation
+    picture.save(tmp_path / "a.png", exif=flags)
+    from detrkit.data.images import open_image
+
+    upright = np.asarray(open_image(tmp_path / "a.png"))[..., 0] > 127
+    rows, columns = np.flatnonzero(upright.any(1)), np.flatnonzero(upright.any(0))
+    turned = turn(np.array([[3.0, 5.0, 12.0, 25.0]]), orientation, (30, 40))
+    assert turned.tolist() == [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]]
+
+
+def test_copies_look_alike_and_others_do_not(planting, clean):
+    pictures = [Image.open(path).convert("RGB") for path in sorted((clean / "train").iterdir())[:12]]
+    others = [
+        *(picture.resize((72, 60)) for picture in pictures[:4]),
+        *(ImageEnhance.Brightness(picture).enhance(1.3) for picture in pictures[4:8]),
+        *(ImageEnhance.Contrast(picture).enhance(0.7) for picture in pictures[8:]),
+    ]
+
+    def small(images):
+        return outlines(
+            np.stack([np.asarray(one.convert("L").resize((16, 16), Image.Resampling.BOX)) for one in images])
+        )
+
+    rows, values = most_alike(small(others), small(pictures))
+    assert rows.tolist() == list(range(12))
+    assert values.min() > ALIKE
+    assert most_alike(small(pictures), small(pictures), earlier=True)[1].max() < ALIKE
+    blank = np.random.default_rng(0).integers(126, 128, (2, 16, 16)).astype(np.uint8) // 2 * 2
+    assert not outlines(blank).any()
+
+
+def test_boxes_at_the_border_do_not_count_from_one(make_annotations):
+    part = make_annotations(count=12, each=3, size=(40, 60))
+    boxes = np.round(part.boxes)
+    boxes[:, :2] += 6
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 2)
+    boxes[::2, 0] = 1
+    from_one = replace(part, boxes=boxes)
+    assert report(from_one, "coco").shift is not None
+    boxes = boxes.copy()
+    boxes[0, 0] = 0  # a single one at 0 shows that pixels count from there
+    assert report(replace(part, boxes=boxes), "coco").shift is None
+    assert report(replace(part, boxes=boxes + 0.3), "coco").shift is None
+
+
+def test_boxes_that_reach_out_are_not_taken_for_another_order(make_annotations, rng):
+    part = make_annotations(count=20, each=5, size=(40, 60))
+    low = rng.uniform(0, 1, (100, 2)) * (50, 34)
+    boxes = np.concatenate([low, low + rng.uniform(4, 14, (100, 2))], 1)  # many cross the border on the right and below
+    reaching = replace(part, boxes=boxes)
+    assert not misread(reaching, reaching.stated(), "coco")
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+def test_readings_are_read_in_each_format(format, rng):
+    sizes = np.tile([[60, 90]], (8, 1))
+    low = rng.uniform(0, 40, (8, 2))
+    boxes = np.concatenate([low, low + rng.uniform(2, 20, (8, 2))], 1)
+    scale = np.tile(sizes[:, ::-1], 2) if format == "yolo" else 1.0
+    own = {"coco": "xywh", "voc": "xyxy", "yolo": "cxcywh"}[format]
+    np.testing.assert_allclose(Reading(own, False, False).boxes(boxes, sizes, format), boxes)
+    mistaken = {
+        "coco": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),  # its four numbers are the corners
+        "voc": boxes,
+        "yolo": np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1),
+    }[format]
+    np.testing.assert_allclose(Reading("xyxy", False, False).boxes(mistaken, sizes, format), boxes)
+    swapped = boxes / scale
+    swapped = swapped[:, [1, 0, 3, 2]] * scale
+    np.testing.assert_allclose(Reading(own, True, False).boxes(swapped, sizes, format), boxes)
+    divided = boxes / np.tile(sizes[:, ::-1], 2)
+    np.testing.assert_allclose(Reading(own, False, True).boxes(divided, sizes, format), boxes)
+
+
+def test_yolo_classes_that_count_from_one(planting, clean, tmp_path):
+    formats.write(formats.read(clean), tmp_path / "yolo", "yolo")
+    told = examine(tmp_path / "yolo", SEEN, decode=False)
+    assert (told.format, told.verdict) == ("yolo", "clean")
+    for file in (tmp_path / "yolo" / "labels").rglob("*.txt"):
+        lines = (line.split() for line in file.read_text().splitlines())
+        file.write_text("".join(f"{int(label) + 1} {' '.join(rest)}\n" for label, *rest in lines))
+    told = examine(tmp_path / "yolo", SEEN, decode=False)
+    assert {one.split for one in told.of("class-ids-from-one")} == {"train", "val"}
+    assert told.verdict == "broken"
+
+
+def test_names_that_are_spelt_in_two_ways():
+    table = [Category(row, name) for row, name in enumerate(["Red cell", "red_cell", "cat", "Red-Cell", "cats"])]
+    assert same_names(table) == [[0, 1, 3]]
+
+
+def test_before_a_training_only_what_matters_is_told(planting, clean, tmp_path):
+    splits = formats.read(clean)
+    assert examine_briefly(splits["train"], splits["val"]) == ()
+    shutil.copytree(clean, tmp_path / "ill")
+    data = planting.Set(tmp_path / "ill")
+    for plant in (planting.leaked, planting.twice, planting.all_swapped):
+        plant(data)
+    data.save()
+    splits = formats.read(tmp_path / "ill")
+    found = examine_briefly(splits["train"], splits["val"])
+    assert {one.kind for one in found} == {"image-in-two-splits", "box-format"}
+    assert "leaked.jpg" in str(next(one for one in found if one.kind == "image-in-two-splits"))
+    assert examine_briefly(splits["val"], splits["val"]) == ()
+
+
+def test_the_public_doctor_knows_the_model(clean):
+    told = detrkit.doctor(clean, model="detr-r50-dc5", decode=False)
+    assert told.resolution == Resolution("detr-r50-dc5", 100, 800, 1333, 16)
+    assert told.to_json()["model"]["token"] == 16
+    assert isinstance(told, detrkit.Diagnosis)
+    with pytest.raises(UsageError, match="no such preset"):
+        detrkit.doctor(clean, model="detr-r5")
+    with pytest.raises(DataError):
+        detrkit.doctor(clean / "nothing")
+
+
+def test_every_problem_has_a_place_among_the_kinds():
+    assert set(POLICIES) < set(KINDS)
