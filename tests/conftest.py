@@ -80,6 +80,14 @@ def plotless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
+def flushless() -> Iterator[None]:
+    """Do not wait for the disk, which may take a tenth of a second each time; no machine fails in these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detrkit.whole._flush", lambda path: None)
+        yield
+
+
+@pytest.fixture(scope="module")
 def narrow() -> Iterator[None]:
     """Narrow ResNets for a whole module, its fixtures included."""
     from narrowing import narrow_resnets

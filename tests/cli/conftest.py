@@ -44,6 +44,11 @@ def _no_packaged_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr("detrkit.training.recipe.FOLDER", tmp_path / "no recipes")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _flushless(flushless: None) -> None:
+    """What is written here need not outlast the machine."""
+
+
 @pytest.fixture(autouse=True)
 def _plotless(plotless: None) -> None:
     """The run `trained` alone draws its plots."""

@@ -13,9 +13,10 @@ COCO_NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100",
 
 
 SETS = 150
+MORE = [pytest.param(first, marks=pytest.mark.slow) for first in range(SETS, 300, 50)]
 
 
-@pytest.mark.parametrize("first", range(0, SETS, 50))
+@pytest.mark.parametrize("first", [*range(0, SETS, 50), *MORE])
 def test_equals_pycocotools_on_random_sets(first):
     for seed in range(first, first + 50):
         annotations, detections = random_set(seed)

@@ -32,7 +32,6 @@ def plotless() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def flushless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk, which may take a tenth of a second each time; no machine fails in these tests."""
-    monkeypatch.setattr("detrkit.whole._flush", lambda path: None)
+@pytest.fixture(autouse=True, scope="module")
+def _flushless(flushless: None) -> None:
+    """Dozens of checkpoints are written, and none of them has to last."""

@@ -1,13 +1,11 @@
-"""Two processes that train together: as torchrun starts them, and (slow) started by torchrun as a user would."""
+"""Two processes that train together, started by torchrun as a user would."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -68,58 +66,26 @@ with open(f"{out}.{rank}.json", "w") as file:
 """
 
 
-def program(tmp_path: Path, data: Path, out: Path, fields: dict[str, Any], how: str) -> list[str]:
-    """What each process runs."""
-    file, recipe = tmp_path / "program.py", tmp_path / "recipe.toml"
-    file.write_text(PROGRAM)
-    recipe.write_text(to_toml(tiny_recipe(**fields)))
-    return [str(file), str(data), str(out), str(recipe), how]
-
-
-def reports_of(out: Path, errors: str) -> list[dict[str, Any]]:
-    """What each process says of itself."""
-    reports = [out.with_name(f"{out.name}.{rank}.json") for rank in range(2)]
-    # The files count and not the exit code: on a busy machine gloo sometimes aborts when all is done.
-    assert all(report.exists() for report in reports), errors[-4000:]
-    return [json.loads(report.read_text()) for report in reports]
-
-
-def together(tmp_path: Path, data: Path, out: Path, fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """Train with two processes that know what torchrun would tell them; torchrun itself takes as long as either."""
-    command = [sys.executable, *program(tmp_path, data, out, fields, "train")]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    shared = {**os.environ, **place, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    with (tmp_path / "errors.txt").open("w") as errors:
-        processes = [
-            subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stderr=errors) for rank in "01"
-        ]
-        try:
-            while all(process.poll() is None for process in processes):
-                time.sleep(0.05)
-            for process in processes:
-                process.wait(timeout=60)  # the other is as far, or waits for one that failed
-        except subprocess.TimeoutExpired:
-            errors.write("One process ended, and the other did not.")
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-    return reports_of(out, (tmp_path / "errors.txt").read_text())
-
-
 def torchrun(tmp_path: Path, data: Path, out: Path, fields: dict[str, Any], how: str = "train") -> list[dict[str, Any]]:
     """Train with two processes (or `stop` after the first checkpoint, or `resume`), and what each of them says."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(tiny_recipe(**fields)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, *program(tmp_path, data, out, fields, how)],
+        [*command, str(program), str(data), str(out), str(recipe), how],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=220,
     )
-    return [] if how == "stop" else reports_of(out, done.stderr)
+    if how == "stop":
+        return []
+    reports = [out.with_name(f"{out.name}.{rank}.json") for rank in range(2)]
+    # The files count and not the exit code: on a busy machine gloo sometimes aborts when all is done.
+    assert all(report.exists() for report in reports), done.stderr[-4000:]
+    return [json.loads(report.read_text()) for report in reports]
 
 
 def weights_of(out: Path, rank: int) -> dict[str, torch.Tensor]:
@@ -141,7 +107,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batch(tmp_path: Path
     """Each image holds two boxes: class weights and box counts are then the same in every part of a batch."""
     data = write_coco(tmp_path / "data", {"train": [2] * 20, "val": [2, 1, 3]}, sizes=[(64, 64)])
     two, one = tmp_path / "two", tmp_path / "one"
-    reports = together(tmp_path, data, two, {"batch_size": 2, **STILL})
+    reports = torchrun(tmp_path, data, two, {"batch_size": 2, **STILL})
     single = detrkit.train(data, out=one, **tiny(batch_size=4, **STILL))
     first, second = weights_of(two, 0), weights_of(two, 1)
     assert all(torch.equal(first[name], second[name]) for name in first)

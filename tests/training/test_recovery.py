@@ -28,7 +28,7 @@ from detrkit.training.events import Event, Saved, Skipped, Started, Step, Stoppe
 from detrkit.training.recipe import revise
 from detrkit.training.recovery import Checkpoints, Position
 
-pytestmark = pytest.mark.usefixtures("plotless", "flushless")
+pytestmark = pytest.mark.usefixtures("plotless")
 
 FULL = Path("/dev/full")
 RECIPE = revise(ToyRecipe(), {"log_every": 1, "save_every": 2, "epochs": 4})  # three steps an epoch

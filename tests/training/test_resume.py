@@ -21,7 +21,7 @@ from detrkit.training.loop import fit
 from detrkit.training.setup import prepare
 from detrkit.whole import CHECKSUMS
 
-pytestmark = pytest.mark.usefixtures("plotless", "flushless")
+pytestmark = pytest.mark.usefixtures("plotless")
 
 HARD: dict[str, Any] = {
     "epochs": 3,
