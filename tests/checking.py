@@ -14,8 +14,10 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import jaxtyping
+from beartype import BeartypeConf, beartype
 
 _whole = jaxtyping.jaxtyped
+_typed = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def install() -> None:
@@ -33,7 +35,7 @@ def checked(item: Any = None, *, typechecker: Callable[..., Any]) -> Any:
         hints = get_type_hints(item)
     except NameError:  # names that are imported for type checkers alone, or local ones: they may stand for anything
         return _whole(item, typechecker=typechecker)
-    decorated = typechecker(item)
+    decorated = _typed(item)
     if any("jaxtyping." in repr(hint) for hint in hints.values()):
         decorated = _whole(decorated, typechecker=None)
     decorated.__wrapped__ = item  # for tests that ask what comes of types that a user gets wrong

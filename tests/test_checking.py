@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from beartype import beartype
-from beartype.roar import BeartypeCallHintViolation
 from checking import checked
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
@@ -18,7 +17,6 @@ from detrkit import boxes
 from detrkit.data.transforms import resized_size
 from detrkit.training.distributed import World
 
-REFUSED = (BeartypeCallHintViolation, TypeCheckError)
 Row = Float[Tensor, " n"]
 
 
@@ -26,11 +24,11 @@ def test_the_library_is_checked() -> None:
     two, three = torch.rand(2, 4), torch.rand(3, 4)
     assert boxes.elementwise_iou(two, two)[0].shape == (2,)
     for wrong in ((two, three), (two[:, :3], two[:, :3]), (two.long(), two.long()), (two.tolist(), two.tolist())):
-        with pytest.raises(REFUSED):
+        with pytest.raises(TypeCheckError):
             boxes.elementwise_iou(*wrong)
-    with pytest.raises(REFUSED):
+    with pytest.raises(TypeCheckError):
         resized_size("64", 80, 64, 96)
-    with pytest.raises(REFUSED):
+    with pytest.raises(TypeCheckError):
         World(rank="0")
 
 
@@ -69,7 +67,7 @@ def test_what_is_decorated_is_checked(item: Any, right: tuple[Any, ...], wrong: 
     decorated = checked(typechecker=beartype)(item)
     decorated(*right)
     for arguments in wrong:
-        with pytest.raises(REFUSED):
+        with pytest.raises(TypeCheckError):
             decorated(*arguments)
 
 
@@ -85,5 +83,5 @@ def test_names_that_only_type_checkers_know_are_no_obstacle() -> None:
 
     decorated = checked(local, typechecker=beartype)
     assert decorated(1, None) == 1
-    with pytest.raises(REFUSED):
+    with pytest.raises(TypeCheckError):
         decorated("1", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,21 +28,13 @@ from detrkit.training.recipe import revise
 
 pytestmark = pytest.mark.usefixtures("plotless")
 
-IMAGES = 8
+IMAGES = 12
 COLOURS = ("crimson", "gold", "seagreen", "royalblue", "white", "black")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _coarse() -> Iterator[None]:
-    """Look for regions at the images' own size, a quarter of the usual pixels."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detrkit.data.regions.SHORTEST", 64)
-        yield
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight images of two sizes, each with two coloured shapes on a grey ground."""
+    """Twelve images of two sizes, each with two coloured shapes on a grey ground."""
     folder, rng = tmp_path_factory.mktemp("drawn") / "images", np.random.default_rng(0)
     folder.mkdir()
     for number in range(IMAGES):
