@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from detrkit.cli._progress import LiveProgress, Pace, PlainProgress, training_progress
+from detrkit.cli._progress import LiveProgress, Pace, PlainProgress, how_to_go_on, training_progress
 from detrkit.cli._terminal import Terminal
 from detrkit.evaluation.run import Metrics
-from detrkit.training.events import Evaluated, Preparing, Saved, Started, Step, Stopped
+from detrkit.training.events import Evaluated, Preparing, Saved, Skipped, Started, Step, Stopped, Warned, WentBack
 
 
 def step(number, loss=2.0, replaced=()):
@@ -90,6 +91,49 @@ def test_plain_lines(capsys, clock):
         "epoch 1 evaluated in 1:05 min: AP 0.250, AP50 0.500, AP75 –, best so far",
         "epoch 2 evaluated in 1:05 min: AP 0.125, AP50 0.500, AP75 –",
     ]
+
+
+TROUBLE = (
+    Skipped(4, ("a.jpg", "b.jpg"), (), 2, 3),
+    WentBack(10, 14, 0.5, 1, 5),
+    Warned(50, "boxes", "Boxes are odd", "Look at them."),
+    Warned(100, "boxes", "No longer so: boxes", cleared=True),
+)
+TROUBLE_LINES = [
+    "Step 4 was skipped (2 in a row): the loss or its gradient was NaN or infinite on a.jpg, b.jpg",
+    "After step 14 the training went back to its checkpoint of step 10 and goes on at 0.5 of the recipe's learning "
+    "rates, because step after step was NaN or infinite",
+    "Warning, step 50: Boxes are odd. Look at them.",
+    "No longer so: boxes",
+]
+
+
+def test_trouble_is_told_on_both_views(capsys, clock):
+    show = PlainProgress(Terminal(clock=clock))
+    for event in TROUBLE:
+        show(event)
+    assert capsys.readouterr().err.splitlines() == TROUBLE_LINES
+    terminal = live_terminal(clock)
+    with LiveProgress(terminal, evaluate_every=1) as live:
+        for event in TROUBLE:
+            live(event)
+    shown = " ".join(terminal.console.file.getvalue().split())
+    assert all(line in shown for line in TROUBLE_LINES)
+
+
+def test_how_a_run_goes_on(tmp_path):
+    assert how_to_go_on(tmp_path, "detrkit train") == (
+        "Interrupted before the first checkpoint; there is nothing to go on from."
+    )
+    (tmp_path / "checkpoints" / "within").mkdir(parents=True)
+    assert how_to_go_on(tmp_path, "again") == "Interrupted. Go on from the last checkpoint with: again"
+    status = {"step": 1200, "saved": 1200, "total_steps": 9000}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    said = "Stopped after step 1,200 of 9,000, and saved: nothing is lost. Go on with: again"
+    assert how_to_go_on(tmp_path, "again") == said
+    (tmp_path / "status.json").write_text(json.dumps({**status, "saved": 1000}))
+    said = "Interrupted at step 1,200 of 9,000. Go on from the checkpoint of step 1,000 with: again"
+    assert how_to_go_on(tmp_path, "again") == said
 
 
 def live_terminal(clock):

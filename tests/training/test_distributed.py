@@ -22,11 +22,12 @@ from detrkit.training.setup import prepare
 pytestmark = pytest.mark.usefixtures("plotless")
 
 PROGRAM = """
-import json, os, random, sys, warnings
+import json, os, random, signal, sys, warnings
 import torch
 import detrkit
 from detrkit.training import conduct, detection, log, loop
-from detrkit.training.events import Saved
+from detrkit.losses.matching import NonFiniteError
+from detrkit.training.events import Saved, Skipped, Step
 from safetensors.torch import save_file
 
 torch.set_num_threads(1)
@@ -45,9 +46,21 @@ def counted(annotations, detections, **options):
 
 conduct.fit, detection.evaluate, log.plot_history = kept, counted, lambda lines, out: out
 def listen(event):
-    seen.append(type(event).__name__)
+    seen.append(event.message if isinstance(event, Skipped) else type(event).__name__)
     if how == "stop" and isinstance(event, Saved):
         raise KeyboardInterrupt
+    if how == "signal" and isinstance(event, Step) and event.step == 3:
+        signal.raise_signal(signal.SIGINT)
+
+def spoilt(self, *args):
+    losses = real(self, *args)
+    calls.append(losses)
+    if how == "spoil" and rank == "1" and len(calls) == 3:
+        raise NonFiniteError(["spoilt.png"], ["a box"])
+    return losses
+
+real, calls = detection.DetectionSession.losses, []
+detection.DetectionSession.losses = spoilt
 
 before = random.getstate()
 with warnings.catch_warnings():
@@ -67,7 +80,11 @@ with open(f"{out}.{rank}.json", "w") as file:
 
 
 def torchrun(tmp_path: Path, data: Path, out: Path, fields: dict[str, Any], how: str = "train") -> list[dict[str, Any]]:
-    """Train with two processes (or `stop` after the first checkpoint, or `resume`), and what each of them says."""
+    """Train with two processes, and what each of them says.
+
+    They `stop` after the first checkpoint, or by a `signal` that one of them gets in mid-epoch; or they `resume`; or in
+    one of them something is not finite (`spoil`).
+    """
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     recipe = tmp_path / "recipe.toml"
@@ -80,7 +97,7 @@ def torchrun(tmp_path: Path, data: Path, out: Path, fields: dict[str, Any], how:
         text=True,
         timeout=220,
     )
-    if how == "stop":
+    if how in ("stop", "signal"):
         return []
     reports = [out.with_name(f"{out.name}.{rank}.json") for rank in range(2)]
     # The files count and not the exit code: on a busy machine gloo sometimes aborts when all is done.
@@ -162,11 +179,39 @@ def test_two_processes_resume_exactly(tmp_path: Path) -> None:
     assert without_times(stopped) == without_times(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(480)
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data", {"train": [2, 1, 3, 1, 2, 2, 1, 1], "val": [2, 1, 3]})
+    whole, stopped, fields = tmp_path / "whole", tmp_path / "stopped", {"ema": 0.9, "log_every": 1}
+    torchrun(tmp_path, data, whole, fields)
+    torchrun(tmp_path, data, stopped, fields, "signal")
+    status = json.loads((stopped / "status.json").read_text())
+    assert (status["state"], status["step"], status["saved"]) == ("interrupted", 3, 3)
+    reports = torchrun(tmp_path, data, stopped, fields, "resume")
+    assert reports[0]["events"].count("Step") == 1  # of four
+    assert content(stopped / "checkpoints" / "last") == content(whole / "checkpoints" / "last")
+    assert without_times(stopped) == without_times(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_what_is_not_finite_in_one_process_is_skipped_in_both(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data", {"train": [2, 1, 3, 1, 2, 2, 1, 1], "val": [2, 1, 3]})
+    reports = torchrun(tmp_path, data, tmp_path / "run", {"ema": 0.9}, "spoil")
+    (message,) = [event for event in reports[0]["events"] if event.startswith("Step ")]
+    assert message == "Step 3 was skipped: an annotated box makes the loss NaN or infinite: a box"
+    assert reports[0]["events"].count("Step") == 3
+    first, second = weights_of(tmp_path / "run", 0), weights_of(tmp_path / "run", 1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_one_process_alone_needs_no_others() -> None:
     world = World()
     value = torch.tensor(3.0)
     assert world.is_main
     assert float(world.mean(value)) == 3.0
+    assert [world.any(flag, torch.device("cpu")) for flag in (False, True)] == [False, True]
     assert world.gather("x") == ["x"]
     assert world.share("y") == "y"
     assert world.wrap(module := torch.nn.Linear(1, 1), torch.device("cpu")) is module

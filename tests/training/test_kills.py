@@ -67,7 +67,7 @@ def test_thirty_kills(drawn: Path, undisturbed: tuple[Path, float], tmp_path: Pa
     cut, lost = 0, []
     for number in range(30):
         moment = random.Random(100 + number).uniform(0, seconds)
-        was_cut, steps = killed_and_resumed(drawn, whole, tmp_path / str(number), moment, workers=number % 5 == 4)
+        was_cut, steps = killed_and_resumed(drawn, whole, tmp_path / str(number), moment, workers=int(number % 5 == 4))
         cut += was_cut
         lost.append(steps)
     print(f"{cut} of 30 were cut off; steps done again: {lost}")
@@ -92,3 +92,21 @@ def test_a_command_line_that_is_terminated_saves_and_says_how_to_go_on(
     assert f"{expected}detrkit train {drawn} --out '{out}' --resume" in said.read_text()
     detrkit.train(drawn, out=out, resume=True)
     assert everything(out) == everything(undisturbed[0])
+
+
+def test_a_dead_worker_is_told(drawn: Path, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+    out, said = tmp_path / "run", tmp_path / "said"
+    recipe = undisturbed[0] / "recipe.toml"
+    process = start(command, ["train", str(drawn), "--out", str(out), "--recipe", str(recipe), "--workers", "1"], said)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this system does not say which processes another one started")
+    wait_for(lambda: len(whole_lines(out / "metrics.jsonl")) >= 3, process)
+    for worker in children.read_text().split():
+        os.kill(int(worker), signal.SIGKILL)
+    process.join()
+    assert process.exitcode == 2
+    assert "detrkit: A process that loads images died or gave no answer; got " in said.read_text()
+    assert "use fewer workers" in said.read_text()
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"

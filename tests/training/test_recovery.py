@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -21,10 +19,11 @@ from training.test_resume import everything as everything_of_a_detector
 from training.toys import ToyBatch, ToyRecipe, ToySession, everything, session_of, train
 
 import detrkit
-from detrkit.errors import Error, ModelError, UsageError
+from detrkit.errors import Error, ModelError
 from detrkit.losses.matching import NonFiniteError
 from detrkit.training import interruption, recovery
 from detrkit.training.events import Event, Saved, Skipped, Started, Step, Stopped, Warned, WentBack
+from detrkit.training.guard import Guard
 from detrkit.training.recipe import revise
 from detrkit.training.recovery import Checkpoints, Position
 
@@ -194,12 +193,16 @@ def test_a_checkpoint_is_due_by_the_minutes_but_takes_no_large_share_of_the_time
             now[0] += 10
         return now[0] - start
 
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    checkpoints = Checkpoints(session_of(revise(RECIPE, {"save_minutes": 5.0})), scaler, tmp_path)
+    def checkpoints_every(minutes: float) -> Checkpoints:
+        session = session_of(revise(RECIPE, {"save_minutes": minutes}))
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        return Checkpoints(session, scaler, tmp_path, Guard(session.optimizer, 12))
+
+    checkpoints = checkpoints_every(5.0)
     assert due_after(checkpoints) == 300
     checkpoints.save(Position(7))
     assert due_after(checkpoints) == 1000  # of which the ten seconds are a hundredth
-    assert due_after(Checkpoints(session_of(revise(RECIPE, {"save_minutes": 0.0})), scaler, tmp_path)) == 5000
+    assert due_after(checkpoints_every(0.0)) == 5000
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "training.json", "checksums.json"])
@@ -439,20 +442,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(whole: Path, tm
             train(tmp_path / "run", RECIPE, on_event=fill)
     train(tmp_path / "run", RECIPE, resume=True)
     assert everything(tmp_path / "run")["checkpoints/last"] == everything(whole)["checkpoints/last"]
-
-
-def test_a_dead_worker_is_told(drawn: Path, tmp_path: Path) -> None:
-    def kill(event: Event) -> None:
-        if isinstance(event, Step) and event.step == 2:
-            for child in multiprocessing.active_children():
-                assert child.pid is not None
-                os.kill(child.pid, signal.SIGKILL)
-
-    with pytest.raises(
-        UsageError,
-        match=r"process that loads images died or gave no answer; got .*(killed by signal|exited unex).*fewer workers",
-    ):
-        detrkit.train(drawn, out=tmp_path / "run", on_event=kill, **tiny(workers=1, epochs=9))
 
 
 def test_a_checkpoint_of_an_earlier_version_is_read(whole: Path, tmp_path: Path) -> None:

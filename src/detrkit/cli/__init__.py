@@ -131,6 +131,10 @@ def _overview() -> str:
 
 def _report(error: Exception, terminal: Terminal) -> int:
     """Say what went wrong, and return the exit code."""
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        from detrkit.data.loading import death_of_worker
+
+        error = death_of_worker(error) or error  # PyTorch raises it wherever the main process is, even twice
     if isinstance(error, Error):
         parts = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "remedy")}
         return terminal.fail(str(error), type(error).__name__, error.exit_code, **parts)

@@ -133,7 +133,8 @@ class TermWeights(NamedTuple):
 class Evidence(NamedTuple):
     """What the losses were computed from, without gradients, for whoever watches the training.
 
-    `logits` and `boxes` are the answers of the last layer; `matches` join them with `targets`.
+    `logits`, without that of no-object, and `boxes` are the answers of the last layer; `matches` join them with
+    `targets`.
     """
 
     logits: Float[Tensor, "b q c"]
@@ -267,7 +268,8 @@ class SetCriterion:
         with torch.no_grad():
             error = class_error(logits[-1][matches.image, matches.query[-1]], labels[-1])
         share = self.layers / values.shape[1] if self.layers else 1.0
-        evidence = Evidence(logits[-1].detach(), predicted[-1].detach(), targets, matches)
+        classes = logits.shape[-1] - isinstance(self.classification, SoftmaxClassification)
+        evidence = Evidence(logits[-1, :, :, :classes].detach(), predicted[-1].detach(), targets, matches)
         return Losses(("class", "l1", "giou"), values, values.new_tensor(self.loss) * share, error, share, evidence)
 
 

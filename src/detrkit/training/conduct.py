@@ -15,7 +15,7 @@ from detrkit.data.loading import death_of_worker
 from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.training import recipe as recipes
 from detrkit.training.distributed import World, world
-from detrkit.training.events import Evaluated, Event
+from detrkit.training.events import Evaluated, Event, Stopped
 from detrkit.training.interruption import Interruption
 from detrkit.training.log import RunFolder, TensorBoard
 from detrkit.training.loop import fit
@@ -92,7 +92,8 @@ def conduct(
                     _tell(event, listeners)
                     for trouble in folder.troubles():
                         _tell(trouble, listeners)
-            interruption.deliver()
+            if interruption or (isinstance(event, Stopped) and event.reason != "finished"):
+                interruption.deliver()
         except BaseException as error:
             if here.is_main:
                 _note_end(folder, error)

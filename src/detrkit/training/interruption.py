@@ -62,14 +62,15 @@ class Interruption:
             self._at_once = False
 
     def deliver(self) -> None:
-        """Hand the signal, if there was one, to whoever handles it outside.
+        """Hand the signal to whoever handles it outside.
 
         Raises:
-            KeyboardInterrupt: as a rule; whoever handles it may raise something else, or end the process.
+            KeyboardInterrupt: as a rule, and where another process got the signal; whoever handles it may raise
+                something else, or end the process.
         """
         if self._signal:
             signal.raise_signal(self._signal)
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     def _arrive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from detrkit.data.dataset import random_stream
 from detrkit.data.loading import EpochBatches
-from detrkit.losses.criterion import Losses
+from detrkit.losses.criterion import Evidence, Losses
 from detrkit.losses.matching import NonFiniteError
 from detrkit.training.events import Evaluated, Event, Skipped, Started, Step, Stopped, WentBack
+from detrkit.training.guard import Guard
 from detrkit.training.interruption import Interrupted, Interruption
 from detrkit.training.optimizer import rate_factor, set_rates
 from detrkit.training.recovery import Checkpoints, Position
@@ -60,7 +61,9 @@ def fit(
     options, world = session.optimization, session.world
     interruption = Interruption() if interruption is None else interruption
     scaler = torch.amp.GradScaler(session.device.type, enabled=session.dtype == torch.float16)
-    checkpoints, per_epoch = Checkpoints(session, scaler, out), steps_per_epoch(session)
+    per_epoch = steps_per_epoch(session)
+    guard = Guard(session.optimizer, per_epoch * options.epochs)
+    checkpoints = Checkpoints(session, scaler, out, guard)
     position, notes = _begin(checkpoints) if resume else (Position(), session.notes)
     total = per_epoch * options.epochs
     loader = _batches(session, position.step)
@@ -76,10 +79,11 @@ def fit(
         set_rates(session.optimizer, position.rate * rate_factor(position.step, total, options))
         try:
             with _seeded(session, position.step):
-                figures = optimize(session, wrapped, scaler, [one.batch for one in loaded])
+                figures = optimize(session, wrapped, scaler, [one.batch for one in loaded], guard.watch)
             event = _step_event(session, scaler, position.step + 1, figures, loaded, clock, waited)
         except NonFiniteError as error:
             position = position.after(skipped=True)
+            guard.forget()
             yield Skipped(
                 position.step, error.images, error.boxes, position.in_row, position.skipped, _replaced(loaded)
             )
@@ -91,6 +95,7 @@ def fit(
         else:
             position, clock = position.after(), time.perf_counter()
             yield event
+            yield from guard.look(event)
         if world.any(bool(interruption), session.device):
             position = yield from _stop(checkpoints, position)
             yield Stopped(position.step, "interrupted")
@@ -110,8 +115,21 @@ def steps_per_epoch(session: Session[Any]) -> int:
     return max(1, session.count // (options.batch_size * session.world.size) // options.accumulate)
 
 
-def optimize(session: Session[Any], model: nn.Module, scaler: torch.amp.GradScaler, batches: Sequence[Any]) -> Figures:
+def optimize(
+    session: Session[Any],
+    model: nn.Module,
+    scaler: torch.amp.GradScaler,
+    batches: Sequence[Any],
+    watch: Callable[[Evidence | None], None] = lambda evidence: None,
+) -> Figures:
     """One step of the optimiser.
+
+    Args:
+        session: what trains.
+        model: `session.model`, wrapped where several processes train.
+        scaler: of the gradients.
+        batches: whose gradients make the step.
+        watch: called with what the losses of each were computed from.
 
     Returns:
         The figures of the step, averaged over batches and processes.
@@ -125,6 +143,7 @@ def optimize(session: Session[Any], model: nn.Module, scaler: torch.amp.GradScal
     figures: list[Tensor] = []
     for batch in batches:
         losses = _losses(session, model, batch)
+        watch(losses.evidence)
         scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
         figures.append(
             torch.cat([losses.total.detach()[None], losses.class_error[None], losses.values.detach()[:, -1]])

@@ -21,6 +21,7 @@ from detrkit.convert import load_strictly
 from detrkit.errors import ModelError, UsageError
 from detrkit.losses.matching import NonFiniteError
 from detrkit.training.events import Saved
+from detrkit.training.guard import Guard
 from detrkit.training.session import Session
 from detrkit.whole import damage, kept, standing
 
@@ -65,10 +66,11 @@ class Checkpoints:
         session: what trains.
         scaler: of its gradients.
         out: the run folder.
+        guard: watches the training, and remembers what it saw.
     """
 
-    def __init__(self, session: Session[Any], scaler: torch.amp.GradScaler, out: Path):
-        self.session, self.scaler, self.out = session, scaler, out
+    def __init__(self, session: Session[Any], scaler: torch.amp.GradScaler, out: Path, guard: Guard):
+        self.session, self.scaler, self.out, self.guard = session, scaler, out, guard
         self.folder = out / "checkpoints"
         self._saved, self._cost = time.monotonic(), 0.0
 
@@ -99,6 +101,7 @@ class Checkpoints:
                 "average_steps": session.average.steps if session.average else 0,
                 "scaler": self.scaler.state_dict(),
                 "processes": session.world.size,
+                "guard": self.guard.state(),
             }
             session.save_training(path, TrainingState(tensors, about))
             if not within:
@@ -143,6 +146,8 @@ class Checkpoints:
                 session.average.steps = int(state.position["average_steps"])
             if state.position["scaler"]:
                 self.scaler.load_state_dict(state.position["scaler"])
+            if "guard" in state.position:
+                self.guard.restore(state.position["guard"])
             return _position(state.position)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
