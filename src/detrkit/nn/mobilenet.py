@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from detrkit.errors import ModelError
 from detrkit.nn.backbone import LEVELS, Backbone, check_levels
-from detrkit.nn.convolution import convolve
 from detrkit.structures import NORMALIZATION_MEAN, NORMALIZATION_STD
 
 
@@ -94,18 +93,10 @@ class PaddedConv2d(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "b _ h w"]) -> Float[Tensor, "b _ _ _"]:
         """The convolved map."""
-        padding: tuple[int, ...] = (int(self.padding[0]), int(self.padding[1]))
+        padding = (int(self.padding[0]), int(self.padding[1]))
         if self.same and self.stride[0] > 1:
             input, padding = self._pad(input)
-        out = convolve(
-            input,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        out = F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return F.relu6(out, inplace=True) if self.relu6 else out
 
     def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrkit.nn.backbone import LEVELS, Backbone, check_levels
-from detrkit.nn.convolution import convolve
 
 
 class Architecture(NamedTuple):
@@ -88,8 +87,8 @@ def conv_norm(x: Float[Tensor, "b _ _ _"], conv: nn.Conv2d, norm: nn.Module) -> 
         result: Tensor = norm(conv(x))
         return result
     scale, shift = norm.affine()
-    padding = tuple(int(amount) for amount in conv.padding)
-    return convolve(x, conv.weight, shift, scale, stride=conv.stride, padding=padding, dilation=conv.dilation)
+    weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
+    return F.conv2d(x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
