@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import torch
 from _memory import peak_added
 from _report import machine, parser, show
-from safety_overhead import open_session, write_data
-from safety_overhead import Case as Recipe
 from safetensors.torch import save_file
+from safety_overhead import Case as Recipe
+from safety_overhead import open_session, write_data
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -231,7 +231,7 @@ def table(result: Mapping[str, Any]) -> dict[str, Any]:
         seconds, memory = of["medians"], of["memory_mb"]
         lines[name] = {
             "seconds a step": f"{seconds['plain']:.2f} plain, {seconds['ours']:.2f} ours: {of['ratio']:.2f} times",
-            "memory of a step": f"{memory['plain']:.0f} MB plain, {memory['ours']:.0f} MB ours: {of['memory_ratio']:.2f}",
+            "memory": f"{memory['plain']:.0f} MB plain, {memory['ours']:.0f} MB ours: {of['memory_ratio']:.2f}",
             "losses apart": f"{of['losses_apart']:.1e}",
         }
     return {**lines, "precision": result["precision"], "rounds": result["rounds"], "machine": result["machine"]}

@@ -29,6 +29,7 @@ TIERS = (
     ("panoptic", "arithmetic"),
     ("structures",),
     ("masks", "whole"),
+    ("documents",),
     ("errors",),
 )
 """The parts of the library, the highest first. A part imports from the tiers below its own."""

@@ -1,3 +1,4 @@
+import re
 import struct
 import zlib
 
@@ -6,7 +7,7 @@ import pytest
 from PIL import Image
 
 from detrkit.data.images import open_image
-from detrkit.errors import DataError
+from detrkit.errors import DataError, printable
 
 
 def picture(height=40, width=60):
@@ -171,7 +172,7 @@ def truncated(path):
 def test_bad_files_are_named_with_cause_and_remedy(tmp_path, name, make, message):
     path = name if name.startswith("http") else tmp_path / name
     make(path)
-    with pytest.raises(DataError, match=f"(?s){name}.*{message}") as caught:
+    with pytest.raises(DataError, match=f"(?s){re.escape(printable(name))}.*{message}") as caught:
         open_image(path)
     assert caught.value.where == str(path)
 
