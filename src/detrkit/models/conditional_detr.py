@@ -24,6 +24,7 @@ from detrkit.nn.backbone import build_backbone
 from detrkit.nn.groups import fold_groups, separated
 from detrkit.nn.heads import MLP, fit_last_layer, in_float32, xavier
 from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, inverse_sigmoid, spread_points
+from detrkit.nn.recomputing import Recomputable
 from detrkit.nn.transformation import TRANSFORMATIONS, Transformation
 from detrkit.nn.transformer import Encoder, FeedForward
 from detrkit.postprocess import Scored, sigmoid_detections, sigmoid_ensemble
@@ -171,7 +172,7 @@ class ConditionalCrossAttention(nn.Module):
         return torch.cat(parts, -1).flatten(-2)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Recomputable):
     """Queries attend to each other, then to the memory, then each is transformed alone.
 
     Args:

@@ -23,6 +23,7 @@ from detrkit.nn.backbone import build_backbone
 from detrkit.nn.groups import fold_groups, separated
 from detrkit.nn.heads import MLP, in_float32
 from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, spread_points
+from detrkit.nn.recomputing import Recomputable
 from detrkit.nn.transformer import Encoder, FeedForward
 from detrkit.postprocess import Scored, softmax_detections, softmax_ensemble
 from detrkit.structures import Hidden, Memory, Predictions, Queries
@@ -89,7 +90,7 @@ class Config:
     longest: int = 1333
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Recomputable):
     """Queries attend to each other, then to the memory, then each is transformed alone.
 
     Args:

@@ -22,6 +22,7 @@ from detrkit.data.splits import split as make_split
 from detrkit.data.transforms import Training, TrainingSizes, training_sizes
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.models import Variant
+from detrkit.nn.recomputing import recompute
 from detrkit.nn.weights import RANDOM, load_backbone_weights
 from detrkit.predict import choose_device
 from detrkit.sources import architecture_of, differences, open_model
@@ -120,6 +121,8 @@ def equip(
     """
     options = recipe.optimization
     model.to(device)
+    if options.recompute != "none":
+        recompute(model, backbone=options.recompute == "all")
     if options.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return {
