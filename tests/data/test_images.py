@@ -51,6 +51,7 @@ def test_every_exif_orientation_comes_out_upright(tmp_path, orientation, suffix)
     path = tmp_path / f"a.{suffix}"
     stored.save(path, exif=exif.tobytes(), quality=95)
     assert close(open_image(path), picture())
+    assert close(open_image(open_image(path)), picture()), "turned twice"
     with Image.open(path) as image:
         assert close(open_image(image), picture())
 

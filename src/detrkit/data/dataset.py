@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
 from detrkit.data.images import MAX_PIXELS, open_image
-from detrkit.data.transforms import Evaluation, Sample, sample_masks, to_tensor
+from detrkit.data.transforms import Evaluation, Sample, sample_masks, to_pixels
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Target
 
@@ -39,8 +39,8 @@ class Key(NamedTuple):
 class TrainingItem(NamedTuple):
     """One training example.
 
-    `image`: (3, h, w) float32, normalised. `target`: its labels and boxes. `replaced`: empty, or the path and reason
-    of the unreadable image that this one stands in for.
+    `image`: (3, h, w) uint8, RGB (`packing.pack_images` makes a batch of them). `target`: its labels and boxes.
+    `replaced`: empty, or the path and reason of the unreadable image that this one stands in for.
     """
 
     image: Tensor
@@ -130,7 +130,7 @@ def masks_in_file(masks: Bool[np.ndarray, "t h w"], actual: tuple[int, int]) -> 
         return masks if len(masks) else np.zeros((0, *actual), bool)
     y_factor, x_factor = actual[0] / height, actual[1] / width
     if abs(x_factor / y_factor - 1) < SAME_ASPECT:
-        return sample_masks(masks, actual, (0, 0, *actual))
+        return sample_masks(masks, actual)
     filled = np.zeros((len(masks), *actual), bool)
     part = masks[:, : actual[0], : actual[1]]
     filled[:, : part.shape[1], : part.shape[2]] = part
@@ -207,12 +207,12 @@ class DetectionDataset(Dataset[TrainingItem]):
             sample = self.transform.resized(sample)
         else:
             sample = self.transform(sample, rng)
-        width, height = sample.image.size
+        height, width = sample.image.shape[1:]
         boxes = torch.from_numpy(sample.boxes / (width, height, width, height))
         masks = None if sample.masks is None else torch.from_numpy(np.ascontiguousarray(sample.masks))
         name = str(self.annotations.path(index))
         target = Target(torch.from_numpy(sample.labels), xyxy_to_cxcywh(boxes).float(), name, masks)
-        return TrainingItem(to_tensor(sample.image), target, " | ".join(failures))
+        return TrainingItem(sample.image, target, " | ".join(failures))
 
     def _sample(self, index: int, image: Image.Image) -> Sample:
         rows = self.annotations.rows(index)
@@ -223,4 +223,4 @@ class DetectionDataset(Dataset[TrainingItem]):
         if self.annotations.masks is not None:
             encoded = self.annotations.masks.encoded(rows)[kept]
             masks = masks_in_file(encoded.decode(), (image.height, image.width))
-        return Sample(image, boxes[kept], self.annotations.labels[rows][kept], masks)
+        return Sample(to_pixels(image), boxes[kept], self.annotations.labels[rows][kept], masks)

@@ -30,6 +30,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _INTEGER_RANGES = (255, 4095, 65535)
 _CONVERT = "Convert it to JPEG or PNG."
 _LOOKALIKES = (
@@ -180,7 +181,12 @@ def _decode(
 def _upright_rgb(image: Image.Image) -> Image.Image:
     rgb = _to_rgb(image)
     method = _UPRIGHT.get(_orientation(image))
-    return rgb if method is None else rgb.transpose(method)
+    if method is None:
+        return rgb
+    upright = rgb.transpose(method)
+    for name in _ORIENTED:  # or it would be turned once more where it is opened again
+        upright.info.pop(name, None)
+    return upright
 
 
 def _orientation(image: Image.Image) -> int:
