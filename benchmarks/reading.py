@@ -13,8 +13,8 @@ exactly; without a crop in boxes and, to within `SAME` of 255 levels, in every p
 cuts at whole pixels of the original and resamples once instead of twice, to within half a pixel of the original in
 boxes and `ALIKE` levels in the mean of the pixels (on the pictures that are made here).
 
-Pictures of smooth colours and texture are made here, 640 × 480 pixels at quality 90; or `--images` are read. Seconds are
-of processor time, sides in turning order, and a ratio is the median of the rounds' ratios, each of them one batch.
+Pictures of smooth colours and texture are made here, 640 × 480 pixels at quality 90; or `--images` are read. Seconds
+are of processor time, sides in turning order, and a ratio is the median of the rounds' ratios, each of them one batch.
 """
 
 from __future__ import annotations

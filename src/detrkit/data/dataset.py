@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool
-from PIL import Image
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
-from detrkit.data.images import MAX_PIXELS, open_image
-from detrkit.data.transforms import Evaluation, Sample, sample_masks, to_pixels
+from detrkit.data.images import MAX_PIXELS, open_pixels
+from detrkit.data.transforms import Evaluation, Sample, sample_masks
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Target
 
@@ -27,6 +26,9 @@ SAME_ASPECT = 0.01
 """Aspect ratios that differ by less than this fraction count as the same picture, scaled."""
 
 _IMAGE_STREAM = 2  # `loading` shuffles with stream 1
+
+
+Opened = TypeVar("Opened")
 
 
 class Key(NamedTuple):
@@ -54,7 +56,7 @@ def random_stream(*numbers: int) -> np.random.Generator:
 
 
 def first_usable(
-    opened: Callable[[int], Image.Image],
+    opened: Callable[[int], Opened],
     index: int,
     count: int,
     rng: np.random.Generator,
@@ -62,7 +64,7 @@ def first_usable(
     where: str | Path,
     verb: str,
     remedy: str,
-) -> tuple[int, Image.Image, list[str]]:
+) -> tuple[int, Opened, list[str]]:
     """An image or, where it cannot be used, another that is drawn in its place.
 
     Args:
@@ -193,8 +195,8 @@ class DetectionDataset(Dataset[TrainingItem]):
             DataError: the image and ten drawn in its place are all unreadable.
         """
         rng = random_stream(_IMAGE_STREAM, self.seed, key.epoch, key.index)
-        index, image, failures = first_usable(
-            lambda number: open_image(self.annotations.path(number), max_pixels=self.max_pixels),
+        index, pixels, failures = first_usable(
+            lambda number: open_pixels(self.annotations.path(number), max_pixels=self.max_pixels),
             key.index,
             len(self),
             rng,
@@ -202,7 +204,7 @@ class DetectionDataset(Dataset[TrainingItem]):
             verb="read",
             remedy="Check that the images are there and complete.",
         )
-        sample = self._sample(index, image)
+        sample = self._sample(index, torch.from_numpy(pixels).permute(2, 0, 1))
         if isinstance(self.transform, Evaluation):
             sample = self.transform.resized(sample)
         else:
@@ -214,13 +216,14 @@ class DetectionDataset(Dataset[TrainingItem]):
         target = Target(torch.from_numpy(sample.labels), xyxy_to_cxcywh(boxes).float(), name, masks)
         return TrainingItem(sample.image, target, " | ".join(failures))
 
-    def _sample(self, index: int, image: Image.Image) -> Sample:
+    def _sample(self, index: int, image: UInt8[Tensor, "3 h w"]) -> Sample:
+        frame = image.shape[1], image.shape[2]
         rows = self.annotations.rows(index)
         height, width = (int(side) for side in self.annotations.image_sizes[index])
-        boxes, kept = boxes_in_file(self.annotations.boxes[rows], (height, width), (image.height, image.width))
+        boxes, kept = boxes_in_file(self.annotations.boxes[rows], (height, width), frame)
         kept &= ~self.annotations.crowd[rows]
         masks = None
         if self.annotations.masks is not None:
             encoded = self.annotations.masks.encoded(rows)[kept]
-            masks = masks_in_file(encoded.decode(), (image.height, image.width))
-        return Sample(to_pixels(image), boxes[kept], self.annotations.labels[rows][kept], masks)
+            masks = masks_in_file(encoded.decode(), frame)
+        return Sample(image, boxes[kept], self.annotations.labels[rows][kept], masks)

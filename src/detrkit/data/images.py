@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from detrkit.errors import DataError
@@ -19,7 +22,7 @@ MAX_PIXELS = 178_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """The file formats that are tried. Few, since each decoder is a way in for a malicious file."""
 
-_Convert = Callable[[Image.Image], Image.Image]
+_Made = TypeVar("_Made")
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,13 +71,32 @@ def open_image(
         DataError: no such file, not a file, empty, truncated, not an image, too many pixels, or an array of another
             shape or type.
     """
+
+    def make(image: Image.Image) -> Image.Image:
+        if coarse:
+            image.draft(image.mode, (coarse, coarse))
+        return _upright_rgb(image)
+
     if isinstance(source, (str, Path)):
-        return _open_file(Path(source), name or str(source), max_pixels, coarse=coarse)
+        return _open_file(Path(source), name or str(source), max_pixels, make)
     if isinstance(source, bytes):
-        return _open_stream(io.BytesIO(source), len(source), name, max_pixels, coarse=coarse)
+        return _open_stream(io.BytesIO(source), len(source), name, max_pixels, make)
     if isinstance(source, np.ndarray):
         return _from_array(source, name, max_pixels)
-    return _decode(source, name, max_pixels)
+    return _decode(source, name, max_pixels, _upright_rgb)
+
+
+def open_pixels(path: Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of `open_image`, of a JPEG file a third sooner where the extra `fast` is installed.
+
+    Args:
+        path: an image file.
+        max_pixels: an image of more pixels is refused before it is decoded.
+
+    Raises:
+        DataError: as of `open_image`.
+    """
+    return _open_file(path, str(path), max_pixels, _upright_pixels)
 
 
 def open_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -88,19 +110,17 @@ def open_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         DataError: as of `open_image`.
     """
-    return _open_file(path, str(path), max_pixels, convert=lambda image: image.copy())
+    return _open_file(path, str(path), max_pixels, Image.Image.copy)
 
 
-def _open_file(
-    path: Path, name: str, max_pixels: int, *, coarse: int = 0, convert: _Convert | None = None
-) -> Image.Image:
+def _open_file(path: Path, name: str, max_pixels: int, make: Callable[[Image.Image], _Made]) -> _Made:
     if re.match(r"https?:/", str(path)):
         raise DataError("Images are not fetched from the net", where=name, remedy="Download the image first.")
     try:
         if path.is_dir():
             raise DataError("This is a folder, not an image", where=name, remedy="Name the images in it.")
         with path.open("rb") as file:
-            return _open_stream(file, path.stat().st_size, name, max_pixels, coarse=coarse, convert=convert)
+            return _open_stream(file, path.stat().st_size, name, max_pixels, make)
     except FileNotFoundError as error:
         raise DataError("There is no such image file", where=name, remedy="Check the path.") from error
     except DataError:
@@ -114,10 +134,8 @@ def _open_stream(
     length: int,
     name: str,
     max_pixels: int,
-    *,
-    coarse: int = 0,
-    convert: _Convert | None = None,
-) -> Image.Image:
+    make: Callable[[Image.Image], _Made],
+) -> _Made:
     if length == 0:
         raise DataError("The image file is empty", where=name, got="0 bytes", remedy="Copy or download it again.")
     with warnings.catch_warnings():
@@ -132,7 +150,7 @@ def _open_stream(
         except Exception as error:  # the parsers let struct.error, SyntaxError and others through
             raise _not_an_image(file, name) from error
         with image:
-            return _decode(image, name, max_pixels, coarse=coarse, convert=convert)
+            return _decode(image, name, max_pixels, make)
 
 
 def _not_an_image(file: io.BytesIO | io.BufferedReader, name: str) -> DataError:
@@ -159,17 +177,12 @@ def _too_large(got: str, name: str, max_pixels: int) -> DataError:
     )
 
 
-def _decode(
-    image: Image.Image, name: str, max_pixels: int, *, coarse: int = 0, convert: _Convert | None = None
-) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int, make: Callable[[Image.Image], _Made]) -> _Made:
     width, height = image.size
     if width * height > max_pixels:
         raise _too_large(f"{width} × {height} = {width * height:,} pixels", name, max_pixels)
     try:
-        if coarse:
-            image.draft(image.mode, (coarse, coarse))
-        image.load()
-        return (convert or _upright_rgb)(image)
+        return make(image)
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, zlib.error, struct.error and others
         truncated = "truncated" in str(error) or isinstance(error, EOFError)
         what = "The image file is truncated" if truncated else "The image cannot be decoded"
@@ -178,7 +191,36 @@ def _decode(
         ) from error
 
 
+def _upright_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    pixels = _jpeg_pixels(image) if _orientation(image) == 1 else None
+    return np.array(_upright_rgb(image)) if pixels is None else pixels
+
+
+def _jpeg_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"] | None:
+    """What Pillow makes of an ordinary JPEG file, straight into an array; None: let Pillow do it, or say why not."""
+    decoder = _fast_decoder()
+    if decoder is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return None
+    file: Any = getattr(image, "fp", None)
+    try:
+        file.seek(0)
+        pixels: np.ndarray = decoder.decode_jpeg(file.read())
+    except Exception:  # damage, even where some pixels are left, is judged in one place
+        return None
+    return pixels if pixels.shape == (image.height, image.width, 3) else None
+
+
+@functools.cache
+def _fast_decoder() -> Any:
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
 def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
     rgb = _to_rgb(image)
     method = _UPRIGHT.get(_orientation(image))
     if method is None:
@@ -236,4 +278,4 @@ def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
             expected="(height, width, 3), (height, width, 4), (height, width, 1) or (height, width)",
             remedy="Move the channels to the end: array.transpose(1, 2, 0)." if array.ndim == 3 else "",
         )
-    return _decode(Image.fromarray(np.ascontiguousarray(plain)), name, max_pixels)
+    return _decode(Image.fromarray(np.ascontiguousarray(plain)), name, max_pixels, _upright_rgb)
