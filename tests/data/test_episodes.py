@@ -297,7 +297,7 @@ def test_all_images_of_a_batch_are_turned_alike(data: Annotations):
     assert len(ways) > 3
     for loaded in run(plain, steps=3, turned=0.0):
         for name, image in zip(loaded.batch.names, loaded.batch.images, strict=True):
-            still = plain.images[Key(0, upright[name])].image
+            still = to_tensor(plain.images[Key(0, upright[name])].image)
             assert torch.equal(still, image[:, : still.shape[1], : still.shape[2]])
 
 

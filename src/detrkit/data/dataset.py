@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
 from detrkit.data.images import MAX_PIXELS, open_pixels
-from detrkit.data.transforms import Evaluation, Sample, sample_masks
+from detrkit.data.transforms import Evaluation, Sample, Training, View, sample_masks
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Target
 
@@ -195,8 +195,8 @@ class DetectionDataset(Dataset[TrainingItem]):
             DataError: the image and ten drawn in its place are all unreadable.
         """
         rng = random_stream(_IMAGE_STREAM, self.seed, key.epoch, key.index)
-        index, pixels, failures = first_usable(
-            lambda number: open_pixels(self.annotations.path(number), max_pixels=self.max_pixels),
+        index, (pixels, (frame, view)), failures = first_usable(
+            lambda number: self._open(number, rng),
             key.index,
             len(self),
             rng,
@@ -204,8 +204,10 @@ class DetectionDataset(Dataset[TrainingItem]):
             verb="read",
             remedy="Check that the images are there and complete.",
         )
-        sample = self._sample(index, torch.from_numpy(pixels).permute(2, 0, 1))
-        if isinstance(self.transform, Evaluation):
+        sample = self._sample(index, torch.from_numpy(pixels).permute(2, 0, 1), frame)
+        if view is not None:
+            sample = view.show(sample, rng)
+        elif isinstance(self.transform, Evaluation):
             sample = self.transform.resized(sample)
         else:
             sample = self.transform(sample, rng)
@@ -216,8 +218,18 @@ class DetectionDataset(Dataset[TrainingItem]):
         target = Target(torch.from_numpy(sample.labels), xyxy_to_cxcywh(boxes).float(), name, masks)
         return TrainingItem(sample.image, target, " | ".join(failures))
 
-    def _sample(self, index: int, image: UInt8[Tensor, "3 h w"]) -> Sample:
-        frame = image.shape[1], image.shape[2]
+    def _open(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[tuple[int, int], View | None]]:
+        """An image, maybe at a smaller scale; its height and width in the file; and how it is to be shown."""
+
+        def plan(height: int, width: int) -> tuple[int, tuple[tuple[int, int], View | None]]:
+            view = self.transform.draw(height, width, rng) if isinstance(self.transform, Training) else None
+            spare = 1 if view is None or self.annotations.masks is not None else view.spare(height, width)
+            return spare, ((height, width), view)
+
+        return open_pixels(self.annotations.path(index), plan, max_pixels=self.max_pixels)
+
+    def _sample(self, index: int, image: UInt8[Tensor, "3 h w"], frame: tuple[int, int]) -> Sample:
+        """An image with its annotations; `frame` is height and width in the file, whole multiples of the image's."""
         rows = self.annotations.rows(index)
         height, width = (int(side) for side in self.annotations.image_sizes[index])
         boxes, kept = boxes_in_file(self.annotations.boxes[rows], (height, width), frame)
@@ -226,4 +238,4 @@ class DetectionDataset(Dataset[TrainingItem]):
         if self.annotations.masks is not None:
             encoded = self.annotations.masks.encoded(rows)[kept]
             masks = masks_in_file(encoded.decode(), frame)
-        return Sample(image, boxes[kept], self.annotations.labels[rows][kept], masks)
+        return Sample(image, boxes[kept] * (image.shape[1] / frame[0]), self.annotations.labels[rows][kept], masks)

@@ -196,11 +196,11 @@ def whole_pixels(start: int, length: int, scaled: int, old: int) -> tuple[int, i
         old: length of the side before.
 
     Returns:
-        Start and length in pixels of the side before: each end is moved by half of one at most, and of a stretch below
-        one by one at most.
+        Start and length in pixels of the side before. Each end is moved by half of one at most, or by one where
+        nothing would be left.
     """
-    first = min(round(start * old / scaled), old - 1)
-    return first, max(round((start + length) * old / scaled) - first, 1)
+    first, end = round(start * old / scaled), round((start + length) * old / scaled)
+    return (first, end - first) if end > first else (int(start * old / scaled), 1)
 
 
 def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -225,6 +225,52 @@ def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         image = image.convert("HSV").point(turned.tolist() + table(values * saturation) + values.tolist())
         image = image.convert("RGB")
     return image if contrast_first else image.point(table(values * contrast) * 3)
+
+
+class View(NamedTuple):
+    """How an image is to be shown; sizes and regions are of the turned image.
+
+    `mirrored`: left to right, and then `upside_down`, and then turned by `quarters` × 90° counter-clockwise. `whole`:
+    height and width that the image is scaled to; `region`: top, left, height and width of what is cut out of that;
+    `size`: height and width that the region is scaled to; all in pixels. `min_visible`: boxes of which the region holds
+    a smaller part are dropped. `distorted`: colours are changed at last.
+    """
+
+    mirrored: bool
+    upside_down: bool
+    quarters: int
+    whole: tuple[int, int]
+    region: tuple[int, int, int, int]
+    size: tuple[int, int]
+    min_visible: float
+    distorted: bool
+
+    def spare(self, height: int, width: int) -> int:
+        """By how much an image of `height` × `width` pixels may be smaller and still is not scaled up: 1, 2, 4 or 8."""
+        sides = (width, height) if self.quarters % 2 else (height, width)
+        factor = min(
+            part * side / (scaled * shown)
+            for part, side, scaled, shown in zip(self.region[2:], sides, self.whole, self.size, strict=True)
+        )
+        return max(power for power in (1, 2, 4, 8) if power <= max(factor, 1))
+
+    def show(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The image that this was drawn for, or the same at another scale."""
+        if self.mirrored:
+            sample = flip_horizontally(sample)
+        if self.upside_down:
+            sample = flip_vertically(sample)
+        sample = turn(sample, self.quarters)
+        height, width = sample.image.shape[1:]
+        top, rows = whole_pixels(self.region[0], self.region[2], self.whole[0], height)
+        left, columns = whole_pixels(self.region[1], self.region[3], self.whole[1], width)
+        if (rows, columns) != (height, width):
+            sample = cut(sample, (top, left, rows, columns), self.min_visible)
+        sample = resize(sample, *self.size)
+        if self.distorted:
+            image = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
+            sample = sample._replace(image=to_pixels(distort(image, rng)))
+        return sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,33 +330,25 @@ class Training:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Augment a sample; a pure function of it and of the generator's state."""
-        if rng.random() < self.flip:
-            sample = flip_horizontally(sample)
-        if rng.random() < self.vertical_flip:
-            sample = flip_vertically(sample)
-        if rng.random() < self.quarter_turn:
-            sample = turn(sample, int(rng.integers(1, 4)))
-        height, width = sample.image.shape[1:]
-        if rng.random() < self.crop:
-            sample, height, width = self._cropped(sample, rng)
-        shortest = self.sizes[rng.integers(len(self.sizes))]
-        sample = resize(sample, *resized_size(height, width, shortest, self.longest))
-        if rng.random() < self.photometric:
-            image = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
-            sample = sample._replace(image=to_pixels(distort(image, rng)))
-        return sample
+        return self.draw(sample.image.shape[1], sample.image.shape[2], rng).show(sample, rng)
 
-    def _cropped(self, sample: Sample, rng: np.random.Generator) -> tuple[Sample, int, int]:
-        """A region of the image as it is, and the height and width that the paper's would have before the last step."""
-        old_height, old_width = sample.image.shape[1:]
-        shortest = self.pre_crop_sizes[rng.integers(len(self.pre_crop_sizes))]
-        size = resized_size(old_height, old_width, shortest, None)
-        low, high = self.crop_sizes
-        height, width = (int(rng.integers(min(low, side), min(high, side) + 1)) for side in size)
-        top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
-        first_row, rows = whole_pixels(top, height, size[0], old_height)
-        first_column, columns = whole_pixels(left, width, size[1], old_width)
-        return cut(sample, (first_row, first_column, rows, columns), self.min_visible), height, width
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> View:
+        """How an image of `height` × `width` pixels is to be shown: all that is random, but what `distort` draws."""
+        mirrored = rng.random() < self.flip
+        upside_down = rng.random() < self.vertical_flip
+        quarters = int(rng.integers(1, 4)) if rng.random() < self.quarter_turn else 0
+        whole = (width, height) if quarters % 2 else (height, width)
+        region = (0, 0, *whole)
+        if rng.random() < self.crop:
+            shortest = self.pre_crop_sizes[rng.integers(len(self.pre_crop_sizes))]
+            whole = resized_size(*whole, shortest, None)
+            low, high = self.crop_sizes
+            rows, columns = (int(rng.integers(min(low, side), min(high, side) + 1)) for side in whole)
+            region = (int(rng.integers(whole[0] - rows + 1)), int(rng.integers(whole[1] - columns + 1)), rows, columns)
+        shortest = self.sizes[rng.integers(len(self.sizes))]
+        size = resized_size(*region[2:], shortest, self.longest)
+        distorted = rng.random() < self.photometric
+        return View(mirrored, upside_down, quarters, whole, region, size, self.min_visible, distorted)
 
 
 @dataclass(frozen=True, kw_only=True)
