@@ -11,6 +11,7 @@ from detrkit.data.transforms import (
     Evaluation,
     Sample,
     Training,
+    View,
     cut,
     distort,
     flip_horizontally,
@@ -178,6 +179,35 @@ def test_one_resampling_does_what_the_papers_steps_do_one_after_another(rng):
             assert np.abs(found.boxes - expected).max() <= 1.5
             assert difference.mean() < 4
     assert crops > 20
+
+
+def test_a_view_spares_what_is_shown_at_a_fraction_of_its_size():
+    def spare(height, width, region, size, quarters=0):
+        return View(False, False, quarters, (100, 200), region, size, 0.0, False).spare(height, width)
+
+    whole = (0, 0, 100, 200)
+    assert [spare(100, 200, whole, (100 // n, 200 // n)) for n in (1, 2, 3, 4, 8, 16)] == [1, 2, 2, 4, 8, 8]
+    assert spare(100, 200, whole, (300, 600)) == 1
+    assert spare(100, 200, whole, (51, 100)) == 1
+    assert spare(400, 800, (0, 0, 50, 100), (50, 100)) == 4
+    assert spare(800, 400, (0, 0, 50, 100), (50, 100), quarters=1) == 4
+    assert spare(400, 800, (0, 0, 50, 100), (50, 101)) == 2
+
+
+@given(st.integers(8, 400), st.integers(8, 400), st.integers(0, 10**6))
+def test_what_is_drawn_for_an_image_shows_a_smaller_one_alike(height, width, seed):
+    transform = Training(**training_sizes(48)._asdict(), vertical_flip=0.5, quarter_turn=0.5, photometric=0.5)
+    view = transform.draw(height, width, np.random.default_rng(seed))
+    boxes = np.array([[0, 0, width, height], [width / 4, height / 4, width / 2, height * 0.75]])
+    shown = []
+    for factor in (1, 2):
+        image = torch.zeros(3, height * factor, width * factor, dtype=torch.uint8)
+        shown.append(view.show(Sample(image, boxes * factor, np.arange(2)), np.random.default_rng(0)))
+    assert shown[0].image.shape[1:] == shown[1].image.shape[1:] == view.size
+    if len(shown[0].labels) == len(shown[1].labels):
+        # Edges of the region are rounded to pixels of either image.
+        grown = max(view.size[axis] * view.whole[axis] / view.region[2 + axis] for axis in (0, 1))
+        assert np.abs(shown[0].boxes - shown[1].boxes).max(initial=0) <= 2 * grown / min(height, width) + 1e-9
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.data())
