@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.data.dataset import DetectionDataset, Key, masks_in_file
 from detrkit.data.loading import EpochBatches, training_batches
 from detrkit.data.transforms import Evaluation, Sample, Training, cut, resize, sample_masks, to_pixels
 from detrkit.masks import RunLengths
 from detrkit.structures import Category
-
-NEAR = np.ones((5, 5), bool)
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> Sample:
@@ -39,20 +39,21 @@ def scene(rng: np.random.Generator, height: int, width: int) -> Sample:
     return Sample(to_pixels(Image.fromarray(pixels)), runs.boxes(), np.flatnonzero(kept), runs.decode())
 
 
-def check(sample: Sample) -> None:
-    """Each mask is where its colour is, and inside its box, but for two pixels at its border."""
+def check(sample: Sample, near: int = 2) -> None:
+    """Each mask is where its colour is, and inside its box, but for `near` pixels at its border."""
+    around = np.ones((2 * near + 1, 2 * near + 1), bool)
     height, width = sample.image.shape[1:]
     assert sample.masks is not None
     assert sample.masks.shape == (len(sample.boxes), height, width)
     for box, label, mask in zip(sample.boxes, sample.labels, sample.masks, strict=True):
         seen = sample.image[label].numpy() > 127
-        assert not (seen & ~binary_dilation(mask, NEAR)).any()
-        assert not (binary_erosion(mask, NEAR) & ~seen).any()
+        assert not (seen & ~binary_dilation(mask, around)).any()
+        assert not (binary_erosion(mask, around) & ~seen).any()
         if mask.any():
             rows, columns = np.nonzero(mask)
             tight = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-            assert (tight[:2] >= box[:2] - 2).all()
-            assert (tight[2:] <= box[2:] + 2).all()
+            assert (tight[:2] >= box[:2] - near).all()
+            assert (tight[2:] <= box[2:] + near).all()
 
 
 @settings(max_examples=60)
@@ -137,6 +138,22 @@ def test_examples_have_the_masks_of_their_targets(annotations: Annotations) -> N
     target = chosen[Key(0, 1)].target
     assert target.masks.shape == (len(target.labels), 20, 26)
     assert not target.masks[0].any()
+
+
+def test_masks_follow_a_jpeg_that_is_shown_small(annotations: Annotations) -> None:
+    names = [f"{number}.jpg" for number in range(3)]
+    for number, name in enumerate(names):
+        with Image.open(annotations.path(number)) as image:
+            image.save(annotations.root / name, quality=95, subsampling=0)
+    small = Training(sizes=(10,), longest=30, pre_crop_sizes=(40,), crop_sizes=(25, 40), crop=0.7)
+    dataset = DetectionDataset(dataclasses.replace(annotations, file_names=Strings(names)), small, 0)
+    for epoch in range(8):
+        for index in range(3):
+            image, target, _ = dataset[Key(epoch, index)]
+            known = target.masks.any(-1).any(-1)
+            boxes = cxcywh_to_xyxy(target.boxes.double()) * torch.tensor(image.shape[:0:-1] * 2)
+            labels, masks = target.labels[known].numpy(), target.masks[known].numpy()
+            check(Sample(image, boxes[known].numpy(), labels, masks), near=1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
