@@ -4,7 +4,8 @@
 
 Each case trains on one thread and evaluates once, at the end. The breaks are made where a user's mistake would arrive:
 in the annotations that are opened, in the rates, in the weights, in the images. MORE_DATA are trained on as they are. A
-case holds where the alarms raised are those expected, in any order. Without DATA two small cases on drawn images run.
+healthy case holds where no alarm is raised, a broken one where the alarm that is due is among those that are. Without
+DATA two small cases on drawn images run.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def run(case: Case, data: Path, usual: Mapping[str, Any]) -> dict[str, Any]:
         detrkit.train(data, out=Path(folder) / "run", on_event=listen, **fields)
     return {
         "alarms": [{"step": one.step, "alarm": one.alarm, "cleared": one.cleared, "said": one.message} for one in said],
-        "holds": {one.alarm for one in said} == case.due,
+        "holds": case.due <= {one.alarm for one in said} if case.due else not said,
         "AP50": figures.get("AP50"),
         "seconds": time.perf_counter() - began,
     }

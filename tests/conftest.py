@@ -1,18 +1,28 @@
-"""What all tests share: repeatable randomness, one thread a worker, and the reference cases."""
+"""What all tests share: repeatable randomness, one thread a worker, checks of types, and the reference cases."""
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import checking
 import hypothesis
 import numpy as np
 import pytest
-import torch
+
+if TYPE_CHECKING:
+    import torch
+
+# The process that hands the tests to the workers reads this file, too: what is slow to import, functions import.
 
 ROOT = Path(__file__).resolve().parents[1]
+
+checking.install()  # before anything imports the library
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
@@ -28,7 +38,20 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
+        import torch
+
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the collector of garbage all that is imported and collected, which lives to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,6 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Start every test from one global random state: layers are initialised from it, and the order must not matter."""
+    import torch
+
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - what reads the legacy state is not ours to choose
     torch.manual_seed(0)
@@ -49,6 +74,8 @@ def _seeded() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     """A freshly seeded source for functions that take a `torch.Generator`."""
+    import torch
+
     return torch.Generator().manual_seed(0)
 
 
@@ -56,6 +83,29 @@ def generator() -> torch.Generator:
 def rng() -> np.random.Generator:
     """A freshly seeded source for functions that take a `np.random.Generator`."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def plotless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plots of a run, which take longer than all the rest of a tiny training."""
+    monkeypatch.setattr("detrkit.training.log.plot_history", lambda lines, out: out)
+
+
+@pytest.fixture(scope="module")
+def flushless() -> Iterator[None]:
+    """Do not wait for the disk, which may take a tenth of a second each time; no machine fails in these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detrkit.whole._flush", lambda path: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Narrow ResNets for a whole module, its fixtures included."""
+    from narrowing import narrow_resnets
+
+    with narrow_resnets():
+        yield
 
 
 @pytest.fixture(scope="session")

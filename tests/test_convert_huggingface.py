@@ -25,6 +25,8 @@ SMALL = {
     "image_size": 320,
     "longest": 500,
 }
+pytestmark = pytest.mark.usefixtures("narrow")
+
 CATEGORIES = (Category(4, "nut"), Category(7, "bolt"), Category(9, "gear"))
 BACKBONE = "model.backbone.conv_encoder.model."
 
@@ -46,7 +48,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
+def model(narrow: None) -> nn.Module:
     return small()
 
 

@@ -20,6 +20,8 @@ from detrkit.segmentation.model import Segmenter
 from detrkit.sources import architecture_of, differences, open_model, unnamed
 from detrkit.structures import Category
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 CATEGORIES = tuple(Category(number, name) for number, name in enumerate(("ant", "bee", "wasp")))
 SMALL: dict[str, Any] = {
     "backbone": "resnet18",
@@ -37,7 +39,7 @@ def build(**fields: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
+def model(narrow: None) -> nn.Module:
     return build()
 
 

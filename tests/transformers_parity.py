@@ -47,9 +47,11 @@ def config_of(case: Case, family: str, **more: Any) -> Any:
     """The config of the case in `transformers`."""
     transformers = pytest.importorskip("transformers")
     kind, depths = BLOCKS[case.backbone]
-    widths = [width * (4 if kind == "bottleneck" else 1) for width in (64, 128, 256, 512)]
+    widths = [width * (4 if kind == "bottleneck" else 1) for width in (8, 16, 32, 64)]  # the fixture `narrow`
     stages = more.pop("stages", ["stage4"])
-    backbone = transformers.ResNetConfig(layer_type=kind, depths=depths, hidden_sizes=widths, out_features=stages)
+    backbone = transformers.ResNetConfig(
+        layer_type=kind, depths=depths, embedding_size=8, hidden_sizes=widths, out_features=stages
+    )
     return getattr(transformers, f"{family}Config")(
         use_timm_backbone=False,
         backbone_config=backbone,

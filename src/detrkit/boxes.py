@@ -26,7 +26,7 @@ def area(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
 
 def elementwise_iou(
     a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]
-) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
+) -> tuple[Float[Tensor, "*_"], Float[Tensor, "*_"]]:
     """Intersection over union and the union itself of xyxy boxes, broadcast against each other.
 
     Two boxes of no area have a union of 0; their IoU is 0, never NaN, and its gradient stays small.
@@ -39,7 +39,7 @@ def elementwise_iou(
     return intersection / union.where(union > 0, 1.0), union
 
 
-def elementwise_giou(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]) -> Float[Tensor, ...]:
+def elementwise_giou(a: Float[Tensor, "*#n 4"], b: Float[Tensor, "*#n 4"]) -> Float[Tensor, "*_"]:
     """Generalised IoU (Rezatofighi et al., CVPR 2019, algorithm 1) of xyxy boxes, broadcast against each other."""
     iou, union = elementwise_iou(a, b)
     low = torch.minimum(a[..., :2], b[..., :2])

@@ -6,7 +6,6 @@ name is told.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -20,6 +19,7 @@ import yaml
 from detrkit import hub
 from detrkit.checkpoint import SavedModel, load_model, model_folder
 from detrkit.convert import is_huggingface
+from detrkit.documents import read_json
 from detrkit.errors import ModelError, UsageError
 from detrkit.one_shot.saved import is_one_shot
 from detrkit.pretrain.saved import is_pretrained
@@ -349,6 +349,6 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return dict(read_json(file))
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError("The file of the run cannot be read", where=file, got=error) from error

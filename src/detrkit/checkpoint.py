@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from detrkit import __version__, models
 from detrkit.convert import load_strictly
 from detrkit.convert.report import Fate
+from detrkit.documents import opened, read_json
 from detrkit.errors import ModelError
+from detrkit.nn.building import built_within
 from detrkit.nn.weights import BACKBONE_FILE
 from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category
@@ -162,7 +163,8 @@ def load_model(path: str | Path) -> SavedModel:
             f"{about['backbone']} --backbone-weights {folder / BACKBONE_FILE} --out RUN",
         )
     try:
-        model, categories = _described(about)
+        with built_within(size_of_weights(folder)):
+            model, categories = _described(about)
     except Exception as error:  # a config may hold anything, and layers raise whatever they like
         raise ModelError(
             "The config cannot be understood",
@@ -171,7 +173,9 @@ def load_model(path: str | Path) -> SavedModel:
             remedy="Use another checkpoint of the run.",
         ) from error
     fill(model, folder)
-    return SavedModel(model, about["variant"], str(about.get("preset", "")), categories, dict(about.get("about") or {}))
+    told = about.get("about")
+    told = dict(told) if isinstance(told, Mapping) else {}
+    return SavedModel(model, about["variant"], str(about.get("preset", "")), categories, told)
 
 
 def fill(model: nn.Module, folder: Path) -> None:
@@ -227,6 +231,12 @@ def model_folder(path: Path) -> Path:
     )
 
 
+def size_of_weights(folder: Path, part: str = "model") -> int:
+    """The bytes of a model folder's weights, or of a part of them; 0 where there are none."""
+    file = folder / f"{part}.safetensors"
+    return file.stat().st_size if file.is_file() else 0
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
@@ -234,11 +244,14 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         ModelError: it is missing or damaged.
     """
     try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            "The weights cannot be read", where=file, got=str(error), remedy="Use another checkpoint of the run."
-        ) from error
+        with opened(file):  # no pipe or device, which would be waited for
+            return load_file(file)
+    except Exception as error:  # the parser fails in several ways on bytes that it was not made for
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> ModelError:
+    return ModelError("The weights cannot be read", where=file, got=error, remedy="Use another checkpoint of the run.")
 
 
 def _described(about: Mapping[str, Any]) -> tuple[nn.Module, tuple[Category, ...]]:
@@ -306,7 +319,7 @@ def _write_model(
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise ModelError(
             "The file cannot be read", where=file, got=str(error), remedy="Use another checkpoint of the run."

@@ -6,6 +6,25 @@ command line turns the class into an exit code.
 
 from __future__ import annotations
 
+LONGEST_TEXT = 1000
+"""Characters of a part of a message: what stands in a damaged file may have a million."""
+
+
+def printable(text: str) -> str:
+    """A text without what could command a terminal or reverse what is read: such characters become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+
+
+def brief(value: object, longest: int = LONGEST_TEXT) -> str:
+    """A value of a file as a short text, however large or deep it is."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (RecursionError, ValueError):  # deeper than Python walks, or a number of more digits than it prints
+        text = f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
 
 class Error(ValueError):
     """A problem that the caller can mend.
@@ -21,15 +40,20 @@ class Error(ValueError):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object = "", got: object = "", expected: object = "", remedy: str = ""):
-        self.what, self.where, self.got = what, str(where), str(got)
-        self.expected, self.remedy = str(expected), remedy
-        parts = [f"{where}: {what}" if str(where) else what]
-        if str(got):
-            parts.append(f"got {got}")
-        if str(expected):
-            parts.append(f"expected {expected}")
+        self.what, self.where, self.got, self.expected = map(_part, (what, where, got, expected))
+        self.remedy = remedy
+        parts = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.got:
+            parts.append(f"got {self.got}")
+        if self.expected:
+            parts.append(f"expected {self.expected}")
         message = "; ".join(parts)
-        super().__init__(f"{message}. {remedy}" if remedy else message)
+        super().__init__(printable(f"{message}. {remedy}" if remedy else message))
+
+
+def _part(value: object) -> str:
+    """A part of a message, not too long."""
+    return brief(value if isinstance(value, dict | list | tuple | int | float) else str(value))
 
 
 class UsageError(Error):

@@ -12,10 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from detrkit.checkpoint import TrainingState, model_folder, read_tensors, save_model, save_training
+from detrkit.checkpoint import (
+    TrainingState,
+    model_folder,
+    read_tensors,
+    save_model,
+    save_training,
+    size_of_weights,
+)
 from detrkit.checkpoint import fill as fill_detector
 from detrkit.convert import load_strictly
-from detrkit.errors import Error, ModelError
+from detrkit.errors import ModelError
+from detrkit.nn.building import built_within
 from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category
 
@@ -112,9 +120,9 @@ def attach_mask_head(detector: nn.Module, about: Mapping[str, Any], folder: Path
     """
     folder = model_folder(folder)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), built_within(size_of_weights(folder, MASK_HEAD)):
             segmenter = Segmenter(detector, **about[SEGMENTATION])
-    except (KeyError, TypeError, Error) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             "What is said of the mask head cannot be understood",
             where=folder / "config.json",

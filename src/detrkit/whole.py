@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from detrkit.documents import opened, read_json
 from detrkit.errors import Error
 
 CHECKSUMS = "checksums.json"
@@ -93,9 +94,9 @@ def damage(folder: Path) -> str:
     if not file.is_file():
         return ""
     try:
-        sums = json.loads(file.read_text(encoding="utf-8"))["crc32"]
+        sums = read_json(file)["crc32"]
         expected = {str(name): (int(size), str(checksum)) for name, (size, checksum) in sums.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS} cannot be read ({type(error).__name__})"
     for name, (size, checksum) in expected.items():
         try:
@@ -179,7 +180,7 @@ def _beside(folder: Path) -> tuple[Path, Path]:
 def _checksum(file: Path) -> tuple[int, str]:
     """Size and CRC-32 of a file: against accidents, not against malice, and twice as fast as the next best here."""
     size, checksum, block = 0, 0, memoryview(bytearray(_BLOCK))
-    with file.open("rb", buffering=0) as stream:
+    with opened(file) as stream:
         while count := stream.readinto(block):
             size, checksum = size + count, zlib.crc32(block[:count], checksum)
     return size, f"{checksum:08x}"

@@ -44,6 +44,16 @@ def _no_packaged_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr("detrkit.training.recipe.FOLDER", tmp_path / "no recipes")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _flushless(flushless: None) -> None:
+    """What is written here need not outlast the machine."""
+
+
+@pytest.fixture(autouse=True)
+def _plotless(plotless: None) -> None:
+    """What a run draws is looked at in the tests of training."""
+
+
 @pytest.fixture
 def detrkit(capsys: pytest.CaptureFixture[str]) -> Detrkit:
     """Run a command line in this process."""
@@ -99,5 +109,6 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detrkit.training.recipe.FOLDER", out.parent)
+        patch.setattr("detrkit.training.log.plot_history", lambda lines, out: out)
         assert main(["train", str(data), "--out", str(out), "--epochs", "1", "--json", *TINY]) == 0
     return out

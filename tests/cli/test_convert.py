@@ -13,19 +13,21 @@ from torch import nn
 import detrkit as package
 from detrkit import models
 from detrkit.data.coco_names import NAMES
+from detrkit.nn.backbone import build_backbone
 from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 DIM, QUERIES = 32, 7
 
 
 def official_state(num_classes: int) -> dict[str, torch.Tensor]:
     """The tensors of a small DETR under the official names, which are those of torch's own transformer layers."""
-    backbone = models.build("detr-r18", dim=DIM, encoder_layers=1, decoder_layers=1).backbone
-    assert isinstance(backbone, nn.Module)
+    backbone = build_backbone("resnet18")
     parts = {
         "backbone.0.body": backbone,
-        "input_proj": nn.Conv2d(512, DIM, 1),
+        "input_proj": nn.Conv2d(backbone.channels[-1], DIM, 1),
         "query_embed": nn.Embedding(QUERIES, DIM),
         "transformer.encoder.layers.0": nn.TransformerEncoderLayer(DIM, 8, 64),
         "transformer.decoder.layers.0": nn.TransformerDecoderLayer(DIM, 8, 64),

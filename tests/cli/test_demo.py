@@ -42,7 +42,13 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "VALIDATION_IMAGES", 2)
 
 
-def test_figures_pictures_and_what_to_do_next(detrkit, model, tmp_path):
+@pytest.fixture
+def curveless(monkeypatch):
+    """Leave the curves out of reports, which take longer than all the rest; one test draws them."""
+    monkeypatch.setattr("detrkit.evaluation.report._write_plots", lambda metrics, out: [])
+
+
+def test_figures_pictures_and_what_to_do_next(detrkit, model, tmp_path, request):
     out = tmp_path / "demo"
     said = detrkit("demo", "--out", out, "--images", "3")
     assert said.code == 0, said.err
@@ -51,7 +57,9 @@ def test_figures_pictures_and_what_to_do_next(detrkit, model, tmp_path):
     assert f"detrkit predict {model} {out / 'data' / 'test'}" in said.out
     with Image.open(out / "digits.jpg") as picture:
         assert picture.width > demo.LONGEST_SIDE
-    assert (out / "report" / "report.html").is_file()
+    for name in ("report.html", "pr_curves.png", "confusion.png"):
+        assert (out / "report" / name).is_file()
+    request.getfixturevalue("curveless")
     again = detrkit("demo", "--out", out, "--images", "3", "--json")
     assert "Making" not in again.err
     assert again.document["images"] == 3
@@ -60,6 +68,7 @@ def test_figures_pictures_and_what_to_do_next(detrkit, model, tmp_path):
     assert "not empty" in other.err
 
 
+@pytest.mark.usefixtures("curveless")
 def test_training(detrkit, model, recipe, tmp_path):
     out = tmp_path / "demo"
     arguments = ("demo", "--out", out, "--images", "2", "--train", "--train-images", "4")

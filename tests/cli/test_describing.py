@@ -47,7 +47,7 @@ def test_a_run_without_a_checkpoint(detrkit, trained, tmp_path):
 
 
 @pytest.fixture
-def foreign(tmp_path):
+def foreign(narrow, tmp_path):
     """An official checkpoint with a mask head, and a Hugging Face folder."""
     sizes = {"dim": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 8, "num_queries": 5}
     segmenter = Segmenter(models.build("detr-r18", num_classes=2, **sizes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -19,8 +20,9 @@ class Source:
     text: str
     is_package: bool = False
 
-    @property
+    @cached_property
     def tree(self) -> ast.Module:
+        """The syntax tree, which all rules share and none changes."""
         return ast.parse(self.text, self.path)
 
     def at(self, node: ast.AST) -> str:
@@ -61,7 +63,7 @@ def imports(source: Source, known: set[str]) -> Iterator[Import]:
     def visit(node: ast.AST, in_function: bool, for_types: bool) -> Iterator[Import]:
         for name in imported_by(node, source, known):
             yield Import(name, node, in_function, for_types)
-        if isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and last_name(node.test) == "TYPE_CHECKING":
             for child in node.body:
                 yield from visit(child, in_function, True)
             for child in node.orelse:
@@ -86,13 +88,18 @@ def imported_by(node: ast.AST, source: Source, known: set[str]) -> list[str]:
             base = ".".join([*package[:kept], *([base] if base else [])])
         inner = [f"{base}.{alias.name}" for alias in node.names]
         return sorted({name if name in known else base for name in inner})
-    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"}:
+    if isinstance(node, ast.Call) and last_name(node.func) in {"import_module", "__import__"}:
         argument = node.args[0] if node.args else None
         if isinstance(argument, ast.JoinedStr) and argument.values:
             argument = argument.values[0]
         if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
             return [argument.value.rstrip(".")]
     return []
+
+
+def last_name(node: ast.AST) -> str:
+    """`c` for the expressions `a.b.c` and `c`; empty for others."""
+    return str(getattr(node, "attr", "") or getattr(node, "id", ""))
 
 
 def functions(source: Source) -> Iterator[tuple[str, Function]]:
@@ -126,4 +133,4 @@ def is_public(name: str) -> bool:
 def decorators(node: Function | ast.ClassDef) -> set[str]:
     """The last names of a definition's decorators: `abstractmethod` for `@abc.abstractmethod`."""
     plain = (item.func if isinstance(item, ast.Call) else item for item in node.decorator_list)
-    return {ast.unparse(item).split(".")[-1] for item in plain}
+    return {last_name(item) for item in plain}

@@ -255,6 +255,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         delattr(models, "toy")
 
 
+@pytest.mark.usefixtures("plotless")
 def test_a_new_variant_is_one_file(toy: str, tmp_path: Path) -> None:
     assert toy in models.names()
     assert models.presets()["toy-tiny"] == toy

@@ -225,6 +225,12 @@ def plain(content, key):
     ]
 
 
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """A folder that every example writes over: hundreds of new ones would take longer than what is tested."""
+    return tmp_path_factory.mktemp("scratch")
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
@@ -239,8 +245,8 @@ JSON_VALUES = st.recursive(
     chunk=st.integers(1, 40),
     indent=st.sampled_from([None, 1]),
 )
-def test_reading_in_pieces_equals_reading_at_once(tmp_path_factory, items, other, chunk, indent):
-    path = tmp_path_factory.mktemp("json") / "a.json"
+def test_reading_in_pieces_equals_reading_at_once(scratch, items, other, chunk, indent):
+    path = scratch / "a.json"
     polygons = {"segmentation": [[1.5, 2, 3e-7], []], "text": '"segmentation": [[1, 2]]', "last": -1.5e10}
     content = {"before": other, "annotations": [*items, polygons, *items], "after": other}
     path.write_text(json.dumps(content, indent=indent), encoding="utf-8")
@@ -273,12 +279,10 @@ ANNOTATION = st.fixed_dictionaries(
     images=st.lists(st.fixed_dictionaries({"id": FIELD, "file_name": st.text(max_size=5)}), max_size=3),
     categories=st.lists(st.fixed_dictionaries({"id": FIELD, "name": FIELD}), max_size=3),
 )
-def test_whatever_stands_in_a_file_gives_sound_columns_or_an_error_of_ours(
-    tmp_path_factory, annotations, images, categories
-):
+def test_whatever_stands_in_a_file_gives_sound_columns_or_an_error_of_ours(scratch, annotations, images, categories):
     try:
         found = opened(
-            tmp_path_factory.mktemp("fuzz"),
+            scratch / "fuzz",
             annotations,
             images=[*IMAGES, *images],
             categories=[*CATEGORIES, *categories],

@@ -1,3 +1,4 @@
+import re
 import struct
 import zlib
 
@@ -7,7 +8,7 @@ from PIL import Image
 
 from detrkit.data import images
 from detrkit.data.images import open_image, open_pixels
-from detrkit.errors import DataError
+from detrkit.errors import DataError, printable
 
 
 def picture(height=40, width=60):
@@ -188,7 +189,7 @@ def truncated(path):
 def test_bad_files_are_named_with_cause_and_remedy(tmp_path, name, make, message):
     path = name if name.startswith("http") else tmp_path / name
     make(path)
-    with pytest.raises(DataError, match=f"(?s){name}.*{message}") as caught:
+    with pytest.raises(DataError, match=f"(?s){re.escape(printable(name))}.*{message}") as caught:
         open_image(path)
     assert caught.value.where == str(path)
     if not name.startswith("http"):
@@ -320,3 +321,15 @@ def test_pixels_obey_the_limit(tmp_path):
     picture().save(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="too many pixels"):
         open_pixels(tmp_path / "a.jpg", whole, max_pixels=2399)
+
+
+def test_what_follows_an_image_in_its_file_is_not_taken_into_memory(tmp_path, monkeypatch):
+    lengths = []
+    decode = images._fast_decoder().decode_jpeg
+    monkeypatch.setattr(images._fast_decoder(), "decode_jpeg", lambda c, **k: lengths.append(len(c)) or decode(c, **k))
+    path = tmp_path / "a.jpg"
+    picture().save(path)
+    expected = open_pixels(path, whole)[0]
+    path.write_bytes(path.read_bytes() + bytes(4 << 20))
+    assert np.array_equal(open_pixels(path, whole)[0], expected)
+    assert max(lengths) < 2 << 20

@@ -12,7 +12,11 @@ from detrkit.evaluation import evaluate, figures
 COCO_NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 
 
-@pytest.mark.parametrize("first", range(0, 300, 50))
+SETS = 150
+MORE = [pytest.param(first, marks=pytest.mark.slow) for first in range(SETS, 300, 50)]
+
+
+@pytest.mark.parametrize("first", [*range(0, SETS, 50), *MORE])
 def test_equals_pycocotools_on_random_sets(first):
     for seed in range(first, first + 50):
         annotations, detections = random_set(seed)
@@ -25,7 +29,7 @@ def test_equals_pycocotools_on_random_sets(first):
 
 
 def test_the_random_sets_hold_what_trips_evaluators():
-    sets = [random_set(seed) for seed in range(300)]
+    sets = [random_set(seed) for seed in range(SETS)]
     assert any(annotations.crowd.any() for annotations, _ in sets)
     assert any((annotations.image_ids == 0).any() for annotations, _ in sets)
     assert any((np.diff(annotations.image_ids) < 0).any() for annotations, _ in sets)

@@ -66,7 +66,7 @@ def test_report_writes_everything(case, tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:)", html)
     assert "3 images with 4 objects of 2 classes" in html
     assert "2 of the 4 objects are found and rightly named" in html
-    assert "The image does not exist" in html
+    assert "There is no such image file" in html
     assert html.index("Worst images") < html.index("2.png") < html.index("Best images") < html.index("0.png")
 
 

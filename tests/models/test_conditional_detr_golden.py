@@ -12,6 +12,7 @@ from detrkit import convert
 from detrkit.losses.criterion import pad_targets
 from detrkit.models import conditional_detr
 from detrkit.postprocess import to_pixels
+from detrkit.structures import Predictions
 
 pytestmark = pytest.mark.golden
 
@@ -29,9 +30,13 @@ def model(case: Case) -> conditional_detr.Model:
     return model
 
 
-def test_predictions_matches_and_detections(case: Case, model: conditional_detr.Model) -> None:
+@pytest.fixture(scope="module")
+def predictions(case: Case, model: conditional_detr.Model) -> Predictions:
     with torch.no_grad():
-        predictions = model.eval()(case.batch.images, case.batch.padding)
+        return model.eval()(case.batch.images, case.batch.padding)
+
+
+def test_predictions_and_matches(case: Case, model: conditional_detr.Model, predictions: Predictions) -> None:
     torch.testing.assert_close(
         predictions.logits[-1], torch.from_numpy(case.arrays["eval_pred_logits"]), atol=1e-4, rtol=0
     )
@@ -45,9 +50,7 @@ def test_predictions_matches_and_detections(case: Case, model: conditional_detr.
         assert matches.target[-1][mine].tolist() == case.arrays[f"match_{image}_target"].tolist()
 
 
-def test_detections(case: Case, model: conditional_detr.Model) -> None:
-    with torch.no_grad():
-        predictions = model.eval()(case.batch.images, case.batch.padding)
+def test_detections(case: Case, predictions: Predictions) -> None:
     sizes = torch.tensor(case.facts["sizes"]) * 2
     boxes = to_pixels(predictions.boxes[-1], sizes)
     for image, found in enumerate(conditional_detr.postprocess(predictions, sizes)):

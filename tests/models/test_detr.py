@@ -1,9 +1,8 @@
-"""DETR against torch's decoder and the implementation of transformers, and what padding may not change."""
+"""DETR against torch's decoder, and what padding may not change."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import pytest
@@ -105,93 +104,6 @@ def test_positions_join_queries_and_keys_but_no_value(pre_norm: bool) -> None:
     x = block(layer.cross_attention_norm, lambda y: layer.cross_attention(y + position, tokens + where, tokens), x)
     x = block(layer.feedforward_norm, layer.feedforward, x)
     torch.testing.assert_close(found, model.decoder_norm(x), atol=1e-5, rtol=1e-5)
-
-
-# Names of transformers' DETR, by ours.
-_HUGGING_FACE = (
-    (r"backbone\.conv1\.(.+)", r"model.backbone.model.embedder.embedder.convolution.\1"),
-    (r"backbone\.bn1\.(.+)", r"model.backbone.model.embedder.embedder.normalization.\1"),
-    (r"query_position", r"model.query_position_embeddings.weight"),
-    (r"projection\.(.+)", r"model.input_projection.\1"),
-    (r"decoder_norm\.(.+)", r"model.decoder.layernorm.\1"),
-    (r"class_head\.(.+)", r"class_labels_classifier.\1"),
-    (r"box_head\.(.+)", r"bbox_predictor.\1"),
-)
-_HUGGING_FACE_PARTS = {
-    "self_attention.": "self_attn.",
-    "cross_attention.": "encoder_attn.",
-    "self_attention_norm.": "self_attn_layer_norm.",
-    "cross_attention_norm.": "encoder_attn_layer_norm.",
-    "feedforward_norm.": "final_layer_norm.",
-    "feedforward.expand.": "mlp.fc1.",
-    "feedforward.contract.": "mlp.fc2.",
-    "query.": "q_proj.",
-    "key.": "k_proj.",
-    "value.": "v_proj.",
-    "output.": "o_proj.",
-}
-
-
-def hugging_face_name(name: str) -> str:
-    """The name of one of our tensors in transformers' model (backbone resnet18)."""
-    for pattern, target in _HUGGING_FACE:
-        if (found := re.fullmatch(pattern, name)) is not None:
-            return found.expand(target)
-    if (found := re.fullmatch(r"backbone\.layer(\d)\.(\d)\.(conv|bn|downsample)\.?(\d)\.(.+)", name)) is not None:
-        stage, block, kind, number, rest = found.groups()
-        if kind == "downsample":
-            part = f"shortcut.{('convolution', 'normalization')[int(number)]}"
-        else:
-            part = f"layer.{int(number) - 1}.{'convolution' if kind == 'conv' else 'normalization'}"
-        return f"model.backbone.model.encoder.stages.{int(stage) - 1}.layers.{block}.{part}.{rest}"
-    found = re.fullmatch(r"(encoder|decoder)[._]layers\.(\d+)\.(.+)", name)
-    assert found is not None, name
-    stack, layer, rest = found.groups()
-    parts = "|".join(map(re.escape, _HUGGING_FACE_PARTS))
-    rest = re.sub(rf"(?:^|(?<=\.))(?:{parts})", lambda part: _HUGGING_FACE_PARTS[part[0]], rest)
-    return f"model.{stack}.layers.{layer}.{rest}"
-
-
-def hugging_face(model: detr.Model) -> nn.Module:
-    """Transformers' DETR with our weights."""
-    transformers = pytest.importorskip("transformers")
-    config = model.config
-    backbone = transformers.ResNetConfig(layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512])
-    backbone.out_features = ["stage4"]
-    theirs = transformers.DetrForObjectDetection(
-        transformers.DetrConfig(
-            backbone_config=backbone,
-            d_model=config.dim,
-            encoder_layers=config.encoder_layers,
-            decoder_layers=config.decoder_layers,
-            encoder_attention_heads=config.heads,
-            decoder_attention_heads=config.heads,
-            encoder_ffn_dim=config.feedforward,
-            decoder_ffn_dim=config.feedforward,
-            num_queries=config.num_queries,
-            num_labels=config.num_classes,
-        )
-    ).eval()
-    own = {hugging_face_name(name): value for name, value in model.state_dict().items()}
-    wanted = theirs.state_dict()
-    assert own.keys() == {name for name in wanted if not name.endswith("num_batches_tracked")}
-    theirs.load_state_dict(own, strict=False)
-    return theirs
-
-
-def test_equals_transformers() -> None:
-    model = make(backbone="resnet18")
-    theirs = hugging_face(model)
-    # A size that is no multiple of the stride, an image that fills the batch, and two that are padded.
-    batch = images_of((97, 64), (70, 130), (97, 130))
-    with torch.no_grad():
-        ours = model(batch.images, batch.padding)
-        expected = theirs(pixel_values=batch.images, pixel_mask=(~batch.padding).long(), output_hidden_states=True)
-    torch.testing.assert_close(ours.logits[-1], expected.logits, atol=1e-4, rtol=0)
-    torch.testing.assert_close(ours.boxes[-1], expected.pred_boxes, atol=1e-4, rtol=0)
-    torch.testing.assert_close(ours.hidden[-1], expected.last_hidden_state, atol=1e-4, rtol=0)
-    spread = ours.boxes[-1].std((0, 1)).min()
-    assert float(spread) > 1e-4, "answers that are all alike would prove nothing"
 
 
 @pytest.mark.parametrize("position", ["sine", "learned"])

@@ -17,6 +17,7 @@ from detrkit.nn.resnet import FrozenBatchNorm2d
 from detrkit.nn.weights import load_backbone_weights
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", names())
 def test_every_name_keeps_the_common_promises(name: str):
     backbone = build_backbone(name, levels=(8, 32))

@@ -68,6 +68,7 @@ def test_gives_the_figures_of_torchvision(name: str, dilated: bool):
     assert features[0, :4, 1, 1].tolist() == pytest.approx(some, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("dilated", [False, True])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_every_level_equals_the_network_written_out(name: str, dilated: bool):
@@ -103,6 +104,7 @@ def test_names_are_those_of_torchvision():
     assert "layer1.1.downsample.0.weight" not in keys
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (33, 31), (1, 1)])
 @pytest.mark.parametrize("name", ["resnet18", "resnet-nano"])
 def test_grids_are_rounded_up(name: str, size: tuple[int, int]):
@@ -126,6 +128,7 @@ def test_levels_come_finest_first_and_later_stages_are_not_built():
     assert not any(key.startswith("layer4") for key in backbone.state_dict())
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet-nano"])
 def test_dilation_computes_the_same_cells_and_those_between(name: str):
     coarse, fine = (filled(build_backbone(name, dilated=dilated)) for dilated in (False, True))
@@ -190,6 +193,7 @@ def test_folding_the_norm_changes_neither_outputs_nor_gradients():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_freezing_stops_the_stages_from_the_image_upwards():
     backbone = build_backbone("resnet18", frozen_stages=2)
     trained = {name.split(".")[0] for name, value in backbone.named_parameters() if value.requires_grad}
@@ -199,6 +203,7 @@ def test_freezing_stops_the_stages_from_the_image_upwards():
     assert all((value.grad is not None) == value.requires_grad for value in backbone.parameters())
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", ["resnet-nano", "resnet50"])
 def test_random_start_is_repeatable_and_keeps_the_size_of_the_signal(name: str):
     first, second, other = (build_backbone(name, levels=ALL, frozen_stages=0) for _ in range(3))
@@ -213,6 +218,7 @@ def test_random_start_is_repeatable_and_keeps_the_size_of_the_signal(name: str):
     assert all(value.grad is not None and value.grad.abs().max() > 0 for value in first.parameters())
 
 
+@pytest.mark.usefixtures("narrow")
 def test_random_start_forgets_what_was_loaded():
     used, fresh = filled(build_backbone("resnet18")), build_backbone("resnet18")
     for backbone in (used, fresh):
@@ -248,6 +254,7 @@ def test_nano_learns_a_rule_from_nothing():
     assert loss.item() < 0.1
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", ["resnet18", "resnet-nano"])
 def test_memory_format_and_mixed_precision_keep_the_answer(name: str):
     backbone = filled(build_backbone(name))
@@ -265,6 +272,7 @@ def test_memory_format_and_mixed_precision_keep_the_answer(name: str):
     assert (rough.float() - expected).norm() < 0.05 * expected.norm()
 
 
+@pytest.mark.usefixtures("narrow")
 def test_the_images_are_not_written_to():
     x = image(64, 64)
     before = x.clone()
@@ -272,6 +280,7 @@ def test_the_images_are_not_written_to():
     assert torch.equal(x, before)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_returned_levels_are_not_written_to_by_later_stages():
     backbone = filled(build_backbone("resnet18", levels=ALL))
     x = image(64, 64)

@@ -107,6 +107,7 @@ def test_the_arguments_of_a_training_come_along_as_plain_values(tmp_path: Path):
     assert read_checkpoint(write(tmp_path / "c.safetensors", state())).arguments == {}
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnets_of_swav_and_of_torchvision(tmp_path: Path, name: str):
     """SwAV's files hold a distributed wrapper's names, a projection head and prototypes; torchvision's a classifier."""

@@ -359,6 +359,7 @@ def official_checkpoint(task: UpDetr) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("reconstruct", [True, False])
 def test_official_checkpoints_are_read(reconstruct: bool):
     task = task_of(architecture={"backbone": "resnet18", "heads": 8}, reconstruct=reconstruct)
@@ -372,6 +373,7 @@ def test_official_checkpoints_are_read(reconstruct: bool):
     assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_official_checkpoints_that_are_no_pre_training_are_refused():
     task = task_of(architecture={"backbone": "resnet18", "heads": 8})
     state = official_checkpoint(task)

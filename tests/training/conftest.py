@@ -24,13 +24,14 @@ def _no_packaged_recipes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
-@pytest.fixture
-def flushless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk, which may take a tenth of a second each time; no machine fails in these tests."""
-    monkeypatch.setattr("detrkit.whole._flush", lambda path: None)
+@pytest.fixture(scope="module")
+def plotless() -> Iterator[None]:
+    """Leave out the plots of a module's runs, those of its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detrkit.training.log.plot_history", lambda lines, out: out)
+        yield
 
 
-@pytest.fixture
-def plotless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the plots, which take longer than all the rest of a tiny training."""
-    monkeypatch.setattr("detrkit.training.log.plot_history", lambda lines, out: out)
+@pytest.fixture(autouse=True, scope="module")
+def _flushless(flushless: None) -> None:
+    """Dozens of checkpoints are written, and none of them has to last."""

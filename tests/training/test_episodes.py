@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,17 @@ from detrkit.training.episodes import EpisodeSession, prepare_episodes
 from detrkit.training.events import Evaluated, Event, Saved, Step
 from detrkit.training.recipe import read, revise
 from detrkit.training.tasks import of_task
+from detrkit.visualize.plots import plot_reliability
 
 pytestmark = pytest.mark.usefixtures("plotless")
 
 
-@pytest.fixture(autouse=True)
-def _no_reliability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _no_reliability() -> Iterator[None]:
     """Leave that plot out, too, but where it is asked for."""
-    if "plotted" not in request.node.name:
-        monkeypatch.setattr("detrkit.training.episodes.plot_reliability", lambda curves, file: file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detrkit.training.episodes.plot_reliability", lambda curves, file: file)
+        yield
 
 
 def little(**fields: Any) -> dict[str, Any]:
@@ -68,12 +70,10 @@ def stop_when(kind: type[Event], step: int = 0) -> Callable[[Event], None]:
 
 
 @pytest.fixture(scope="module")
-def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(plotless: None, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a training of one epoch; tests only read it."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detrkit.training.log.plot_history", lambda lines, out: out)
-        train(drawn, out, **little(epochs=1, unseen="washer"))
+    train(drawn, out, **little(epochs=1, unseen="washer"))
     return out
 
 
@@ -143,7 +143,7 @@ def test_what_is_learnt_is_a_function_of_the_seed(drawn: Path, trained: Path, tm
     ("fields", "stop"),
     [
         ({"ema": 0.9, "accumulate": 2, "batch_size": 1, "turned": 0.5}, stop_when(Saved)),
-        ({"workers": 1, "precision": "bf16", "architecture": {"dropout": "0.3"}}, stop_when(Step, 7)),
+        ({"workers": 1, "precision": "bf16", "architecture": {"dropout": "0.3"}}, stop_when(Step, 4)),
     ],
     ids=["after-an-epoch", "in-mid-epoch"],
 )
@@ -151,10 +151,12 @@ def test_a_resumed_run_is_the_uninterrupted_run(
     drawn: Path, tmp_path: Path, fields: dict[str, Any], stop: Callable[[Event], None]
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fields = {**fields, "limit": 6}  # three steps an epoch
     train(drawn, whole, **little(**fields))
     with pytest.raises(KeyboardInterrupt):
         train(drawn, stopped, on_event=stop, **little(**fields))
     detrkit.train(drawn, out=stopped, resume=True)  # the run knows its task
+    assert [line["step"] for line in lines_of(whole, "evaluated")] == [3, 6]
     for folder in ("checkpoints/last", "checkpoints/best", "model", "samples"):
         assert content(stopped / folder) == content(whole / folder), folder
     assert without_times(stopped) == without_times(whole)
@@ -274,13 +276,19 @@ def test_the_loss_asks_for_what_is_shown_and_nothing_else(drawn: Path) -> None:
     assert list(session.names(loaded.batch)) == list(loaded.batch.names)
 
 
-@pytest.mark.parametrize("start", ["pretrained", "tokens", "nothing"])
-def test_what_a_pretraining_learnt_is_taken_over(drawn: Path, tmp_path: Path, start: str) -> None:
-    images = drawn / "train"
+@pytest.fixture(scope="module")
+def pretrained(plotless: None, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a pre-training of one epoch; tests only read it."""
+    out = tmp_path_factory.mktemp("runs") / "pretrained"
     more = {"val_fraction": 0.25, "patches": 3, "patch_size": 32, "shortest": 0, "multi_scale": False, "epochs": 1}
-    before = detrkit.pretrain(images, out=tmp_path / "pretrained", **tiny(**more, train_backbone=True))
-    heads = load_file(before.folder / "model" / "pretext.safetensors")
-    session = session_of(drawn, init=str(before.folder), start=start)
+    detrkit.pretrain(drawn / "train", out=out, **tiny(**more, train_backbone=True))
+    return out
+
+
+@pytest.mark.parametrize("start", ["pretrained", "tokens", "nothing"])
+def test_what_a_pretraining_learnt_is_taken_over(drawn: Path, pretrained: Path, start: str) -> None:
+    heads = load_file(pretrained / "model" / "pretext.safetensors")
+    session = session_of(drawn, init=str(pretrained), start=start)
     projection = session.model.exemplar_projection
     notes = "\n".join(session.notes)
     assert torch.equal(projection.weight, heads["patch_projection.weight"]) == (start == "pretrained")
@@ -341,15 +349,16 @@ def test_scores_that_cannot_be_calibrated_are_told(
         raise UsageError("No detection is right, so there is nothing to calibrate on")
 
     monkeypatch.setattr("detrkit.training.episodes.calibrate", refuse)
-    run = train(drawn, tmp_path / "run", **little(epochs=1))
+    run = train(drawn, tmp_path / "run", **little(epochs=1, limit=4))
     (evaluated,) = lines_of(run.folder, "evaluated")
     assert "Scores are not calibrated: no detection is right" in " ".join(evaluated["notes"])
     assert "ece" not in evaluated
     assert run.load(device="cpu").calibration == (1.0, 0.0)
 
 
-def test_honest_scores_are_kept_and_plotted(drawn: Path, tmp_path: Path) -> None:
-    run = train(drawn, tmp_path / "run", **little(epochs=1, lr=0.0, backbone_lr=0.0))
+def test_honest_scores_are_kept_and_plotted(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detrkit.training.episodes.plot_reliability", plot_reliability)
+    run = train(drawn, tmp_path / "run", **little(epochs=1, limit=4, lr=0.0, backbone_lr=0.0))
     (evaluated,) = lines_of(run.folder, "evaluated")
     told = run.load(device="cpu").about["one_shot"]["calibration"]
     assert told["temperature"] > 0

@@ -22,7 +22,7 @@ from detrkit.training.events import Event, Started
 from detrkit.training.run import resolve
 from detrkit.training.setup import prepare
 
-pytestmark = pytest.mark.usefixtures("plotless")
+pytestmark = pytest.mark.usefixtures("narrow", "plotless")
 
 CLASSES = 5
 SMALL: dict[str, Any] = {
@@ -47,7 +47,7 @@ def trained(preset: str = "detr-r18", **fields: Any) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> nn.Module:
+def teacher(narrow: None) -> nn.Module:
     return trained()
 
 
@@ -125,7 +125,7 @@ def test_a_whole_training_from_weights_of_others(
         if isinstance(event, Started):
             notes.extend(event.notes)
 
-    own = tiny(epochs=1, init=str(places[kind]), freeze="backbone", samples=0)
+    own = tiny(epochs=1, init=str(places[kind]), freeze="backbone", samples=0, limit=4)
     fields = {key: value for key, value in own.items() if key not in ("model", "architecture")}
     out = tmp_path / "run"
     detrkit.train(drawn, out=out, on_event=listen, **fields)

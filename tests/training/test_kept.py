@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -62,11 +62,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_weights(tmp_path_factory.mktemp("weights") / "resnet-nano.safetensors", 1)
 
 
-@pytest.fixture
-def fields(weights: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def usual(weights: Path) -> dict[str, Any]:
     """Recipe fields of a pre-training on features that takes a second."""
     asked = {"shown": "features", "patches": 3, "patch_size": 32, "shortest": 0, "multi_scale": False, "flip": 0.5}
     return tiny(**asked, regions_weight=1.0, regions=5, val_fraction=0.5, backbone_weights=str(weights))
+
+
+@pytest.fixture
+def fields(usual: dict[str, Any]) -> dict[str, Any]:
+    """The same, to be changed."""
+    return dict(usual)
 
 
 Progress = list[tuple[int, int]]
@@ -166,30 +172,46 @@ def sampler_of(session: PatchSession) -> Any:
     return EpochBatches(session.count, 2, 0, total_steps=1)
 
 
+class Whole(NamedTuple):
+    """A run that was not interrupted, and the fields that it was called with."""
+
+    folder: Path
+    fields: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    plotless: None, images: Path, weights: Path, usual: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Whole:
+    """A whole run of two epochs, whose first weights lie in a file of its own."""
+    folder = tmp_path_factory.mktemp("runs")
+    own = shutil.copyfile(weights, folder / "own.safetensors")
+    fields = {**usual, "ema": 0.9, "mask_out": 0.4, "samples": 0, "backbone_weights": str(own)}
+    detrkit.pretrain(images, out=folder / "whole", **fields)
+    return Whole(folder / "whole", fields)
+
+
 @pytest.mark.parametrize("kind", [Evaluated, Saved])  # the checkpoint of before the evaluation, and of after it
 def test_a_run_goes_on_exactly_and_with_what_it_kept(
-    kind: type[Event], images: Path, fields: dict[str, Any], weights: Path, tmp_path: Path
+    kind: type[Event], images: Path, whole: Whole, weights: Path, tmp_path: Path
 ) -> None:
-    own = tmp_path / "own.safetensors"
+    own, stopped = Path(whole.fields["backbone_weights"]), tmp_path / "stopped"
     shutil.copyfile(weights, own)
-    fields = {**fields, "ema": 0.9, "mask_out": 0.4, "samples": 0, "backbone_weights": str(own)}
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    detrkit.pretrain(images, out=whole, **fields)
 
     def stop(event: Event) -> None:
         if isinstance(event, kind):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        detrkit.pretrain(images, out=stopped, on_event=stop, **fields)
+        detrkit.pretrain(images, out=stopped, on_event=stop, **whole.fields)
     own.unlink()  # a run needs its first weights no more
     seen: list[Event] = []
     detrkit.pretrain(images, out=stopped, resume=True, on_event=seen.append)
     assert isinstance(seen[0], Started), "nothing is prepared again"
     assert seen[0].step == seen[0].total_steps // 2
     for checkpoint in ("checkpoints/last", "checkpoints/best", "model"):
-        assert content(stopped / checkpoint) == content(whole / checkpoint)
-    assert without_times(stopped) == without_times(whole)
+        assert content(stopped / checkpoint) == content(whole.folder / checkpoint)
+    assert without_times(stopped) == without_times(whole.folder)
 
 
 def test_features_are_kept_as_long_as_they_hold(images: Path, fields: dict[str, Any], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def checkpoint_of(data: Path, out: Path, **fields: Any) -> dict[str, bytes]:
 
 
 def test_one_seed_is_one_run_with_any_number_of_workers(drawn: Path, tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"photometric": 0.5, "rotate90": 0.5, "ema": 0.9}
+    fields: dict[str, Any] = {"photometric": 0.5, "rotate90": 0.5, "ema": 0.9, "limit": 6}
     first = checkpoint_of(drawn, tmp_path / "first", **fields)
     torch.manual_seed(123)
     random.seed(5)
@@ -46,19 +46,28 @@ def test_large_seeds_are_seeds(drawn: Path, tmp_path: Path) -> None:
 def test_the_callers_random_states_stay(drawn: Path, tmp_path: Path) -> None:
     # Python's own state is looked at in `test_distributed`: here the checks of types draw from it.
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-    run = detrkit.train(drawn, out=tmp_path / "run", **tiny(epochs=1, workers=1, samples=2))
+    run = detrkit.train(drawn, out=tmp_path / "run", **tiny(epochs=1, workers=1, samples=2, limit=4))
     run.load().predict(sorted((drawn / "val").iterdir())[0])
-    detrkit.train(drawn, out=tmp_path / "next", **tiny(epochs=1, init=str(run.folder)))
+    detrkit.train(drawn, out=tmp_path / "next", **tiny(epochs=1, init=str(run.folder), limit=4))
     assert torch.equal(torch.get_rng_state(), torch_before)
     for one, other in zip(np.random.get_state(), numpy_before, strict=True):  # noqa: NPY002
         assert np.array_equal(one, other)
 
 
+@pytest.fixture(scope="module")
+def start(plotless: None, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder to start from."""
+    out = tmp_path_factory.mktemp("runs") / "start"
+    detrkit.train(drawn, out=out, **tiny(epochs=1, limit=1, batch_size=1))
+    return out
+
+
 @pytest.mark.parametrize("dropout", ["0.0", "0.5"])
-def test_dropout_differs_from_step_to_step_and_from_seed_to_seed(drawn: Path, tmp_path: Path, dropout: str) -> None:
+def test_dropout_differs_from_step_to_step_and_from_seed_to_seed(
+    drawn: Path, start: Path, tmp_path: Path, dropout: str
+) -> None:
     """One image, nothing at random but dropout, and rates of zero: the loss changes by dropout alone."""
     losses: dict[int, list[float]] = {0: [], 1: []}
-    start = detrkit.train(drawn, out=tmp_path / "start", **tiny(epochs=1, limit=1, batch_size=1)).folder
     for seed, seen in losses.items():
         detrkit.train(
             drawn,
@@ -82,7 +91,7 @@ def test_threads_are_given_back(drawn: Path, tmp_path: Path) -> None:
             drawn,
             out=tmp_path / "run",
             on_event=lambda event: seen.append(torch.get_num_threads()),
-            **tiny(epochs=1, threads=1),
+            **tiny(epochs=1, threads=1, limit=2),
         )
         assert set(seen) == {1}
         assert torch.get_num_threads() == 3
@@ -196,7 +205,7 @@ def test_a_class_without_boxes_has_no_figure_and_does_no_harm(tmp_path: Path) ->
 
 
 def test_a_validation_split_is_made_where_the_data_has_none(tmp_path: Path) -> None:
-    data = write_coco(tmp_path / "data", {"train": [1] * 20})
+    data = write_coco(tmp_path / "data", {"train": [1] * 8})
     sizes = {}
     for seed in (0, 1):
         names: list[str] = []

@@ -21,7 +21,7 @@ from detrkit.training.loop import fit
 from detrkit.training.setup import prepare
 from detrkit.whole import CHECKSUMS
 
-pytestmark = pytest.mark.usefixtures("plotless", "flushless")
+pytestmark = pytest.mark.usefixtures("plotless")
 
 HARD: dict[str, Any] = {
     "epochs": 3,
@@ -66,8 +66,8 @@ def everything(run: Path) -> dict[str, Any]:
     ("fields", "condition"),
     [
         (HARD, after_save),
-        ({**HARD, "precision": "bf16", "schedule": "step", "channels_last": False}, in_the_second_epoch),
-        ({"precision": "fp16", "workers": 1, "backbone_lr": 0.0}, after_save),
+        ({**HARD, "epochs": 2, "precision": "bf16", "schedule": "step", "channels_last": False}, in_the_second_epoch),
+        ({"precision": "fp16", "workers": 1, "backbone_lr": 0.0, "limit": 6}, after_save),
     ],
     ids=["fp32-ema-accumulated", "bf16-in-mid-epoch", "fp16-workers-frozen"],
 )
@@ -113,7 +113,7 @@ def test_a_validation_image_that_cannot_be_read_costs_no_step(tmp_path: Path) ->
 
 
 def test_an_abandoned_iterator_leaves_a_run_that_goes_on(drawn: Path, tmp_path: Path) -> None:
-    recipe, out = tiny_recipe(**HARD), tmp_path / "run"
+    recipe, out = tiny_recipe(**{**HARD, "epochs": 2}), tmp_path / "run"
 
     def run(stop: bool, resume: bool) -> dict[str, torch.Tensor]:
         session = prepare(recipe, drawn, World())
@@ -132,26 +132,10 @@ def test_an_abandoned_iterator_leaves_a_run_that_goes_on(drawn: Path, tmp_path: 
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_beginning(drawn: Path, tmp_path: Path) -> None:
-    fields = tiny(epochs=1)
-    out, notes = tmp_path / "run", []
-    detrkit.train(drawn, out=tmp_path / "whole", **fields)
-    with pytest.raises(KeyboardInterrupt):
-        detrkit.train(drawn, out=out, on_event=stop_when(lambda event: isinstance(event, Step)), **fields)
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Started):
-            notes.extend(event.notes)
-
-    detrkit.train(drawn, out=out, resume=True, on_event=listen)
-    assert any("before its first checkpoint" in note for note in notes)
-    assert everything(out) == everything(tmp_path / "whole")
-
-
 def test_a_line_that_was_cut_off_is_dropped(drawn: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        detrkit.train(drawn, out=out, on_event=stop_when(after_save), **tiny())
+        detrkit.train(drawn, out=out, on_event=stop_when(after_save), **tiny(limit=2))
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"event": "step", "st')
     detrkit.train(drawn, out=out, resume=True)
@@ -159,11 +143,30 @@ def test_a_line_that_was_cut_off_is_dropped(drawn: Path, tmp_path: Path) -> None
     assert steps == sorted(steps)
 
 
+SHORT = tiny(epochs=1, ema=0.9)
+
+
 @pytest.fixture(scope="module")
-def finished(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(plotless: None, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    detrkit.train(drawn, out=out, **tiny(epochs=1, ema=0.9))
+    detrkit.train(drawn, out=out, **SHORT)
     return out
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_beginning(
+    drawn: Path, finished: Path, tmp_path: Path
+) -> None:
+    out, notes = tmp_path / "run", []
+    with pytest.raises(KeyboardInterrupt):
+        detrkit.train(drawn, out=out, on_event=stop_when(lambda event: isinstance(event, Step)), **SHORT)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Started):
+            notes.extend(event.notes)
+
+    detrkit.train(drawn, out=out, resume=True, on_event=listen)
+    assert any("before its first checkpoint" in note for note in notes)
+    assert everything(out) == everything(finished)
 
 
 def test_a_finished_run_has_nothing_left_to_do(drawn: Path, finished: Path) -> None:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("plotless")
 
 
 @pytest.fixture(scope="module")
-def run(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(plotless: None, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
     detrkit.train(drawn, out=out, **tiny(epochs=1))
     return out

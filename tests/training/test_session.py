@@ -21,7 +21,7 @@ from detrkit.training.log import summarize
 from detrkit.training.recipe import revise
 from detrkit.training.session import Session, Validation
 
-pytestmark = pytest.mark.usefixtures("plotless", "flushless")
+pytestmark = pytest.mark.usefixtures("plotless")
 
 
 def test_the_events_are_of_the_tasks_own_terms_and_figures(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -285,14 +284,15 @@ def how_to_go_on(out: Path, command: str) -> str:
         out: the run folder.
         command: the command line that goes on with it.
     """
+    from detrkit.documents import read_json
     from detrkit.training.recovery import has_checkpoint
 
     if not has_checkpoint(out):
         return "Interrupted before the first checkpoint; there is nothing to go on from."
     try:
-        status = json.loads((out / "status.json").read_text(encoding="utf-8"))
+        status = read_json(out / "status.json")
         step, saved, total = int(status["step"]), int(status["saved"]), int(status["total_steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError):
         return f"Interrupted. Go on from the last checkpoint with: {command}"
     if step == saved:
         return f"Stopped after step {step:,} of {total:,}, and saved: nothing is lost. Go on with: {command}"

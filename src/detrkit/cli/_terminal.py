@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detrkit.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -65,14 +67,14 @@ class Terminal:
         return self.err.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI") and not self.silent
 
     def result(self, text: str) -> None:
-        """A line of results; not under `--json`."""
+        """A line of results; not under `--json`. Names of files and classes may be anything, and are made harmless."""
         if not self.json and not self.silent:
-            print(text, file=self.out, flush=True)
+            print(printable(text), file=self.out, flush=True)
 
     def note(self, text: str) -> None:
         """A line for people, on standard error."""
         if not self.silent:
-            print(text, file=self.err, flush=True)
+            print(printable(text), file=self.err, flush=True)
 
     def finish(self, outcome: Outcome) -> None:
         """Print what a verb has to say in the end."""

@@ -11,6 +11,7 @@ import tyro
 from detrkit.cli._options import CommonOptions, Switch
 from detrkit.cli._terminal import Outcome, Terminal, shell
 from detrkit.cli._weights import Found, flag, weights_document, weights_lines
+from detrkit.documents import read_text
 from detrkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _known(source: str) -> dict[int, Category]:
     path = Path(source)
     if path.suffix.lower() in (".txt", ".names"):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(path).splitlines()
         except (OSError, ValueError) as error:
             raise DataError("The names cannot be read", where=path, got=error) from error
         return {label: Category(label, line.strip()) for label, line in enumerate(lines) if line.strip()}

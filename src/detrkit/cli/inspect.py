@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +49,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     name, path = options.path, Path(options.path)
     if not path.exists() and not _is_on_hub(name):
         raise DataError("There is no such file or folder", where=name, remedy="Check the path.")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError("This is neither a file nor a folder", where=name, remedy="Check the path.")
     if path.exists() and not _is_model(path):
         document = _data_document(path, options.annotations)
         return Outcome(document, text=_data_text(document))
@@ -61,7 +62,15 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     document = _run_document(place.path)
     if place.hub:
         document["path"] = name
-    return Outcome(document, text=_run_text(document))
+    try:
+        return Outcome(document, text=_run_text(document))
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise DataError(
+            "What the files of the run say of it cannot be understood",
+            where=place.path,
+            got=f"no {error}" if isinstance(error, KeyError) else error,
+            remedy="One of status.json, data.json and config.json is damaged; the weights may be sound all the same.",
+        ) from error
 
 
 def _is_on_hub(name: str) -> bool:
@@ -135,8 +144,10 @@ def _run_document(path: Path) -> dict[str, Any]:
 
 
 def _read(file: Path) -> Any:
+    from detrkit.documents import read_json
+
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except (OSError, ValueError) as error:
         raise DataError("The file cannot be read", where=file, got=error) from error
 

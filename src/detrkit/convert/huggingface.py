@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from detrkit import models
 from detrkit.convert.recognition import Source
 from detrkit.data.coco_names import STUFF
+from detrkit.documents import read_json
 from detrkit.errors import ModelError
 from detrkit.models._keys import HuggingFace
 from detrkit.nn.weights import read_weight_file
@@ -40,7 +40,7 @@ _OF_THE_LOSS = {"class_weight", "l1_weight", "giou_weight", "no_object_weight", 
 def is_huggingface(folder: str | Path) -> bool:
     """Whether a folder is a model folder of `transformers`: its config.json names a type of model."""
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        config = read_json(Path(folder) / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and isinstance(config.get("model_type"), str)
@@ -210,7 +210,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise ModelError("The file cannot be read", where=file, got=error) from error
     if not isinstance(content, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -35,18 +36,20 @@ def targets(key: str, table: Table) -> tuple[str, ...]:
 def origin(name: str, table: Table) -> Origin | None:
     """What a tensor of ours is called elsewhere; None where the table has no word for it."""
     for pattern, target in table:
-        groups = _GROUP.findall(pattern)
         names = (target,) if isinstance(target, str) else target
         for part, ours in enumerate(names):
-            if found := re.fullmatch(_turned(ours, groups), name):
-                values = [found[f"g{number}"] for number in range(1, len(groups) + 1)]
+            if found := _turned(ours, pattern).fullmatch(name):
+                values = [found[f"g{number}"] for number in range(1, len(_GROUP.findall(pattern)) + 1)]
                 return Origin(_with_values(pattern, values), part, len(names))
     return None
 
 
-def _turned(target: str, groups: Sequence[str]) -> str:
-    """A target as a pattern: its references are the groups again."""
-    return re.sub(r"\\\\(\d)", lambda digit: f"(?P<g{digit[1]}>{groups[int(digit[1]) - 1][1:]}", re.escape(target))
+@cache  # every row of a table is asked for every tensor
+def _turned(target: str, pattern: str) -> re.Pattern[str]:
+    """A target as a pattern: its references are the groups of the row's pattern again."""
+    groups = _GROUP.findall(pattern)
+    turned = re.sub(r"\\\\(\d)", lambda digit: f"(?P<g{digit[1]}>{groups[int(digit[1]) - 1][1:]}", re.escape(target))
+    return re.compile(turned)
 
 
 def _with_values(pattern: str, values: Sequence[str]) -> str:

@@ -14,8 +14,9 @@ from detrkit.convert.keys import cut, shortened
 from detrkit.convert.layouts import HUGGINGFACE, MASK_HEAD, OFFICIAL, PRETEXT
 from detrkit.convert.recognition import Match, Source, recognise, title
 from detrkit.convert.report import Fate
-from detrkit.errors import ModelError, UsageError
+from detrkit.errors import Error, ModelError, UsageError
 from detrkit.models import Variant
+from detrkit.nn.building import built_within
 from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category
 
@@ -82,10 +83,18 @@ def understand(source: Source, overrides: Mapping[str, Any], mask_attention: Att
         for name, value in fields.items()
         if getattr(config, name) != value and name != "num_classes"
     ]
-    with torch.random.fork_rng(devices=[]):  # the caller's random state stays
-        model = match.module.Model(config)
-        attention = _usual_attention(match, config) if mask_attention is None else mask_attention
-        segmenter = Segmenter(model, attention=attention) if match.has_masks else None
+    size = sum(tensor.nbytes for tensor in source.tensors.values())
+    try:
+        with torch.random.fork_rng(devices=[]), built_within(size):  # the caller's random state stays
+            model = match.module.Model(config)
+            attention = _usual_attention(match, config) if mask_attention is None else mask_attention
+            segmenter = Segmenter(model, attention=attention) if match.has_masks else None
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, Error):
+            raise
+        raise ModelError(
+            "The architecture that the source states cannot be built", where=source.where, got=error
+        ) from error
     heads = set(models.class_heads(model))
     before = fields.get("num_classes", config.num_classes)
     anew, is_anew = f"{config.num_classes} classes for {before}", config.num_classes != before

@@ -13,15 +13,13 @@ from typing import Literal
 from PIL import Image
 
 from detrkit.data.annotations import Annotations
+from detrkit.data.images import FORMATS, orientation
+from detrkit.documents import opened
 from detrkit.errors import DataError, UsageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of the files that count as images, in lower case."""
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""Pillow's names of the formats that are read."""
-
-_EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = range(5, 9)  # the orientations of the EXIF standard that exchange width and height
 _KNOWN_SPLITS = {
     "train": ("train", "training", "trn"),
@@ -55,11 +53,28 @@ def is_image_name(name: str) -> bool:
 
 def walk_images(folder: Path) -> Iterator[str]:
     """Images below a folder as sorted relative paths with forward slashes; hidden folders and files are passed over."""
+    seen: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
+        if not _is_new(parent, seen):  # a link leads back
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         base = Path(parent).relative_to(folder).as_posix()
         prefix = "" if base == "." else f"{base}/"
         yield from (f"{prefix}{name}" for name in sorted(files) if is_image_name(name))
+
+
+def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder is not among those that were seen, and note it."""
+    try:
+        told = os.stat(folder)  # noqa: PTH116 - of the text that `os.walk` gives
+    except OSError:
+        return False
+    mark = (told.st_dev, told.st_ino)
+    if mark in seen:
+        return False
+    seen.add(mark)
+    return True
 
 
 def has_images(folder: Path) -> bool:
@@ -80,10 +95,10 @@ def upright_size(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings():
             # Pillow warns of what it believes is a decompression bomb, or of broken EXIF; nothing is decoded here.
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
+            with opened(path) as file, Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
-                sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                sideways = orientation(image) in _SIDEWAYS
+    except Exception as error:  # the parsers let all kinds of errors through
         reason = getattr(error, "strerror", None) or error
         raise DataError("The image's header cannot be read", where=path, got=reason) from error
     return (width, height) if sideways else (height, width)
@@ -142,7 +157,7 @@ class Listing:
         if folder not in self.folders:
             try:
                 with os.scandir(self.root / folder) as entries:
-                    found = frozenset(entry.name for entry in entries if not entry.is_dir())
+                    found = frozenset(entry.name for entry in entries if entry.is_file())
             except OSError:
                 found = frozenset()
             self.folders[folder] = found

@@ -7,7 +7,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from detrkit.documents import opened
 from detrkit.errors import DataError
 
 MAX_PIXELS = 178_000_000
@@ -23,6 +24,16 @@ MAX_PIXELS = 178_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """The file formats that are tried. Few, since each decoder is a way in for a malicious file."""
 
+MOST_SCANS = 100
+"""Times that a progressive JPEG may paint over its whole area; real ones do so a dozen times. Each costs a few hundred
+bytes, and as much time as the picture is large."""
+
+LONGEST_PACKED = 65_535
+"""Pixels of a side of a packed bitmap, whose runs may jump over hundreds of rows at once."""
+
+_BAND = 1 << 22  # pixels that are converted at a time, so that copies of the whole are few
+_PIECE = 1 << 20
+_Convert = Callable[[Image.Image], Image.Image]
 _Made = TypeVar("_Made")
 Plan = TypeVar("Plan")
 _ORIENTATION_TAG = 0x0112
@@ -78,7 +89,7 @@ def open_image(
     def make(image: Image.Image) -> Image.Image:
         if coarse:
             image.draft(image.mode, (coarse, coarse))
-        return _upright_rgb(image)
+        return _upright_rgb_of_file(image)
 
     if isinstance(source, (str, Path)):
         return _open_file(Path(source), name or str(source), max_pixels, make)
@@ -130,7 +141,7 @@ def _open_file(path: Path, name: str, max_pixels: int, make: Callable[[Image.Ima
     try:
         if path.is_dir():
             raise DataError("This is a folder, not an image", where=name, remedy="Name the images in it.")
-        with path.open("rb") as file:
+        with opened(path) as file:
             return _open_stream(file, path.stat().st_size, name, max_pixels, make)
     except FileNotFoundError as error:
         raise DataError("There is no such image file", where=name, remedy="Check the path.") from error
@@ -161,7 +172,30 @@ def _open_stream(
         except Exception as error:  # the parsers let struct.error, SyntaxError and others through
             raise _not_an_image(file, name) from error
         with image:
+            _refuse_costly(image, file, name)
             return _decode(image, name, max_pixels, make)
+
+
+def _refuse_costly(image: Image.Image, file: io.BytesIO | io.BufferedReader, name: str) -> None:
+    """Refuse what few pixels, by their number, would need unbounded time or memory for."""
+    if image.info.get("progressive"):
+        place, scans, last = file.tell(), 0, b""
+        file.seek(0)
+        while piece := file.read(_PIECE):
+            scans += (last + piece).count(b"\xff\xda")
+            last = piece[-1:]
+        file.seek(place)
+        if scans > MOST_SCANS:
+            raise DataError(
+                "The JPEG is painted over too often",
+                where=name,
+                got=f"{scans:,} scans",
+                expected=f"at most {MOST_SCANS}",
+            )
+    if max(image.size) > LONGEST_PACKED and any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())):
+        raise DataError(
+            "The packed bitmap is too long", where=name, got=image.size, expected=f"sides of {LONGEST_PACKED:,} pixels"
+        )
 
 
 def _not_an_image(file: io.BytesIO | io.BufferedReader, name: str) -> DataError:
@@ -205,13 +239,13 @@ def _decode(image: Image.Image, name: str, max_pixels: int, make: Callable[[Imag
 def _planned(
     image: Image.Image, plan: Callable[[int, int], tuple[int, Plan]]
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Plan]:
-    orientation, (width, height) = _orientation(image), image.size
-    spare, planned = plan(width, height) if orientation in _ON_ITS_SIDE else plan(height, width)
+    flag, (width, height) = orientation(image), image.size
+    spare, planned = plan(width, height) if flag in _ON_ITS_SIDE else plan(height, width)
     factor = math.gcd(spare, width, height)
     if factor > 1:
         image.draft(image.mode, (width // factor, height // factor))
-    pixels = _jpeg_pixels(image, factor) if orientation == 1 else None
-    return np.array(_upright_rgb(image)) if pixels is None else pixels, planned
+    pixels = _jpeg_pixels(image, factor) if flag == 1 else None
+    return np.array(_upright_rgb_of_file(image)) if pixels is None else pixels, planned
 
 
 def _jpeg_pixels(image: Image.Image, factor: int) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -221,12 +255,15 @@ def _jpeg_pixels(image: Image.Image, factor: int) -> UInt8[np.ndarray, "h w 3"] 
         return None
     file: Any = getattr(image, "fp", None)
     height, width = image.height, image.width
+    pixels = np.empty((height, width, 3), np.uint8)
+    most = 4 * pixels.size * factor**2 + _PIECE  # of what a file may hold besides, nothing is taken into memory
     try:
         file.seek(0)
-        pixels: np.ndarray = decoder.decode_jpeg(file.read(), min_height=height, min_width=width, min_factor=factor)
+        content = file.read(most)
+        found = decoder.decode_jpeg(content, min_height=height, min_width=width, min_factor=factor, buffer=pixels)
     except Exception:  # damage, even where some pixels are left, is judged in one place
         return None
-    return pixels if pixels.shape == (height, width, 3) else None
+    return pixels if len(content) < most and found.shape == pixels.shape else None
 
 
 @functools.cache
@@ -240,8 +277,19 @@ def _fast_decoder() -> Any:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    rgb = _to_rgb(image)
-    method = _UPRIGHT.get(_orientation(image))
+    rgb, method = _to_rgb(image), _UPRIGHT.get(orientation(image))
+    return _turned(rgb, method)
+
+
+def _upright_rgb_of_file(image: Image.Image) -> Image.Image:
+    """The same of an image that nobody else holds, whose memory is free again before more is needed."""
+    image.load()
+    rgb, method = _to_rgb(image), _UPRIGHT.get(orientation(image))
+    image.close()
+    return _turned(rgb, method)
+
+
+def _turned(rgb: Image.Image, method: Image.Transpose | None) -> Image.Image:
     if method is None:
         return rgb
     upright = rgb.transpose(method)
@@ -250,33 +298,61 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1 where it says none that can be understood."""
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        flag = int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged metadata around good pixels: shown as stored, which is what viewers do
         return 1
+    return flag if 1 <= flag <= 8 else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        low, high = _range(image)
+        factor = 255 / (high - low) if high > low else 0.0
+        return _by_bands(image, lambda band: _to_8_bits(band, low, factor))
     if image.has_transparency_data:
-        upper = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), upper).convert("RGB")
+        return _by_bands(image, _over_white)
     return image.convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    integer = np.issubdtype(values.dtype, np.integer)
-    finite = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(finite.min()), float(finite.max())
-    ranges = _INTEGER_RANGES if integer else (1, 255)
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """An image in pieces of whole rows, each with the row that it begins at."""
+    width, height = image.size
+    rows = max(1, _BAND // max(1, width))
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(height, top + rows)))
+
+
+def _by_bands(image: Image.Image, convert: _Convert) -> Image.Image:
+    rgb = Image.new("RGB", image.size)
+    for top, band in _bands(image):
+        rgb.paste(convert(band), (0, top))
+    return rgb
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The values that become black and white."""
+    parts = (_finite(band) for _, band in _bands(image))
+    extremes = [(float(values.min()), float(values.max())) for values in parts]
+    low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
+    ranges = (1, 255) if image.mode == "F" else _INTEGER_RANGES
     fitting = [upper for upper in ranges if low >= 0 and high <= upper]
-    if fitting:
-        low, high = 0.0, float(fitting[0])
-    factor = 255 / (high - low) if high > low else 0.0
-    scaled: np.ndarray = np.clip(np.rint((finite - low) * factor), 0, 255).astype(np.uint8)
-    return scaled
+    return (0.0, float(fitting[0])) if fitting else (low, high)
+
+
+def _finite(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _to_8_bits(image: Image.Image, low: float, factor: float) -> Image.Image:
+    scaled = np.clip(np.rint((_finite(image) - low) * factor), 0, 255).astype(np.uint8)
+    return Image.fromarray(scaled).convert("RGB")
 
 
 def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from detrkit.documents import opened
 from detrkit.errors import DataError
 
 CHUNK_BYTES = 1 << 20
@@ -166,7 +167,7 @@ def read_lists(path: Path, keys: tuple[str, ...], *, whole: bool = False) -> Ite
     """
     place = "the beginning"
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             window = _Window(file, whole)
             if window.peek() != "{":
                 raise ValueError("the outermost value is not an object {…}")

@@ -17,6 +17,9 @@ from detrkit.masks import RunLengths
 FINDINGS = ("", "missing-mask", "malformed-mask", "mask-size-mismatch")
 """What can be found of a mask: nothing wrong, or the problem for which it is not known."""
 
+LONGEST_OUTLINE = 2_000_000
+"""Pixels of the outlines of one mask, inside its image. Drawing walks along them and keeps 80 bytes for each."""
+
 SHORTEST_POLYGON = 6
 """Numbers: three corners. Less than that has no area."""
 
@@ -117,10 +120,22 @@ def _of_runs(counts: Any, size: Any, height: int, width: int) -> bytes | str:
 def _of_polygons(polygons: Any, height: int, width: int) -> bytes | str:
     from hotcoco import mask
 
-    if not all(map(_is_polygon, polygons)):
+    if not all(map(_is_polygon, polygons)) or _outline(polygons, height, width) > LONGEST_OUTLINE:
         return "malformed-mask"
     runs: Any = mask.frPyObjects(polygons, height, width)
     return bytes((runs[0] if len(runs) == 1 else mask.merge(runs))["counts"])
+
+
+def _outline(polygons: list[Any], height: int, width: int) -> float:
+    """The most pixels that the outlines can have inside the image; only estimated, and more, for few corners."""
+    corners = sum(map(len, polygons)) // 2
+    if corners * max(height, width) <= LONGEST_OUTLINE:
+        return float(corners * max(height, width))
+    steps = 0.0
+    for polygon in polygons:
+        inside = np.clip(np.array(polygon, np.float64).reshape(-1, 2), 0, (width, height))
+        steps += float(np.abs(inside - np.roll(inside, 1, 0)).max(1).sum())
+    return steps
 
 
 def _is_polygon(polygon: Any) -> bool:

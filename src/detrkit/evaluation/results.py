@@ -12,10 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detrkit.data.annotations import Annotations
-from detrkit.errors import DataError, UsageError
+from detrkit.documents import read_json
+from detrkit.errors import DataError, UsageError, brief
 from detrkit.masks import RunLengths
 from detrkit.panoptic import PanopticMap
 from detrkit.structures import Detections
+
+LARGEST_MASK = 1 << 28
+"""Pixels of the largest mask of a detection."""
+
+LARGEST_RESULTS = 1 << 30
+"""Bytes of the largest results file: those of COCO's test images with masks have half of that."""
 
 
 def read_results(path: Path | str, annotations: Annotations) -> list[Detections]:
@@ -34,11 +41,11 @@ def read_results(path: Path | str, annotations: Annotations) -> list[Detections]
     """
     path = Path(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path, LARGEST_RESULTS)
     except OSError as error:
         raise DataError(f"The results file cannot be read ({error.strerror})", where=path) from error
     except ValueError as error:
-        raise DataError(f"The results file is no JSON ({error})", where=path) from error
+        raise DataError(f"The results file is no JSON ({brief(str(error), 200)})", where=path) from error
     if not isinstance(entries, list):
         raise DataError(
             "The results file is no list", where=path, got=type(entries).__name__, expected="a list of detections"
@@ -48,8 +55,29 @@ def read_results(path: Path | str, annotations: Annotations) -> list[Detections]
     columns: list[list[_Entry]] = [[] for _ in range(len(annotations))]
     for position, entry in enumerate(entries):
         index, row = _entry(entry, image_of, label_of, f"{path}, entry {position}")
+        if row.mask is not None and (row.mask.sizes[0] != annotations.image_sizes[index]).any():
+            raise DataError(
+                "The mask of a detection is not of its image's size",
+                where=f"{path}, entry {position}",
+                got=f"{row.mask.sizes[0].tolist()}",
+                expected=f"{annotations.image_sizes[index].tolist()}",
+            )
         columns[index].append(row)
+    if annotations.masks is not None:
+        _refuse_mixed(path, columns)
     return [_detections(annotations, index, rows) for index, rows in enumerate(columns)]
+
+
+def _refuse_mixed(path: Path, columns: list[list[_Entry]]) -> None:
+    """Refuse results of which some have masks, where there are masks to compare them with."""
+    with_mask = sum(row.mask is not None for rows in columns for row in rows)
+    if 0 < with_mask < sum(map(len, columns)):
+        raise DataError(
+            "Some detections have a mask and others have none",
+            where=path,
+            got=f"{with_mask} masks of {sum(map(len, columns))} detections",
+            expected="a mask, be it empty, for each of them",
+        )
 
 
 def write_results(path: Path | str, annotations: Annotations, detections: Sequence[Detections]) -> None:
@@ -110,11 +138,13 @@ def _entry(entry: Any, image_of: dict[int, int], label_of: dict[int, int], where
         else:
             x, y, width, height = (float(value) for value in entry["bbox"])
             box = [x, y, x + width, y + height]
-    except (KeyError, TypeError, ValueError) as error:
+        if not np.isfinite([*box, score]).all():
+            raise ValueError("a number that is not finite")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             "A detection lacks what it needs",
             where=where,
-            got=str(entry)[:200],
+            got=brief(entry, 200),
             expected="image_id, category_id, bbox of four numbers (or a segmentation) and score",
         ) from error
     if image not in image_of:
@@ -131,12 +161,14 @@ def _entry(entry: Any, image_of: dict[int, int], label_of: dict[int, int], where
 def _mask(segmentation: Any, where: str) -> RunLengths:
     try:
         mask = RunLengths.from_coco([dict(segmentation)])
+        if mask.sizes.shape != (1, 2) or (mask.sizes <= 0).any() or mask.sizes.prod(dtype=np.int64) > LARGEST_MASK:
+            raise ValueError("no size that an image has")
         mask.areas()  # damaged runs are noticed when they are first used
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(
             f"The mask of a detection cannot be read ({error})",
             where=where,
-            got=str(segmentation)[:200],
+            got=brief(segmentation, 200),
             expected='{"size": [height, width], "counts": compressed run lengths as text}',
         ) from error
     return mask

@@ -10,6 +10,7 @@ import os
 import pickle
 import string
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,15 @@ WRAPPERS = ("model", "state_dict", "model_state_dict")
 
 # What stands on a backbone in published files, and has no place in a detector.
 _HEADS = ("fc.", "classifier.", "head.", "projection_head.", "prototypes.")
+
+MOST_UNPACKED = 20
+"""How many times its size an archive of weights may unpack to."""
+
+ALWAYS_UNPACKED = 1 << 26
+"""Bytes that any file may unpack to, such as one of zeros."""
+
+MOST_DIMENSIONS = 16
+"""Of a tensor of weights."""
 
 _SHOWN = 6
 
@@ -194,13 +204,14 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """The tensors of a weight file and the settings beside them; arguments and errors as for `read_weight_file`."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - a `Path` raises for a name that no file can have
         raise ModelError("There is no such weight file", where=path)
     suffix = path.suffix.lower()
     if suffix not in ENDINGS:
         kinds = ", ".join(ENDINGS)
         raise ModelError("This is not a kind of weight file that can be read", where=path, got=suffix, expected=kinds)
     _refuse_pointer(path)
+    _refuse_bomb(path)
     try:
         if suffix == ".safetensors":
             found = Checkpoint(dict(load_file(path)))
@@ -208,6 +219,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             found = Checkpoint(_read_npz(path))
         else:
             found = _read_pickle(path)
+        for name, tensor in found.tensors.items():
+            if tensor.ndim > MOST_DIMENSIONS:  # of more than 64, nothing can be computed
+                raise ValueError(f"{name} has {tensor.ndim} dimensions")
     except Exception as error:  # the parsers fail in any way on bytes that they were not made for
         raise _unreadable(path, error) from error
     if not found.tensors:
@@ -222,6 +236,24 @@ def _refuse_pointer(path: Path) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise ModelError(
             "This is a Git LFS pointer, not the weights", where=path, remedy="Fetch the file itself with: git lfs pull"
+        )
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse an archive that unpacks to many times its size: weights are noise, which can hardly be packed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(one.file_size for one in archive.infolist())
+    except Exception:  # no archive, or a damaged one: for the parsers to say
+        return
+    packed = path.stat().st_size
+    if unpacked > max(MOST_UNPACKED * packed, ALWAYS_UNPACKED):
+        raise ModelError(
+            "The archive unpacks to many times its size",
+            where=path,
+            got=f"{unpacked:,} bytes out of {packed:,}",
+            expected=f"at most {MOST_UNPACKED} times as many",
+            remedy="If you trust it, save its tensors anew, best as .safetensors.",
         )
 
 
@@ -295,6 +327,11 @@ def _read_pickle(path: Path) -> Checkpoint:
     arguments = whole.get("args")
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
     tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        # One number can be stretched to any shape, and takes its memory with the first computation.
+        if tensor.numel() * tensor.element_size() > size + ALWAYS_UNPACKED:
+            raise ValueError(f"{name} claims {tensor.numel():,} numbers, more than the whole file holds")
     return Checkpoint(tensors, dict(arguments) if isinstance(arguments, Mapping) else {})
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from detrkit.checkpoint import TrainingState, model_folder
+from detrkit.checkpoint import TrainingState, model_folder, size_of_weights
 from detrkit.checkpoint import fill as fill_detector
 from detrkit.errors import ModelError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.holders import fill_beside, save_holder
+from detrkit.nn.building import built_within
 from detrkit.one_shot.model import OneShot
 from detrkit.structures import Category
 
@@ -50,8 +51,9 @@ def attach(detector: nn.Module, about: Mapping[str, Any], folder: Path) -> OneSh
     """
     folder = model_folder(folder)
     try:
-        model = OneShot(detector, **about[ONE_SHOT]["options"])
-    except (KeyError, TypeError, ValueError) as error:
+        with built_within(size_of_weights(folder, ONE_SHOT)):
+            model = OneShot(detector, **about[ONE_SHOT]["options"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             "The options of the one-shot detector cannot be understood",
             where=folder / "config.json",

@@ -28,6 +28,7 @@ from detrkit.data.loading import EpochBatches, item_batches
 from detrkit.data.pictures import Pictures
 from detrkit.data.regions import find_regions
 from detrkit.data.transforms import to_tensor
+from detrkit.documents import read_json
 from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.nn.pooling import pool_boxes
 from detrkit.structures import FeatureBatch, Target
@@ -96,7 +97,7 @@ class FeatureStore:
     def __init__(self, folder: Path):
         self.folder = folder
         try:
-            about = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            about = read_json(folder / _INDEX)
             self.key, self.lost = str(about["key"]), tuple(about["lost"])
             self.names, self.shapes = tuple(about["names"]), np.array(about["shapes"], np.int64).reshape(-1, 3)
             self.regions = tuple(np.array(boxes, np.float32).reshape(-1, 4) for boxes in about["regions"])

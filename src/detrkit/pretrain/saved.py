@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detrkit.checkpoint import TrainingState, load_model, model_folder
+from detrkit.checkpoint import TrainingState, load_model, model_folder, size_of_weights
 from detrkit.checkpoint import fill as fill_detector
 from detrkit.errors import ModelError
 from detrkit.holders import fill_beside, save_holder
+from detrkit.nn.building import built_within
 from detrkit.pretrain.up_detr import UpDetr
 from detrkit.structures import Category
 
@@ -56,8 +57,9 @@ def load(folder: str | Path) -> UpDetr:
             expected=f"a model that detrkit pretrain --task {TASK} wrote",
         )
     try:
-        task = UpDetr(saved.model, **saved.about[PRETEXT]["options"])
-    except (KeyError, TypeError, ValueError) as error:
+        with built_within(size_of_weights(model_folder(Path(folder)), PRETEXT)):
+            task = UpDetr(saved.model, **saved.about[PRETEXT]["options"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             "The options of the pre-training cannot be understood",
             where=model_folder(Path(folder)) / "config.json",

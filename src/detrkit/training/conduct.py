@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from detrkit.data.loading import death_of_worker
+from detrkit.documents import read_json
 from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.training import recipe as recipes
 from detrkit.training.distributed import World, world
@@ -224,7 +224,7 @@ def _best_figures(out: Path) -> dict[str, float]:
 
 def _read_json(file: Path, kind: type[Error], remedy: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise kind("The file cannot be read", where=file, got=error, remedy=remedy) from error
     if not isinstance(content, dict):

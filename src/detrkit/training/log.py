@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from detrkit import __version__
+from detrkit.documents import parse_json
 from detrkit.errors import Error, MissingExtraError
 from detrkit.training.distributed import processors
 from detrkit.training.events import Evaluated, Event, Saved, Skipped, Started, Step, Stopped, Warned, WentBack
@@ -233,9 +234,9 @@ def summarize(window: list[Step]) -> dict[str, Any]:
 def _belongs_before(line: str, checkpoint: int, is_pending: bool) -> bool:
     """Whether what a line tells was done when the run goes on; one that was cut off by its end is dropped."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         step, comes_again = float(record["step"]), is_pending and record.get("event") == "evaluated"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, OverflowError, KeyError, TypeError):
         return False
     return step < checkpoint or (step == checkpoint and not comes_again)
 

@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,8 @@ from typing import (
     overload,
 )
 
-from detrkit.errors import UsageError
+from detrkit.documents import read_toml
+from detrkit.errors import UsageError, brief
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 """Where the recipes that come with the package lie."""
@@ -343,8 +343,8 @@ def to_toml(recipe: AnyRecipe) -> str:
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return read_toml(file)
+    except (OSError, ValueError) as error:
         raise UsageError("The recipe cannot be read", where=file, got=str(error)) from error
 
 
@@ -363,17 +363,23 @@ def _checked(name: str, value: Any, kind: Any, where: str) -> Any:
         fits, expected = value in get_args(kind), ", ".join(map(repr, get_args(kind)))
     elif get_origin(kind) is dict:
         fits, expected = isinstance(value, Mapping), "a table"
-        value = {str(key): str(entry) for key, entry in value.items()} if fits else value
+        value = {str(key): brief(entry) for key, entry in value.items()} if fits else value
     elif kind is float:
         fits, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
-        value = float(value) if fits else value
+        value = _as_float(value) if fits else value
     else:
         fits, expected = type(value) is kind, cast(type, kind).__name__
         if kind is str and isinstance(value, Path):
             fits, value = True, str(value)
     if not fits:
-        raise UsageError(f"Bad value for {name}", where=where, got=repr(value), expected=expected)
+        got = repr(value) if isinstance(value, str) else brief(value)
+        raise UsageError(f"Bad value for {name}", where=where, got=got, expected=expected)
     return value
+
+
+def _as_float(value: int | float) -> float:
+    """A float; infinite where an integer is too large for one."""
+    return float(value) if abs(value) < 1e300 or value != value else math.inf
 
 
 def _check_bounds(recipe: AnyRecipe, where: str) -> None:

@@ -7,7 +7,6 @@ goes on from the newest. What changes results, such as going back, uses `last` a
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from detrkit.checkpoint import LAST, PREVIOUS, WITHIN, TrainingState, load_training
 from detrkit.convert import load_strictly
+from detrkit.documents import read_json
 from detrkit.errors import ModelError, UsageError
 from detrkit.losses.matching import NonFiniteError
 from detrkit.training.events import Saved
@@ -118,7 +118,7 @@ class Checkpoints:
         Raises:
             ModelError: there are checkpoints, and all are damaged; names each.
         """
-        found = _newest(self.out) if self.session.world.is_main else None
+        found = newest(self.out) if self.session.world.is_main else None
         shared: tuple[Path | None, tuple[str, ...]] = self.session.world.share(found)
         return shared
 
@@ -209,8 +209,8 @@ def _places(out: Path) -> tuple[Path, ...]:
     return standing(folder / WITHIN), standing(last), kept(last, folder / PREVIOUS)
 
 
-def _newest(out: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """The newest checkpoint, and a note for each that is damaged."""
+def newest(out: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """The newest checkpoint of a run, and a note for each that is damaged; errors as of `Checkpoints.newest`."""
     places = [place for place in _places(out) if place.exists()]
     faults: dict[Path, str] = {}
     for place in sorted(places, key=_step, reverse=True):
@@ -242,8 +242,8 @@ def _set_aside(out: Path, place: Path, fault: str, other: Path) -> str:
 def _step(place: Path) -> float:
     """The step of a checkpoint; one that does not say is looked at first, so that it is named."""
     try:
-        return float(json.loads((place / "training.json").read_text(encoding="utf-8"))["position"]["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(read_json(place / "training.json")["position"]["step"])
+    except (OSError, ValueError, OverflowError, KeyError, TypeError):
         return float("inf")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from detrkit.data.pictures import Pictures, open_pictures
 from detrkit.data.problems import Problems
+from detrkit.documents import parse_json, read_text
 from detrkit.errors import DataError, UsageError
 from detrkit.training.pretext import ImageOptions
 
@@ -97,7 +97,7 @@ def evaluations(out: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [parse_json(line) for line in read_text(file).splitlines()]
         return [line for line in lines if line["event"] == "evaluated"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("The file is damaged", where=file, got=error, expected="a JSON object on each line") from error
@@ -120,7 +120,7 @@ def replaced(out: Path) -> int:
     if not file.exists():
         return 0
     try:
-        lines = [json.loads(line)["image"] for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [parse_json(line)["image"] for line in read_text(file).splitlines()]
         return len({failure for line in lines for failure in line.split(" | ")})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError("The file is damaged", where=file, got=error, expected="a JSON object on each line") from error

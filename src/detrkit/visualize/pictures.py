@@ -10,7 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from detrkit.errors import DataError, UsageError
+from detrkit.data import images
+from detrkit.errors import UsageError
 from detrkit.structures import Detections
 from detrkit.visualize.colours import INK, PAPER, Colour, colour_of, colours_apart, ink_on
 from detrkit.visualize.labels import Label, place_labels, shorten
@@ -36,13 +37,7 @@ def open_image(image: ImageLike) -> Image.Image:
         return Image.fromarray(image).convert("RGB")
     if isinstance(image, Image.Image):
         return image.convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError("The image does not exist", where=image) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"The image cannot be decoded ({error})", where=image) from error
+    return images.open_image(image)
 
 
 def draw(

@@ -97,7 +97,7 @@ def _plot_losses(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
     positive = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float) if value > 0]
     if positive and max(positive) > 10 * min(positive):
         axes.set_yscale("log")
-    _legend(axes)
+    _legend(axes, loc="best")  # said, it is no cause for a warning where drawing takes long
 
 
 def _plot_progress(axes: Axes, evaluated: Sequence[Mapping[str, Any]]) -> None:
@@ -118,7 +118,7 @@ def _plot_progress(axes: Axes, evaluated: Sequence[Mapping[str, Any]]) -> None:
     axes.set(title=title, xlabel="epoch" if "epoch" in evaluated[0] else "step", ylim=(0, 1.05))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
+    _legend(axes, loc="best")
 
 
 def plot_curves(

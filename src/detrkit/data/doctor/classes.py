@@ -19,6 +19,9 @@ MANY_SMALL = 0.1
 SPELT_ALIKE = 0.9
 """How alike two names must be, as `difflib` counts it, to pass for one with a slip of the pen."""
 
+MOST_NAMES, MOST_ALIKE = 2000, 300
+"""Classes, and classes of one first letter, whose names are compared pair by pair."""
+
 _SHORT = 2
 """Letters; words that differ and are no longer, such as "type a" and "type b", are meant to differ."""
 
@@ -101,12 +104,14 @@ def _names(table: Sequence[Category], counts: np.ndarray, split: str) -> Iterato
 
 
 def _slips(table: Sequence[Category]) -> Iterator[tuple[int, int]]:
-    """Pairs of rows whose names differ by a letter, as a plural or a slip of the pen does."""
+    """Pairs of rows whose names differ by a letter, as a plural or a slip of the pen does; of large tables none."""
+    if len(table) > MOST_NAMES:
+        return
     by_letter: dict[str, list[int]] = {}
     for row, category in enumerate(table):
         by_letter.setdefault(plain_name(category.name)[:1], []).append(row)
     for rows in by_letter.values():
-        for first, second in itertools.combinations(rows, 2):
+        for first, second in itertools.combinations(rows[:MOST_ALIKE], 2):
             if _is_slip(table[first].name.casefold(), table[second].name.casefold()):
                 yield first, second
 

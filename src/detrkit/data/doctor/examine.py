@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from detrkit.data.annotations import Annotations
 from detrkit.data.doctor import boxes, classes, images
 from detrkit.data.doctor.findings import Diagnosis, Finding, Place, Resolution, in_order, is_loss
 from detrkit.data.doctor.kinds import KINDS, Severity
-from detrkit.data.doctor.pictures import Pictures, look
+from detrkit.data.doctor.pictures import Pictures, digest_of, look
 from detrkit.data.problems import POLICIES, every_place
+from detrkit.documents import opened
 from detrkit.errors import DataError
 
 MOST_STATED = 10_000
@@ -182,6 +182,7 @@ def _bytes(path: Path) -> int:
 
 def _digest(path: Path) -> bytes:
     try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        with opened(path) as file:
+            return digest_of(file)
     except OSError:
         return b""

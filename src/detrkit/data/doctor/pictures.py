@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -17,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from detrkit.data.annotations import Annotations
-from detrkit.data.files import IMAGE_FORMATS
-from detrkit.data.images import open_image
+from detrkit.data.images import FORMATS, open_image, orientation
+from detrkit.documents import opened
 from detrkit.errors import DataError
 
 SIDE = 16
@@ -32,8 +33,6 @@ LARGE = 20_000_000
 
 THREADS = 8
 """That open images; they wait for the disk as much as they compute."""
-
-_ORIENTATION_TAG = 0x0112
 
 
 class _Seen(NamedTuple):
@@ -101,11 +100,11 @@ def look(annotations: Annotations, on_image: Callable[[], None] = lambda: None) 
 def _see(path: Path, one_large: threading.Lock) -> _Seen:
     nothing, digest = np.zeros((SIDE, SIDE), np.uint8), b""
     try:
-        content = path.read_bytes()
-        digest = hashlib.blake2b(content, digest_size=16).digest() if content else b""
-        height, width, orientation = _header(content)
-        with one_large if height * width > LARGE else nullcontext():
-            picture = open_image(content, name=str(path), coarse=COARSE)
+        with opened(path) as file:
+            digest = digest_of(file)
+            height, width, orientation = _header(file)
+            with one_large if height * width > LARGE else nullcontext():
+                picture = open_image(path, coarse=COARSE)
     except OSError as error:
         return _Seen(error.strerror or str(error), digest, (0, 0), 1, nothing)
     except DataError as error:
@@ -115,16 +114,17 @@ def _see(path: Path, one_large: threading.Lock) -> _Seen:
     return _Seen("", digest, (height, width), orientation, np.asarray(small))
 
 
-def _header(content: bytes) -> tuple[int, int, int]:
+def digest_of(file: BufferedReader) -> bytes:
+    """What tells files of different content apart; empty for an empty one."""
+    digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
+    return digest if file.tell() else b""
+
+
+def _header(file: BufferedReader) -> tuple[int, int, int]:
     """Height and width as stored, and the orientation flag; zeros and 1 where `open_image` will say what is wrong."""
     try:
-        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            try:
-                flag = int(image.getexif().get(_ORIENTATION_TAG, 1))
-            except Exception:  # damaged metadata around good pixels, as `open_image` takes it
-                flag = 1
-            return height, width, flag if 1 <= flag <= 8 else 1
+        with Image.open(file, formats=FORMATS) as image:
+            return image.height, image.width, orientation(image)
     except Exception:  # the parsers let all kinds of errors through
         return 0, 0, 1
 
@@ -147,7 +147,7 @@ def outlines(small: np.ndarray) -> np.ndarray:
     """
     grey = small.astype(np.float32)
     across, down = np.diff(grey, axis=2)[:, 1:, :], np.diff(grey, axis=1)[:, :, 1:]
-    steps = np.concatenate([across.reshape(len(grey), -1), down.reshape(len(grey), -1)], 1)
+    steps = np.concatenate([across.reshape(len(grey), (SIDE - 1) ** 2), down.reshape(len(grey), (SIDE - 1) ** 2)], 1)
     roots = np.sign(steps) * np.sqrt(np.abs(steps))
     length = np.linalg.norm(roots, axis=1, keepdims=True)
     return np.where(length > FAINT, roots / np.maximum(length, 1e-6), 0).astype(np.float32)

@@ -15,10 +15,11 @@ from detrkit.data.columns import LONGEST_SIDE, BoxColumns, ImageColumns, count_r
 from detrkit.data.files import safe_name, upright_size
 from detrkit.data.problems import Problems
 from detrkit.data.segmentations import MaskParts
-from detrkit.errors import DataError
+from detrkit.errors import DataError, brief
 from detrkit.structures import Category
 
 _NAMED_FROM = -(2**62)  # ids that stand for text: far below any that a file has
+_LARGEST_ID = 2**61
 _NO_ID = np.iinfo(np.int64).min
 
 
@@ -100,13 +101,11 @@ class Collector:
                 number = int(value)
             except ValueError:
                 return self.texts.setdefault(value, _NAMED_FROM + len(self.texts))
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        elif not _is_number(value) or (isinstance(value, float) and not value.is_integer()):
             return None
         else:
             number = int(value)
-            if number != value:
-                return None
-        if abs(number) >= -_NAMED_FROM:
+        if abs(number) >= _LARGEST_ID:
             return self.texts.setdefault(str(value), _NAMED_FROM + len(self.texts))
         return number
 
@@ -124,7 +123,7 @@ class Collector:
     def _add_categories(self, items: list[Any]) -> None:
         for item in items:
             identifier = self._identifier(item.get("id")) if isinstance(item, dict) else None
-            if identifier is None or identifier in self.texts.values():
+            if identifier is None or identifier < -_LARGEST_ID:
                 self._refuse("a category lacks an id", _brief(item), "an object with an integer id and a name")
             is_thing = item.get("isthing") not in (0, "0", "false", "False")
             self.table.append(Category(identifier, str(item.get("name") or identifier), is_thing))
@@ -132,23 +131,21 @@ class Collector:
     def _quick(self, items: list[Any]) -> tuple[np.ndarray, ...] | None:
         """Columns of sound items; None where one item is not, as NumPy finds out by itself."""
         try:
-            boxes = np.array([item["bbox"] for item in items])
-            ids = np.array([item["id"] for item in items])
-            images = np.array([item["image_id"] for item in items])
-            labels = np.array([item["category_id"] for item in items])
-            areas = np.array([item.get("area", math.nan) for item in items])
-            crowd = np.array([item.get("iscrowd", 0) for item in items])
-            difficult = np.array([item.get("difficult", 0) for item in items])
+            boxes = _array([side for item in items for side in _four(item["bbox"])]).reshape(-1, 4)
+            ids = _array([item["id"] for item in items])
+            images = _array([item["image_id"] for item in items])
+            labels = _array([item["category_id"] for item in items])
+            areas = _array([item.get("area", math.nan) for item in items])
+            crowd = _array([item.get("iscrowd", 0) for item in items])
+            difficult = _array([item.get("difficult", 0) for item in items])
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             return None
         integers = all(
-            column.dtype.kind == "i" and column.ndim == 1 and column.min() > _NAMED_FROM and column.max() < -_NAMED_FROM
+            column.dtype.kind == "i" and column.min() > -_LARGEST_ID and column.max() < _LARGEST_ID
             for column in (ids, images, labels)
         )
-        flags = all(column.dtype.kind in "ib" and column.ndim == 1 for column in (crowd, difficult))
-        if not (integers and flags and boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype.kind in "if"):
-            return None
-        if areas.dtype.kind not in "if" or areas.ndim != 1:
+        flags = all(column.dtype.kind in "ib" for column in (crowd, difficult))
+        if not (integers and flags and boxes.dtype.kind in "if" and areas.dtype.kind in "if"):
             return None
         flagged = (crowd != 0, difficult != 0)
         return ids, images, labels, boxes.astype(np.float64), areas.astype(np.float64), *flagged
@@ -229,11 +226,11 @@ class Collector:
         good = image_known & label_known
         with np.errstate(over="ignore", invalid="ignore"):  # huge numbers become infinite, and are dropped as such
             boxes[:, 2:] += boxes[:, :2]
-        if (image_ids < _NAMED_FROM // 2).any():
+        if (image_ids < -_LARGEST_ID).any():
             count_rows(
                 self.problems,
                 "text-image-id",
-                np.flatnonzero(image_ids < _NAMED_FROM // 2),
+                np.flatnonzero(image_ids < -_LARGEST_ID),
                 lambda row: f"{self.path}: image {self.names[row]!r}",
             )
             image_ids = np.arange(1, len(image_ids) + 1, dtype=np.int64)
@@ -269,7 +266,7 @@ class _Where:
 
     def __call__(self, row: int) -> str:
         identifier = int(self.ids[row])
-        known = identifier > _NAMED_FROM // 2
+        known = identifier > -_LARGEST_ID
         return f"{self.path}: {self.describe(identifier) if known else 'an annotation without a number'}"
 
 
@@ -280,6 +277,19 @@ def _find(known: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> tuple[np.
     place = np.searchsorted(known, wanted, sorter=order)
     rows = order[np.minimum(place, len(known) - 1)]
     return rows, known[rows] == wanted
+
+
+def _array(values: list[Any]) -> np.ndarray:
+    """Numbers as an array. One long text among them would make every other as long, so that nothing else is taken."""
+    if not set(map(type, values)) <= {int, float, bool}:
+        raise TypeError("not all are numbers")
+    return np.array(values)
+
+
+def _four(box: Any) -> list[Any]:
+    if type(box) is not list or len(box) != 4:
+        raise TypeError("not a list of four")
+    return box
 
 
 def _is_number(value: Any) -> bool:
@@ -310,5 +320,4 @@ def _side(value: Any) -> int:
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return brief(repr(value) if isinstance(value, str) else value, 80)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from detrkit.data.files import is_known_split, split_name
 from detrkit.data.formats import Source
+from detrkit.documents import opened
 from detrkit.errors import DataError
 
 NAMES_TRIED = 20
@@ -68,7 +69,7 @@ def _candidates(root: Path) -> Iterator[Path]:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     """A file in overlapping pieces: to look for something short. A memory map would count as memory used."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         kept = b""
         while piece := file.read(PIECE_BYTES):
             yield kept + piece

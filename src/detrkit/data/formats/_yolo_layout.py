@@ -9,11 +9,27 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from detrkit.data.files import has_images, is_known_split, split_name, walk_images
-from detrkit.errors import DataError
+from detrkit.documents import read_text
+from detrkit.errors import DataError, brief
 from detrkit.structures import Category
 
 TABLES = ("classes.txt", "obj.names")
+_SYSTEM = (Path("/proc"), Path("/sys"), Path("/dev"))
 SPLITS = ("train", "val", "valid", "validation", "test")
+
+
+LARGEST = 1 << 19
+"""Bytes of the largest YAML file: its parser takes a second for a few hundred kilobytes. Names of a thousand classes
+have twenty."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Makes plain values alone, and knows no aliases, with which a few lines can stand for any amount of data."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("there is an alias (*) in it, and aliases are not followed")
+        return super().compose_node(parent, index)
 
 
 class Layout(NamedTuple):
@@ -51,8 +67,8 @@ def find(root: Path) -> Layout | None:
 def _load(path: Path, must_parse: bool = True) -> dict[str, Any]:
     """The content of a YAML file that describes a data set, empty where it describes something else."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        content = yaml.load(read_text(path, LARGEST), Loader=_Loader)
+    except Exception as error:
         if not must_parse:
             return {}
         _refuse(path, "the file is not YAML", str(error).replace("\n", " "), "names: and train:/val:/test:")
@@ -78,10 +94,12 @@ def _from_yaml(path: Path, content: dict[str, Any]) -> Layout | None:
             continue
         entries = entries if isinstance(entries, list) else [entries]
         if not all(isinstance(entry, str) for entry in entries):
-            _refuse(path, f"{key} is neither a path nor a list of paths", entries, "paths")
+            _refuse(path, f"{key} is neither a path nor a list of paths", brief(entries), "paths")
         places = [place for entry in entries if (place := _place(base, entry)) is not None]
         if len(places) < len(entries):
             missing.append(f"{key}: {', '.join(entries)}")
+        for place in places:
+            _refuse_outside(path, place)
         if places:
             splits.setdefault(split_name(key), []).extend(places)
     if not splits:
@@ -95,12 +113,25 @@ def _from_yaml(path: Path, content: dict[str, Any]) -> Layout | None:
     return Layout(path, base, splits, missing, names, "kpt_shape" in content)
 
 
+def _refuse_outside(path: Path, place: Path) -> None:
+    """Refuse a split that would be everything around the data set, or the system's own files."""
+    real, own = place.resolve(), path.parent.resolve()
+    if (real != own and own.is_relative_to(real)) or any(real.is_relative_to(root) for root in _SYSTEM):
+        raise DataError(
+            "unsafe-path: a split is a folder that the data set lies in, or one of the system",
+            where=path,
+            got=str(place),
+            expected="a folder of images",
+            remedy="Mend the entry, or the entry path: of the YAML file.",
+        )
+
+
 def _base(path: Path, stated: object) -> Path:
     """The folder that a YAML file's entries start from: its `path` where that exists, else its own folder."""
     own = path.parent
     if not isinstance(stated, str):
         return own
-    return own / stated if (own / stated).is_dir() else own
+    return own / stated if _is_folder(own / stated) else own
 
 
 def _place(base: Path, entry: str) -> Path | None:
@@ -111,11 +142,16 @@ def _place(base: Path, entry: str) -> Path | None:
     for candidate in dict.fromkeys([entry, bare]):
         place = Path(os.path.normpath(base / candidate))
         # Some files name the folder of the split, which holds images/ and labels/.
-        if (place / "images").is_dir() and not has_images(place):
+        if _is_folder(place / "images") and not has_images(place):
             return place / "images"
-        if place.is_dir() or (place.is_file() and place.suffix == ".txt"):
+        if _is_folder(place) or (os.path.isfile(place) and place.suffix == ".txt"):  # noqa: PTH113
             return place
     return None
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is such a folder; a `Path` would raise for a name that no file can have."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _names(path: Path, content: dict[str, Any]) -> dict[int, str] | None:
@@ -125,11 +161,11 @@ def _names(path: Path, content: dict[str, Any]) -> dict[int, str] | None:
     if isinstance(stated, dict):
         try:
             return {int(number): str(name) for number, name in sorted(stated.items(), key=lambda item: int(item[0]))}
-        except (TypeError, ValueError):
-            _refuse(path, "the keys of names are not numbers", list(stated)[:5], "0: cat, 1: dog, …")
+        except (TypeError, ValueError, OverflowError):
+            _refuse(path, "the keys of names are not numbers", brief(list(stated)[:5]), "0: cat, 1: dog, …")
     if stated is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < 2**20:
         return {number: str(number) for number in range(content["nc"])}
-    _refuse(path, "names is neither a list nor a table", repr(stated)[:80], "names: [cat, dog]")
+    _refuse(path, "names is neither a list nor a table", brief(stated, 80), "names: [cat, dog]")
 
 
 def _from_folders(root: Path) -> Layout | None:
@@ -208,11 +244,11 @@ def label_path(image: Path) -> Path:
 def lines(path: Path) -> list[str] | None:
     """The lines of a text file, None where there is none. Bytes that are not UTF-8 spoil their line, no more."""
     try:
-        return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        return read_text(path, errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise DataError("The file cannot be read", where=path, got=error.strerror or error) from error
+    except (OSError, ValueError) as error:
+        raise DataError("The file cannot be read", where=path, got=getattr(error, "strerror", None) or error) from error
 
 
 def categories(found: Layout) -> tuple[Category, ...]:

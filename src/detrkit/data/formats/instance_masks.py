@@ -38,6 +38,7 @@ from detrkit.data.formats import Source
 from detrkit.data.problems import Problems
 from detrkit.data.segment_files import SegmentFiles, numbers_of, objects_of, read_numbers
 from detrkit.data.segmentations import MaskColumn
+from detrkit.documents import read_text
 from detrkit.errors import DataError
 from detrkit.structures import Category
 
@@ -104,7 +105,7 @@ def _category(masks: Path) -> Category:
     usual = next(name for _, folder, name in _FOLDERS if folder in (masks.name, masks.parent.name))
     for folder in [base, *([base.parent] if is_known_split(base.name) else [])]:
         if (folder / TABLE).is_file():
-            lines = (folder / TABLE).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            lines = read_text(folder / TABLE, errors="replace").splitlines()
             names = [line.strip() for line in lines if line.strip()]
             if len(names) != 1:
                 raise DataError(

@@ -21,11 +21,10 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree.ElementTree import Element, ParseError, SubElement, indent, tostring
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import defusedxml.ElementTree
 import numpy as np
-from defusedxml import DefusedXmlException
 
 from detrkit.data.annotations import Annotations
 from detrkit.data.columns import BoxColumns, ImageColumns, build
@@ -40,12 +39,15 @@ from detrkit.data.files import (
 )
 from detrkit.data.formats import Source
 from detrkit.data.problems import Problems
+from detrkit.documents import read_bytes, read_text
 from detrkit.errors import DataError
 from detrkit.structures import Category
 
 EXPECTED = "Annotations/*.xml with JPEGImages/ and ImageSets/Main/*.txt, or XML files beside their images"
 PRECEDENCE = 3
 TABLE = "classes.txt"
+LARGEST = 1 << 25
+"""Bytes of the largest XML file; that of an image of a thousand objects has half a million."""
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -173,8 +175,8 @@ def _xml_files(folders: list[Path]) -> Iterator[Path]:
 def _listed(path: Path, files: Mapping[str, _File], problems: Problems) -> list[str]:
     """The stems of a list that have an annotation file. A second column, as in the lists of a class, is ignored."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError("malformed-file: the list of a split cannot be read", where=path, got=error) from error
     keys = []
     for number, line in enumerate(lines, 1):
@@ -193,8 +195,8 @@ def _listed(path: Path, files: Mapping[str, _File], problems: Problems) -> list[
 def _parse(path: Path) -> _File:
     """Read one XML file."""
     try:
-        tree = defusedxml.ElementTree.fromstring(path.read_bytes())
-    except (ParseError, DefusedXmlException, ValueError, LookupError, OSError, RecursionError) as error:
+        tree = defusedxml.ElementTree.fromstring(read_bytes(path, LARGEST))
+    except Exception as error:
         raise _malformed(path, str(error) or type(error).__name__) from error
     if tree.tag != "annotation":
         raise _malformed(path, f"the element <{tree.tag}>")
@@ -249,8 +251,8 @@ def _is_one_based(files: Mapping[str, _File], problems: Problems) -> bool:
 def _table(base: Path, files: Mapping[str, _File]) -> tuple[Category, ...]:
     if (base / TABLE).is_file():
         try:
-            lines = (base / TABLE).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(base / TABLE).splitlines()
+        except (OSError, ValueError) as error:
             raise DataError("malformed-file: the list of classes cannot be read", where=base / TABLE) from error
         found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     else:

@@ -1,0 +1,261 @@
+"""Claim: a training step of DETR-R50 takes less time and less memory than a plain one of the same weights.
+
+    python benchmarks/training_step.py [--rounds 7] [--precision bf16] [--threads 2]
+
+A step is forward, loss, backward, clipping and AdamW over all that DETR trains, two images of 480 × 640 with ten boxes
+each. Loading is in no side. Sides in turning order:
+
+    plain   as the paper's code has it: `nn.MultiheadAttention` with a mask and with its weights returned, norms that
+            pass over every map, images as they are laid out by default, costs and assignments image by image and layer
+            by layer, losses layer by layer, fp32
+    ours    what `detrkit train` does: `detrkit.training.loop.optimize`, in fp32 or in the precision that is asked for
+
+Both start from the same weights, without dropout they must find the same loss. Seconds are of processor time in one
+process, and a ratio is the median of the rounds' ratios. Memory is of one new process a side: how far its peak rises in
+two steps above what model, data and libraries hold; with gradients and AdamW's state.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from _memory import peak_added
+from _report import machine, parser, show
+from safetensors.torch import save_file
+from safety_overhead import Case as Recipe
+from safety_overhead import open_session, write_data
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detrkit import models
+from detrkit.boxes import cxcywh_to_xyxy, elementwise_giou, pairwise_giou
+from detrkit.nn import resnet
+from detrkit.nn.attention import Attention
+from detrkit.nn.backbone import build_backbone
+from detrkit.structures import Batch, Target
+from detrkit.training.detection import DetectionSession
+from detrkit.training.loop import optimize
+
+SIDES = ("plain", "ours")
+OBJECTS = 10
+
+
+class Case(NamedTuple):
+    """A detector, and height and width of its two images."""
+
+    preset: str
+    size: tuple[int, int]
+
+
+CASES = {"detr-r50, 2 × 480 × 640": Case("detr-r50", (480, 640))}
+SHORT = {"detr-r18, 2 × 192 × 256": Case("detr-r18", (192, 256))}
+TINY = Case("detr-r18", (64, 64))
+
+
+class PlainAttention(nn.Module):
+    """Torch's own attention with the weights of ours."""
+
+    def __init__(self, ours: Attention):
+        super().__init__()
+        dim = ours.query.in_features
+        self.attention = nn.MultiheadAttention(dim, ours.heads, ours.dropout, batch_first=True)
+        parts = (ours.query, ours.key, ours.value)
+        with torch.no_grad():
+            self.attention.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+            self.attention.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+            self.attention.out_proj.load_state_dict(ours.output.state_dict())
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
+        mask = torch.zeros(key.shape[:2], dtype=torch.bool) if blocked is None else blocked[:, 0, 0]
+        found: Tensor = self.attention(query, key, value, key_padding_mask=mask)[0]
+        return found
+
+
+def plain_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """A convolution, and a frozen norm after it as the paper's code computes it."""
+    assert isinstance(norm, resnet.FrozenBatchNorm2d)
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return conv(x) * scale.view(1, -1, 1, 1) + (norm.bias - norm.running_mean * scale).view(1, -1, 1, 1)
+
+
+def make_plain(module: nn.Module) -> None:
+    """Replace every attention inside a model of ours."""
+    for name, child in module.named_children():
+        if isinstance(child, Attention):
+            setattr(module, name, PlainAttention(child))
+        else:
+            make_plain(child)
+
+
+def plain_losses(logits: Tensor, boxes: Tensor, targets: Sequence[Target], no_object: float) -> Tensor:
+    """The weighted loss of one decoder layer, matched image by image."""
+    pairs = []
+    with torch.no_grad():
+        for chance, found, target in zip(logits.softmax(-1), boxes, targets, strict=True):
+            cost = -chance[:, target.labels] + 5 * torch.cdist(found, target.boxes, p=1)
+            cost -= 2 * pairwise_giou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(target.boxes))
+            pairs.append([torch.as_tensor(rows) for rows in linear_sum_assignment(cost.numpy())])
+    image = torch.cat([torch.full_like(queries, number) for number, (queries, _) in enumerate(pairs)])
+    query = torch.cat([queries for queries, _ in pairs])
+    wanted = torch.cat([target.boxes[rows] for target, (_, rows) in zip(targets, pairs, strict=True)])
+    classes = torch.full(logits.shape[:2], logits.shape[-1] - 1)
+    classes[image, query] = torch.cat([target.labels[rows] for target, (_, rows) in zip(targets, pairs, strict=True)])
+    weight = torch.ones(logits.shape[-1])
+    weight[-1] = no_object
+    answers, count = boxes[image, query], sum(len(target.labels) for target in targets)
+    overlap = elementwise_giou(cxcywh_to_xyxy(answers), cxcywh_to_xyxy(wanted))
+    distance = F.l1_loss(answers, wanted, reduction="none").sum() / count
+    return F.cross_entropy(logits.transpose(1, 2), classes, weight) + 5 * distance + 2 * (1 - overlap).sum() / count
+
+
+class Side:
+    """One way to train."""
+
+    def __init__(self, case: Case, side: str, data: Path, precision: str, dropout: float):
+        fields = {"model": case.preset, "precision": precision, "channels_last": True, "ema": 0.0, "clip": 0.1}
+        fields |= {"architecture": {"dropout": str(dropout)}, "backbone_weights": backbone_file(case, data)}
+        torch.manual_seed(0)
+        self.session: DetectionSession = open_session(Recipe(fields, 1), data)
+        self.side, self.batch = side, make_batch(case)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        if side == "plain":
+            model: Any = self.session.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            make_plain(model)
+            self.model = model.train()
+            trained = [one for one in self.model.parameters() if one.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
+
+    def __call__(self) -> float:
+        """Take a step; its loss."""
+        torch.manual_seed(0)
+        if self.side == "ours":
+            return float(optimize(self.session, self.session.model, self.scaler, [self.batch]).values[0])
+        ours, resnet.conv_norm = resnet.conv_norm, plain_conv_norm
+        try:
+            self.optimizer.zero_grad()
+            found = self.model(self.batch.images, self.batch.padding)
+            layers = zip(found.logits, found.boxes, strict=True)
+            loss = torch.stack([plain_losses(*layer, self.batch.targets, 0.1) for layer in layers]).sum()
+            loss.backward()
+            nn.utils.clip_grad_norm_([one for one in self.model.parameters() if one.grad is not None], 0.1)
+            self.optimizer.step()
+        finally:
+            resnet.conv_norm = ours
+        return float(loss.detach())
+
+
+def backbone_file(case: Case, data: Path) -> str:
+    """Weights for the backbone: one that starts at random would not be frozen up to its second stage, as DETR's is."""
+    name = models.configure(case.preset)[1].backbone
+    file = data / f"{name}.safetensors"
+    if not file.exists():
+        backbone = build_backbone(name)
+        backbone.initialise(torch.Generator().manual_seed(0))
+        save_file(backbone.state_dict(), file)
+    return str(file)
+
+
+def make_batch(case: Case) -> Batch:
+    """Two images of noise with their boxes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, *case.size, generator=generator)
+    targets = tuple(
+        Target(
+            torch.randint(2, (OBJECTS,), generator=generator),
+            torch.rand(OBJECTS, 4, generator=generator) * torch.tensor([0.4, 0.4, 0.2, 0.2]) + 0.2,
+            name,
+        )
+        for name in ("first", "second")
+    )
+    return Batch(images, torch.zeros(2, *case.size, dtype=torch.bool), targets)
+
+
+def check(case: Case, data: Path) -> float:
+    """How far the losses of both sides are apart, relatively, without dropout."""
+    first, second = (Side(case, side, data, "fp32", 0.0)() for side in SIDES)
+    if abs(first - second) > 1e-4 * first:
+        raise SystemExit(f"The sides compute different losses: {first} and {second}")
+    return abs(first - second) / first
+
+
+def measure_time(case: Case, data: Path, precision: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of processor time of each side in every round, after one that does not count."""
+    sides = {side: Side(case, side, data, precision, 0.1) for side in SIDES}
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for number in range(rounds + 1):
+        for side in SIDES if number % 2 else SIDES[::-1]:
+            start = time.process_time()
+            sides[side]()
+            if number:
+                times[side].append(time.process_time() - start)
+    return times
+
+
+def measure_memory(case: Case, side: str, data: Path, precision: str) -> float:
+    """How much two steps add to the peak of this process, in MB."""
+    torch.set_num_threads(1)
+    Side(TINY, side, data, precision, 0.1)()  # what libraries set up in a first step is no part of one
+    step = Side(case, side, data, precision, 0.1)
+    return peak_added(lambda: (step(), step()))
+
+
+def measure(case: Case, data: Path, precision: str, rounds: int) -> dict[str, Any]:
+    apart, times = check(case, data), measure_time(case, data, precision, rounds)
+    memory = {}
+    for side in SIDES:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            memory[side] = pool.submit(measure_memory, case, side, data, precision).result()
+    return {
+        "seconds": times,
+        "medians": {side: statistics.median(times[side]) for side in SIDES},
+        "ratio": statistics.median(plain / ours for plain, ours in zip(times["plain"], times["ours"], strict=True)),
+        "memory_mb": memory,
+        "memory_ratio": memory["ours"] / memory["plain"],
+        "losses_apart": apart,
+    }
+
+
+def table(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures for people."""
+    lines: dict[str, Any] = {}
+    for name, of in result["cases"].items():
+        seconds, memory = of["medians"], of["memory_mb"]
+        lines[name] = {
+            "seconds a step": f"{seconds['plain']:.2f} plain, {seconds['ours']:.2f} ours: {of['ratio']:.2f} times",
+            "memory": f"{memory['plain']:.0f} MB plain, {memory['ours']:.0f} MB ours: {of['memory_ratio']:.2f}",
+            "losses apart": f"{of['losses_apart']:.1e}",
+        }
+    return {**lines, "precision": result["precision"], "rounds": result["rounds"], "machine": result["machine"]}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    options.add_argument("--threads", type=int, default=1)
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rounds, cases = (3, SHORT) if arguments.short else (arguments.rounds, CASES)
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_data(Path(folder) / "data")
+        result = {
+            "cases": {name: measure(case, data, arguments.precision, rounds) for name, case in cases.items()},
+            "precision": arguments.precision,
+            "rounds": rounds,
+            "threads": arguments.threads,
+            "machine": machine(("detrkit", "torch")),
+        }
+    show(result if arguments.json else table(result), arguments.json)
+
+
+if __name__ == "__main__":
+    main()
