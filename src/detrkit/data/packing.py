@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
-from detrkit.structures import NORMALIZATION_MEAN, NORMALIZATION_STD
+from detrkit.data.transforms import byte_scale
 
 
 class PackedMasks(NamedTuple):
@@ -47,8 +47,7 @@ def pack_images(
     # fill it.
     padded = torch.from_numpy(np.zeros((len(images), height, width * 3), np.float32))
     padding = torch.ones(len(images), height, width, dtype=torch.bool)
-    mean, factor = torch.tensor(NORMALIZATION_MEAN) * 255, 1 / (torch.tensor(NORMALIZATION_STD) * 255)
-    means, factors = mean.repeat(width), factor.repeat(width)
+    means, factors = (values.repeat(width) for values in byte_scale())
     for image, place, outside in zip(images, padded, padding, strict=True):
         rows, columns = image.shape[1:]
         line = slice(columns * 3)  # pixels in a row are one run of numbers, which is several times as fast

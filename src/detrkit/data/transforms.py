@@ -107,11 +107,16 @@ def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def to_tensor(image: Image.Image | UInt8[Tensor, "3 h w"]) -> Float32[Tensor, "3 h w"]:
-    """An image as the normalised tensor that models take (`NORMALIZATION_MEAN`, `NORMALIZATION_STD`)."""
+def byte_scale() -> tuple[Float32[Tensor, " 3"], Float32[Tensor, " 3"]]:
+    """What is taken from the bytes of each channel, and the factor of what is left, so that they are normalised."""
+    return torch.tensor(NORMALIZATION_MEAN) * 255, 1 / (torch.tensor(NORMALIZATION_STD) * 255)
+
+
+def to_tensor(image: Image.Image | UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
+    """An image or more as the normalised tensor that models take (`NORMALIZATION_MEAN`, `NORMALIZATION_STD`)."""
     pixels = to_pixels(image) if isinstance(image, Image.Image) else image
-    mean, std = (torch.tensor(values)[:, None, None] * 255 for values in (NORMALIZATION_MEAN, NORMALIZATION_STD))
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).mul_(1 / std)
+    mean, factor = (values[:, None, None] for values in byte_scale())
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).mul_(factor)
 
 
 def scale(pixels: UInt8[Tensor, "3 _ _"], height: int, width: int) -> UInt8[Tensor, "3 height width"]:
