@@ -256,7 +256,7 @@ def _jpeg_pixels(image: Image.Image, factor: int) -> UInt8[np.ndarray, "h w 3"] 
     file: Any = getattr(image, "fp", None)
     height, width = image.height, image.width
     pixels = np.empty((height, width, 3), np.uint8)
-    most = 4 * pixels.size * factor**2 + _PIECE  # of what a file may hold besides, nothing is taken into memory
+    most = 4 * height * width * factor**2 + _PIECE  # of what a file may hold besides, nothing is taken into memory
     try:
         file.seek(0)
         content = file.read(most)
