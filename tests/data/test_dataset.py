@@ -5,7 +5,7 @@ from PIL import Image
 
 from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.data.dataset import DetectionDataset, Key, boxes_in_file, random_stream
-from detrkit.data.transforms import Evaluation, Training, training_sizes
+from detrkit.data.transforms import Evaluation, Training, View, training_sizes
 from detrkit.errors import DataError, UsageError
 
 EVALUATION = Evaluation(shortest=32, longest=100)
@@ -69,6 +69,34 @@ def test_streams_differ_where_numbers_trail_off_in_zeros():
         random_stream(*numbers).integers(2**62) for numbers in [(1, 0, 0), (2, 0, 0, 0), (2, 0, 0, 1), (2, 0, 1, 0)]
     }
     assert len(draws) == 4
+
+
+def test_a_jpeg_is_decoded_no_larger_than_it_is_shown(make_annotations, monkeypatch):
+    """And then shows what the whole of it shows, with the same boxes."""
+    annotations = make_annotations(count=3, size=(240, 320), suffix="jpg")
+    annotations.image_sizes[1] = (120, 160)  # scaled after it was annotated
+    annotations.boxes[2:4] /= 2
+    dataset = DetectionDataset(annotations, training(), 0)
+    keys = [Key(epoch, index) for epoch in range(6) for index in range(3)]
+    reduced = [dataset[key] for key in keys]
+    spares, crops = [], []
+    plain = View.spare
+
+    def nothing(view, height, width):
+        spares.append(plain(view, height, width))
+        crops.append(view.region[2:] != (height, width))
+        return 1
+
+    monkeypatch.setattr(View, "spare", nothing)
+    for key, item in zip(keys, reduced, strict=True):
+        expected = dataset[key]
+        assert item.image.shape == expected.image.shape
+        assert torch.equal(item.target.labels, expected.target.labels)
+        # The edges of a crop are moved by half a pixel at most, of the 23 or more that a crop has.
+        assert (item.target.boxes - expected.target.boxes).abs().max() < (0.5 / 23 if crops[-1] else 1e-6)
+        assert (item.image.float() - expected.image.float()).abs().mean() < (6 if crops[-1] else 2)
+    assert {2, 4} <= set(spares)
+    assert set(crops) == {True, False}
 
 
 def test_unreadable_image_is_replaced_and_named(make_annotations):

@@ -19,7 +19,7 @@ from detrkit.data.annotations import Annotations, Strings
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem
 from detrkit.data.episodes import NOTHING, LoadedEpisodes, PairDataset, draw_episodes, episode_batches, turned
 from detrkit.data.loading import EpochBatches
-from detrkit.data.transforms import Evaluation
+from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Category, Target
 
@@ -180,7 +180,7 @@ def items_of(classes: Sequence[Sequence[int]], sides: Sequence[Sequence[float]] 
             side = 20.0 if sides is None else sides[index][row]
             boxes[row] = torch.tensor([0.1 + index / 50, 0.1 + row / 50, side / 64, side / 64])
         target = Target(torch.tensor(labels, dtype=torch.int64), boxes, f"image {index}")
-        items.append(TrainingItem(torch.zeros(3, 64, 64), target))
+        items.append(TrainingItem(torch.zeros(3, 64, 64, dtype=torch.uint8), target))
     return items
 
 
@@ -248,7 +248,7 @@ def test_unseen_classes_are_neither_asked_nor_shown(data: Annotations):
 
 def marked(height: int = 40, width: int = 60) -> TrainingItem:
     """An image with one bright place, and its box."""
-    image = torch.zeros(3, height, width)
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
     image[:, 4:12, 9:30] = 1
     box = torch.tensor([[(9 + 30) / 2 / width, (4 + 12) / 2 / height, 21 / width, 8 / height]])
     return TrainingItem(image, Target(torch.tensor([0]), box, "marked"), "replaced")
@@ -288,7 +288,7 @@ def test_all_images_of_a_batch_are_turned_alike(data: Annotations):
             for quarters in range(4)
             for mirrored in (False, True)
             if all(
-                torch.equal(moved.image, image[:, : moved.image.shape[1], : moved.image.shape[2]])
+                torch.equal(to_tensor(moved.image), image[:, : moved.image.shape[1], : moved.image.shape[2]])
                 for moved, image in zip((turned(one, quarters, mirrored) for one in items), batch.images, strict=True)
             )
         ]
@@ -297,7 +297,7 @@ def test_all_images_of_a_batch_are_turned_alike(data: Annotations):
     assert len(ways) > 3
     for loaded in run(plain, steps=3, turned=0.0):
         for name, image in zip(loaded.batch.names, loaded.batch.images, strict=True):
-            still = plain.images[Key(0, upright[name])].image
+            still = to_tensor(plain.images[Key(0, upright[name])].image)
             assert torch.equal(still, image[:, : still.shape[1], : still.shape[2]])
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.data.images import open_image
+from detrkit.data import images
+from detrkit.data.images import open_image, open_pixels
 from detrkit.errors import DataError, printable
 
 
@@ -19,6 +20,21 @@ def picture(height=40, width=60):
 def close(a, b, tolerance=8.0):
     a, b = np.asarray(a).astype(float), np.asarray(b).astype(float)
     return a.shape == b.shape and np.abs(a - b).mean() < tolerance
+
+
+def whole(height, width):
+    """Nothing is spared; hands the size back."""
+    return 1, (height, width)
+
+
+@pytest.fixture(params=["with", "without"])
+def fast(request, monkeypatch):
+    """With the extra `fast`, and as if it were not there."""
+    if request.param == "without":
+        monkeypatch.setattr(images, "_fast_decoder", lambda: None)
+    else:
+        assert images._fast_decoder() is not None, "the tests need the extra"
+    return request.param == "with"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +68,7 @@ def test_every_exif_orientation_comes_out_upright(tmp_path, orientation, suffix)
     path = tmp_path / f"a.{suffix}"
     stored.save(path, exif=exif.tobytes(), quality=95)
     assert close(open_image(path), picture())
+    assert close(open_image(open_image(path)), picture()), "turned twice"
     with Image.open(path) as image:
         assert close(open_image(image), picture())
 
@@ -175,6 +192,10 @@ def test_bad_files_are_named_with_cause_and_remedy(tmp_path, name, make, message
     with pytest.raises(DataError, match=f"(?s){re.escape(printable(name))}.*{message}") as caught:
         open_image(path)
     assert caught.value.where == str(path)
+    if not name.startswith("http"):
+        with pytest.raises(DataError) as again:
+            open_pixels(path, whole)
+        assert str(again.value) == str(caught.value)
 
 
 def test_bad_bytes_carry_the_given_name():
@@ -209,3 +230,106 @@ def test_array_and_image_in_memory_obey_the_limit():
         with pytest.raises(DataError, match="too many pixels"):
             open_image(source, max_pixels=2399)
         assert open_image(source, max_pixels=2400).size == (60, 40)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        *[("RGB", {"subsampling": sampling, "progressive": sampling == 1}) for sampling in (0, 1, 2)],
+        ("RGB", {"keep_rgb": True}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+def test_pixels_of_a_jpeg_are_those_of_pillow_at_every_scale(tmp_path, fast, mode, options):
+    path = tmp_path / "a.jpg"
+    picture(80, 136).convert(mode).save(path, quality=90, **options)
+    for factor in (1, 2, 4, 8):
+        pixels, size = open_pixels(path, lambda height, width, factor=factor: (factor, (height, width)))
+        assert size == (80, 136)
+        with Image.open(path) as image:
+            image.draft(image.mode, (136 // factor, 80 // factor))
+            expected = np.asarray(image.convert("RGB"))
+        assert expected.shape == (80 // factor, 136 // factor, 3)
+        assert np.array_equal(pixels, expected)
+        assert pixels.flags.writeable
+
+
+def test_only_ordinary_files_go_to_the_fast_decoder(tmp_path, monkeypatch):
+    seen = []
+    decode = images._fast_decoder().decode_jpeg
+    monkeypatch.setattr(images._fast_decoder(), "decode_jpeg", lambda *a, **k: seen.append(1) or decode(*a, **k))
+    for name in ("a.jpg", "b.png"):
+        picture().save(tmp_path / name)
+        open_pixels(tmp_path / name, whole)
+    picture().convert("CMYK").save(tmp_path / "c.jpg")
+    open_pixels(tmp_path / "c.jpg", whole)
+    assert len(seen) == 1
+
+
+def test_a_smaller_image_has_whole_pixels_or_is_not_smaller(tmp_path, fast):
+    for (height, width), expected in (((48, 64), 8), ((44, 64), 4), ((42, 64), 2), ((41, 64), 1), ((48, 61), 1)):
+        smooth = picture(height, width)
+        smooth.save(tmp_path / "a.jpg", quality=95)
+        pixels, _ = open_pixels(tmp_path / "a.jpg", lambda *size: (8, size))
+        assert pixels.shape == (height // expected, width // expected, 3)
+        means = (
+            np.asarray(smooth, float).reshape(height // expected, expected, width // expected, expected, 3).mean((1, 3))
+        )
+        assert np.abs(pixels - means).max() < 8
+        smooth.save(tmp_path / "a.png")
+        assert open_pixels(tmp_path / "a.png", lambda *size: (8, size))[0].shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_are_upright(tmp_path, fast, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(32, 64).save(tmp_path / "a.jpg", exif=exif.tobytes(), quality=95)
+    expected = open_image(tmp_path / "a.jpg")
+    pixels, size = open_pixels(tmp_path / "a.jpg", whole)
+    assert size == expected.size[::-1]
+    assert np.array_equal(pixels, np.asarray(expected))
+    smaller, _ = open_pixels(tmp_path / "a.jpg", lambda *size: (2, size))
+    assert close(smaller, expected.reduce(2))
+
+
+def test_damaged_files_are_judged_alike(tmp_path, fast):
+    path = tmp_path / "a.jpg"
+    picture().save(path, quality=90)
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    outcomes = set()
+    for turn in range(120):
+        damaged = bytearray(content)
+        if turn % 2:
+            damaged = damaged[: rng.integers(2, len(content))]
+        else:
+            damaged[int(rng.integers(2, len(content)))] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        answers = []
+        for read in (lambda: np.asarray(open_image(path)), lambda: open_pixels(path, whole)[0]):
+            try:
+                answers.append(read())
+            except DataError as error:
+                answers.append(str(error))
+        assert np.array_equal(*answers)
+        outcomes.add(isinstance(answers[0], str))
+    assert outcomes == {True, False}
+
+
+def test_pixels_obey_the_limit(tmp_path):
+    picture().save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="too many pixels"):
+        open_pixels(tmp_path / "a.jpg", whole, max_pixels=2399)
+
+
+def test_what_follows_an_image_in_its_file_is_not_taken_into_memory(tmp_path, monkeypatch):
+    lengths = []
+    decode = images._fast_decoder().decode_jpeg
+    monkeypatch.setattr(images._fast_decoder(), "decode_jpeg", lambda c, **k: lengths.append(len(c)) or decode(c, **k))
+    path = tmp_path / "a.jpg"
+    picture().save(path)
+    expected = open_pixels(path, whole)[0]
+    path.write_bytes(path.read_bytes() + bytes(4 << 20))
+    assert np.array_equal(open_pixels(path, whole)[0], expected)
+    assert max(lengths) < 2 << 20

@@ -9,8 +9,10 @@ import torch
 from detrkit.data.dataset import DetectionDataset
 from detrkit.data.images import open_image
 from detrkit.data.loading import EpochBatches, load_images, training_batches
+from detrkit.data.packing import pack_images
 from detrkit.data.transforms import Evaluation, Training, to_tensor, training_sizes
 from detrkit.errors import DataError, UsageError
+from detrkit.structures import Batch
 
 EVALUATION = Evaluation(shortest=32, longest=100)
 
@@ -117,6 +119,16 @@ def test_batches_are_padded_to_a_multiple(make_annotations):
     (loaded,) = run(dataset, 0, steps=1, multiple_of=64)
     assert loaded.batch.images.shape == (3, 3, 64, 64)
     assert not loaded.batch.padding[:, :32, :48].any()
+
+
+def test_images_are_packed_as_a_batch_of_normalised_ones(rng):
+    images = [torch.from_numpy(rng.integers(0, 256, (3, *size), np.uint8)) for size in ((5, 9), (12, 4), (1, 1))]
+    images += [images[0].flip(2), images[1].permute(0, 2, 1)]
+    expected = Batch.from_images([to_tensor(image) for image in images], multiple_of=8)
+    found, padding = pack_images(images, multiple_of=8)
+    assert torch.equal(found, expected.images)
+    assert torch.equal(padding, expected.padding)
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.data.dataset import DetectionDataset, Key, masks_in_file
 from detrkit.data.loading import EpochBatches, training_batches
-from detrkit.data.transforms import Evaluation, Sample, Training, sample_masks
+from detrkit.data.transforms import Evaluation, Sample, Training, cut, resize, sample_masks, to_pixels
 from detrkit.masks import RunLengths
 from detrkit.structures import Category
-
-NEAR = np.ones((5, 5), bool)
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> Sample:
@@ -36,24 +36,24 @@ def scene(rng: np.random.Generator, height: int, width: int) -> Sample:
         pixels[mask, colour] = 255
     kept = np.array([mask.any() for mask in masks])
     runs = RunLengths.encode(np.array(masks)[kept])
-    return Sample(Image.fromarray(pixels), runs.boxes(), np.flatnonzero(kept), runs.decode())
+    return Sample(to_pixels(Image.fromarray(pixels)), runs.boxes(), np.flatnonzero(kept), runs.decode())
 
 
-def check(sample: Sample) -> None:
-    """Each mask is where its colour is, and inside its box, but for two pixels at its border (crops scale twice)."""
-    width, height = sample.image.size
+def check(sample: Sample, near: int = 2) -> None:
+    """Each mask is where its colour is, and inside its box, but for `near` pixels at its border."""
+    around = np.ones((2 * near + 1, 2 * near + 1), bool)
+    height, width = sample.image.shape[1:]
     assert sample.masks is not None
     assert sample.masks.shape == (len(sample.boxes), height, width)
-    pixels = np.asarray(sample.image)
     for box, label, mask in zip(sample.boxes, sample.labels, sample.masks, strict=True):
-        seen = pixels[..., label] > 127
-        assert not (seen & ~binary_dilation(mask, NEAR)).any()
-        assert not (binary_erosion(mask, NEAR) & ~seen).any()
+        seen = sample.image[label].numpy() > 127
+        assert not (seen & ~binary_dilation(mask, around)).any()
+        assert not (binary_erosion(mask, around) & ~seen).any()
         if mask.any():
             rows, columns = np.nonzero(mask)
             tight = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-            assert (tight[:2] >= box[:2] - 2).all()
-            assert (tight[2:] <= box[2:] + 2).all()
+            assert (tight[:2] >= box[:2] - near).all()
+            assert (tight[2:] <= box[2:] + near).all()
 
 
 @settings(max_examples=60)
@@ -75,9 +75,13 @@ def test_all_augmentations_move_image_boxes_and_masks_together(seed: int, height
 
 def test_a_scaled_mask_is_the_pixel_under_each_centre() -> None:
     masks = np.array([[[1, 0, 0, 1], [0, 0, 1, 1]]], bool)
-    assert sample_masks(masks, (4, 8), (0, 0, 4, 8))[0].tolist() == np.kron(masks[0], np.ones((2, 2), bool)).tolist()
-    assert sample_masks(masks, (2, 4), (1, 2, 1, 2))[0].tolist() == [[True, True]]
-    assert sample_masks(masks, (1, 2), (0, 0, 1, 2))[0].tolist() == [[False, True]]
+    assert sample_masks(masks, (4, 8))[0].tolist() == np.kron(masks[0], np.ones((2, 2), bool)).tolist()
+    assert sample_masks(masks, (1, 2))[0].tolist() == [[False, True]]
+    part = cut(
+        Sample(torch.zeros(3, 2, 4, dtype=torch.uint8), np.array([[0.0, 0, 4, 2]]), np.zeros(1), masks), (0, 2, 2, 2)
+    )
+    assert part.masks[0].tolist() == [[False, True], [True, True]]
+    assert resize(part, 4, 2).masks[0].tolist() == [[False, True]] * 2 + [[True, True]] * 2
 
 
 def test_masks_follow_an_image_that_was_scaled_or_cut_after_it_was_annotated() -> None:
@@ -100,7 +104,7 @@ def annotations(tmp_path: Path, rng: np.random.Generator) -> Annotations:
     masks = [RunLengths.encode(one.masks) for one in scenes]
     masks[0] = RunLengths.joined([RunLengths.unknown(np.array([[40, 52]])), masks[0][1:]])
     for number, one in enumerate(scenes):
-        one.image.save(tmp_path / f"{number}.png")
+        Image.fromarray(one.image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
     counts = [len(one.boxes) for one in scenes]
     boxes = np.concatenate([one.boxes for one in scenes])
     crowd = np.zeros(len(boxes), bool)
@@ -134,6 +138,22 @@ def test_examples_have_the_masks_of_their_targets(annotations: Annotations) -> N
     target = chosen[Key(0, 1)].target
     assert target.masks.shape == (len(target.labels), 20, 26)
     assert not target.masks[0].any()
+
+
+def test_masks_follow_a_jpeg_that_is_shown_small(annotations: Annotations) -> None:
+    names = [f"{number}.jpg" for number in range(3)]
+    for number, name in enumerate(names):
+        with Image.open(annotations.path(number)) as image:
+            image.save(annotations.root / name, quality=95, subsampling=0)
+    small = Training(sizes=(10,), longest=30, pre_crop_sizes=(40,), crop_sizes=(25, 40), crop=0.7)
+    dataset = DetectionDataset(dataclasses.replace(annotations, file_names=Strings(names)), small, 0)
+    for epoch in range(8):
+        for index in range(3):
+            image, target, _ = dataset[Key(epoch, index)]
+            known = target.masks.any(-1).any(-1)
+            boxes = cxcywh_to_xyxy(target.boxes.double()) * torch.tensor(image.shape[:0:-1] * 2)
+            labels, masks = target.labels[known].numpy(), target.masks[known].numpy()
+            check(Sample(image, boxes[known].numpy(), labels, masks), near=1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool
-from PIL import Image
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
-from detrkit.data.images import MAX_PIXELS, open_image
-from detrkit.data.transforms import Evaluation, Sample, sample_masks, to_tensor
+from detrkit.data.images import MAX_PIXELS, open_pixels
+from detrkit.data.transforms import Evaluation, Sample, Training, View, sample_masks
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Target
 
@@ -29,6 +28,9 @@ SAME_ASPECT = 0.01
 _IMAGE_STREAM = 2  # `loading` shuffles with stream 1
 
 
+Opened = TypeVar("Opened")
+
+
 class Key(NamedTuple):
     """Which training example: the epoch it belongs to, and the image's index in the annotations."""
 
@@ -39,8 +41,8 @@ class Key(NamedTuple):
 class TrainingItem(NamedTuple):
     """One training example.
 
-    `image`: (3, h, w) float32, normalised. `target`: its labels and boxes. `replaced`: empty, or the path and reason
-    of the unreadable image that this one stands in for.
+    `image`: (3, h, w) uint8, RGB (`packing.pack_images` makes a batch of them). `target`: its labels and boxes.
+    `replaced`: empty, or the path and reason of the unreadable image that this one stands in for.
     """
 
     image: Tensor
@@ -54,7 +56,7 @@ def random_stream(*numbers: int) -> np.random.Generator:
 
 
 def first_usable(
-    opened: Callable[[int], Image.Image],
+    opened: Callable[[int], Opened],
     index: int,
     count: int,
     rng: np.random.Generator,
@@ -62,7 +64,7 @@ def first_usable(
     where: str | Path,
     verb: str,
     remedy: str,
-) -> tuple[int, Image.Image, list[str]]:
+) -> tuple[int, Opened, list[str]]:
     """An image or, where it cannot be used, another that is drawn in its place.
 
     Args:
@@ -130,7 +132,7 @@ def masks_in_file(masks: Bool[np.ndarray, "t h w"], actual: tuple[int, int]) -> 
         return masks if len(masks) else np.zeros((0, *actual), bool)
     y_factor, x_factor = actual[0] / height, actual[1] / width
     if abs(x_factor / y_factor - 1) < SAME_ASPECT:
-        return sample_masks(masks, actual, (0, 0, *actual))
+        return sample_masks(masks, actual)
     filled = np.zeros((len(masks), *actual), bool)
     part = masks[:, : actual[0], : actual[1]]
     filled[:, : part.shape[1], : part.shape[2]] = part
@@ -193,8 +195,8 @@ class DetectionDataset(Dataset[TrainingItem]):
             DataError: the image and ten drawn in its place are all unreadable.
         """
         rng = random_stream(_IMAGE_STREAM, self.seed, key.epoch, key.index)
-        index, image, failures = first_usable(
-            lambda number: open_image(self.annotations.path(number), max_pixels=self.max_pixels),
+        index, (pixels, (frame, view)), failures = first_usable(
+            lambda number: self._open(number, rng),
             key.index,
             len(self),
             rng,
@@ -202,25 +204,38 @@ class DetectionDataset(Dataset[TrainingItem]):
             verb="read",
             remedy="Check that the images are there and complete.",
         )
-        sample = self._sample(index, image)
-        if isinstance(self.transform, Evaluation):
+        sample = self._sample(index, torch.from_numpy(pixels).permute(2, 0, 1), frame)
+        if view is not None:
+            sample = view.show(sample, rng)
+        elif isinstance(self.transform, Evaluation):
             sample = self.transform.resized(sample)
         else:
             sample = self.transform(sample, rng)
-        width, height = sample.image.size
+        height, width = sample.image.shape[1:]
         boxes = torch.from_numpy(sample.boxes / (width, height, width, height))
         masks = None if sample.masks is None else torch.from_numpy(np.ascontiguousarray(sample.masks))
         name = str(self.annotations.path(index))
         target = Target(torch.from_numpy(sample.labels), xyxy_to_cxcywh(boxes).float(), name, masks)
-        return TrainingItem(to_tensor(sample.image), target, " | ".join(failures))
+        return TrainingItem(sample.image, target, " | ".join(failures))
 
-    def _sample(self, index: int, image: Image.Image) -> Sample:
+    def _open(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[tuple[int, int], View | None]]:
+        """An image, maybe at a smaller scale; its height and width in the file; and how it is to be shown."""
+
+        def plan(height: int, width: int) -> tuple[int, tuple[tuple[int, int], View | None]]:
+            view = self.transform.draw(height, width, rng) if isinstance(self.transform, Training) else None
+            spare = 1 if view is None or self.annotations.masks is not None else view.spare(height, width)
+            return spare, ((height, width), view)
+
+        return open_pixels(self.annotations.path(index), plan, max_pixels=self.max_pixels)
+
+    def _sample(self, index: int, image: UInt8[Tensor, "3 h w"], frame: tuple[int, int]) -> Sample:
+        """An image with its annotations; `frame` is height and width in the file, whole multiples of the image's."""
         rows = self.annotations.rows(index)
         height, width = (int(side) for side in self.annotations.image_sizes[index])
-        boxes, kept = boxes_in_file(self.annotations.boxes[rows], (height, width), (image.height, image.width))
+        boxes, kept = boxes_in_file(self.annotations.boxes[rows], (height, width), frame)
         kept &= ~self.annotations.crowd[rows]
         masks = None
         if self.annotations.masks is not None:
             encoded = self.annotations.masks.encoded(rows)[kept]
-            masks = masks_in_file(encoded.decode(), (image.height, image.width))
-        return Sample(image, boxes[kept], self.annotations.labels[rows][kept], masks)
+            masks = masks_in_file(encoded.decode(), frame)
+        return Sample(image, boxes[kept] * (image.shape[1] / frame[0]), self.annotations.labels[rows][kept], masks)

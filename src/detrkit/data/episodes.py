@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
 from detrkit.data.loading import EpochBatches, item_batches
+from detrkit.data.packing import pack_images
 from detrkit.errors import DataError, UsageError
-from detrkit.structures import Batch, EpisodeBatch, Target
+from detrkit.structures import EpisodeBatch, Target
 
 _MATE_STREAM = 11  # streams 1 to 10 shuffle, augment, drop out, cut patches, make views, and draw places and exemplars
 _EPISODE_STREAM = 12
@@ -146,7 +147,7 @@ class _Pack:
         if rng.random() < self.turned:
             quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
             items = [turned(item, quarters, mirrored) for item in items]
-        images, padding, _ = Batch.from_images([item.image for item in items])
+        images, padding = pack_images([item.image for item in items])
         episodes, exemplars = draw_episodes(items, self.labels, self.questions, rng, self.crowds)
         return _Packed(
             images,

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
 from detrkit.data.images import MAX_PIXELS, open_image
-from detrkit.data.packing import PackedMasks
+from detrkit.data.packing import PackedMasks, pack_images
 from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Batch, Target
@@ -167,7 +167,7 @@ class _PackTargets:
         self.multiple_of = multiple_of
 
     def __call__(self, items: list[TrainingItem]) -> _Packed:
-        images, padding, _ = Batch.from_images([item.image for item in items], multiple_of=self.multiple_of)
+        images, padding = pack_images([item.image for item in items], multiple_of=self.multiple_of)
         return _Packed(
             images,
             padding,

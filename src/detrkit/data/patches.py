@@ -24,7 +24,7 @@ from detrkit.data.pictures import Pictures
 from detrkit.data.problems import Problems
 from detrkit.data.transforms import to_tensor
 from detrkit.errors import DataError, UsageError
-from detrkit.structures import NORMALIZATION_MEAN, NORMALIZATION_STD, Batch, PatchBatch
+from detrkit.structures import Batch, PatchBatch
 
 _PATCH_STREAM = 4  # streams 1 to 3 shuffle, augment, and drop out
 _EVALUATION_STREAM = 5
@@ -145,10 +145,7 @@ class PatchDataset(Dataset[PatchItem]):
 
 def normalised(pixels: UInt8[np.ndarray, "p s s 3"]) -> Float32[Tensor, "p 3 s s"]:
     """RGB patches as the tensors that models take (`NORMALIZATION_MEAN`, `NORMALIZATION_STD`)."""
-    mean = torch.tensor(NORMALIZATION_MEAN)[:, None, None]
-    std = torch.tensor(NORMALIZATION_STD)[:, None, None]
-    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(mean).div_(std)
+    return to_tensor(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 
 class _Packed(NamedTuple):

@@ -1,7 +1,7 @@
 """Resizing, and the augmentation that DETR was trained with (Carion et al., ECCV 2020, section 4 and appendix A.4).
 
-Images stay Pillow images and boxes stay xyxy pixels until `to_tensor`; every random number comes from the generator
-that the caller hands over.
+Images stay bytes and boxes stay xyxy pixels until a batch is made of them (`packing.pack_images`) or `to_tensor` is
+called; every random number comes from the generator that the caller hands over.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32
+import torch.nn.functional as F
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -32,11 +33,12 @@ _HUE_DEGREES = 18
 
 
 class Sample(NamedTuple):
-    """An image with its boxes: `boxes` (t, 4) float64, xyxy in pixels of this image; `labels` (t,) int64; `masks`
-    (t, height, width) bool of this image where they are asked for, one without any pixel where it is not known.
+    """An image with its boxes: `image` (3, height, width), RGB bytes (`to_pixels`); `boxes` (t, 4) float64, xyxy in
+    pixels of this image; `labels` (t,) int64; `masks` (t, height, width) bool of this image where they are asked for,
+    one without any pixel where it is not known.
     """
 
-    image: Image.Image
+    image: Tensor
     boxes: np.ndarray
     labels: np.ndarray
     masks: np.ndarray | None = None
@@ -100,105 +102,110 @@ def resized_size(height: int, width: int, shortest: int, longest: int | None) ->
     return shortest, int(shortest * width / height)
 
 
-def to_tensor(image: Image.Image) -> Float32[Tensor, "3 h w"]:
-    """An RGB image as the normalised tensor that models take (`NORMALIZATION_MEAN`, `NORMALIZATION_STD`)."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    mean = torch.tensor(NORMALIZATION_MEAN)[:, None, None]
-    std = torch.tensor(NORMALIZATION_STD)[:, None, None]
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(mean).div_(std)
+def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    """The bytes of an image, red, green and blue of a pixel side by side in memory."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def byte_scale() -> tuple[Float32[Tensor, " 3"], Float32[Tensor, " 3"]]:
+    """What is taken from the bytes of each channel, and the factor of what is left, so that they are normalised."""
+    return torch.tensor(NORMALIZATION_MEAN) * 255, 1 / (torch.tensor(NORMALIZATION_STD) * 255)
+
+
+def to_tensor(image: Image.Image | UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
+    """An image or more as the normalised tensor that models take (`NORMALIZATION_MEAN`, `NORMALIZATION_STD`)."""
+    pixels = to_pixels(image) if isinstance(image, Image.Image) else image
+    mean, factor = (values[:, None, None] for values in byte_scale())
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).mul_(factor)
+
+
+def scale(pixels: UInt8[Tensor, "3 _ _"], height: int, width: int) -> UInt8[Tensor, "3 height width"]:
+    """An image of `height` × `width` pixels: bilinear and antialiased, to within 1 of 255 what Pillow makes of it."""
+    # Only of a block whose channels lie side by side does torch's kernel take whole pixels at a time.
+    block = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+    return F.interpolate(block, (height, width), mode="bilinear", antialias=True)[0]
 
 
 def resize(sample: Sample, height: int, width: int) -> Sample:
-    """Scale the image to `height` × `width` pixels (bilinear, antialiased), and the boxes with it."""
-    old_width, old_height = sample.image.size
+    """Scale the image to `height` × `width` pixels (`scale`), and boxes and masks with it."""
+    old_height, old_width = sample.image.shape[1:]
     if (old_height, old_width) == (height, width):
         return sample
     factors = np.array([width / old_width, height / old_height] * 2)
-    image = sample.image.resize((width, height), Image.Resampling.BILINEAR)
-    masks = None if sample.masks is None else sample_masks(sample.masks, (height, width), (0, 0, height, width))
-    return Sample(image, sample.boxes * factors, sample.labels, masks)
+    masks = None if sample.masks is None else sample_masks(sample.masks, (height, width))
+    return Sample(scale(sample.image, height, width), sample.boxes * factors, sample.labels, masks)
 
 
-def sample_masks(
-    masks: Bool[np.ndarray, "t h w"], size: tuple[int, int], region: tuple[int, int, int, int]
-) -> Bool[np.ndarray, "t _ _"]:
-    """A region of scaled masks: each pixel is the one that lies under its centre.
-
-    Args:
-        masks: of an image.
-        size: height and width of the whole image after scaling, in pixels.
-        region: top, left, height and width within the scaled image, in pixels.
-    """
-    top, left, height, width = region
-    rows = ((top + np.arange(height) + 0.5) * (masks.shape[1] / size[0])).astype(np.int64).clip(0, masks.shape[1] - 1)
-    columns = (
-        ((left + np.arange(width) + 0.5) * (masks.shape[2] / size[1])).astype(np.int64).clip(0, masks.shape[2] - 1)
+def sample_masks(masks: Bool[np.ndarray, "t _ _"], size: tuple[int, int]) -> Bool[np.ndarray, "t _ _"]:
+    """Masks of `size` (height, width): each pixel is the one that lies under its centre."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64).clip(0, old - 1)
+        for old, new in zip(masks.shape[1:], size, strict=True)
     )
     return masks[:, rows[:, None], columns]
 
 
 def flip_horizontally(sample: Sample) -> Sample:
     """Left becomes right."""
-    width = sample.image.width
+    width = sample.image.shape[2]
     boxes = sample.boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (width, 0, width, 0)
     masks = None if sample.masks is None else sample.masks[:, :, ::-1]
-    return Sample(sample.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes, sample.labels, masks)
+    return Sample(sample.image.flip(2), boxes, sample.labels, masks)
 
 
 def flip_vertically(sample: Sample) -> Sample:
     """Top becomes bottom."""
-    height = sample.image.height
+    height = sample.image.shape[1]
     boxes = sample.boxes[:, [0, 3, 2, 1]] * (1, -1, 1, -1) + (0, height, 0, height)
     masks = None if sample.masks is None else sample.masks[:, ::-1]
-    return Sample(sample.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), boxes, sample.labels, masks)
+    return Sample(sample.image.flip(1), boxes, sample.labels, masks)
 
 
 def turn(sample: Sample, quarters: int) -> Sample:
     """Rotate by `quarters` × 90° counter-clockwise."""
     for _ in range(quarters % 4):
-        width = sample.image.width
+        width = sample.image.shape[2]
         boxes = sample.boxes[:, [1, 2, 3, 0]] * (1, -1, 1, -1) + (0, width, 0, width)
         masks = None if sample.masks is None else np.rot90(sample.masks, axes=(1, 2))
-        sample = Sample(sample.image.transpose(Image.Transpose.ROTATE_90), boxes, sample.labels, masks)
+        sample = Sample(sample.image.rot90(1, (1, 2)), boxes, sample.labels, masks)
     return sample
 
 
-def resize_and_crop(
-    sample: Sample,
-    size: tuple[int, int],
-    region: tuple[int, int, int, int],
-    min_visible: float = 0.0,
-) -> Sample:
-    """Scale the image and cut a region out of the result, in one pass over the pixels that remain.
+def cut(sample: Sample, region: tuple[int, int, int, int], min_visible: float = 0.0) -> Sample:
+    """Take a region out of an image, without a copy of its pixels.
 
     Boxes are cut at the region's border; those without area in it are dropped.
 
     Args:
         sample: what to cut from.
-        size: height and width of the whole image after scaling, in pixels.
-        region: top, left, height and width within the scaled image, in pixels.
+        region: top, left, height and width, in pixels.
         min_visible: boxes of which a smaller part than this remains are dropped as well; 0 … 1.
     """
     top, left, height, width = region
-    old_width, old_height = sample.image.size
-    x_factor, y_factor = size[1] / old_width, size[0] / old_height
-    # The filter reaches beyond `box`, so this equals scaling first and cutting afterwards.
-    image = sample.image.resize(
-        (width, height),
-        Image.Resampling.BILINEAR,
-        box=(
-            left / x_factor,
-            top / y_factor,
-            min((left + width) / x_factor, old_width),
-            min((top + height) / y_factor, old_height),
-        ),
-    )
-    moved = sample.boxes * (x_factor, y_factor, x_factor, y_factor) - (left, top, left, top)
-    cut = np.clip(moved, 0, (width, height, width, height))
-    kept = np.all(cut[:, 2:] > cut[:, :2], 1)
-    kept &= np.prod(cut[:, 2:] - cut[:, :2], 1) >= min_visible * np.prod(moved[:, 2:] - moved[:, :2], 1)
-    masks = None if sample.masks is None else sample_masks(sample.masks[kept], size, region)
-    return Sample(image, cut[kept], sample.labels[kept], masks)
+    moved = sample.boxes - (left, top, left, top)
+    inside = np.clip(moved, 0, (width, height, width, height))
+    kept = np.all(inside[:, 2:] > inside[:, :2], 1)
+    kept &= np.prod(inside[:, 2:] - inside[:, :2], 1) >= min_visible * np.prod(moved[:, 2:] - moved[:, :2], 1)
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    masks = None if sample.masks is None else sample.masks[:, rows, columns][kept]
+    return Sample(sample.image[:, rows, columns], inside[kept], sample.labels[kept], masks)
+
+
+def whole_pixels(start: int, length: int, scaled: int, old: int) -> tuple[int, int]:
+    """A stretch of a scaled side, in whole pixels of the side before it was scaled; one at least.
+
+    Args:
+        start: of the stretch, in pixels of the scaled side.
+        length: of the stretch, likewise.
+        scaled: length of the scaled side.
+        old: length of the side before.
+
+    Returns:
+        Start and length in pixels of the side before. Each end is moved by half of one at most, or by one where
+        nothing would be left.
+    """
+    first, end = round(start * old / scaled), round((start + length) * old / scaled)
+    return (first, end - first) if end > first else (int(start * old / scaled), 1)
 
 
 def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -225,6 +232,52 @@ def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image if contrast_first else image.point(table(values * contrast) * 3)
 
 
+class View(NamedTuple):
+    """How an image is to be shown; sizes and regions are of the turned image.
+
+    `mirrored`: left to right, and then `upside_down`, and then turned by `quarters` × 90° counter-clockwise. `whole`:
+    height and width that the image is scaled to; `region`: top, left, height and width of what is cut out of that;
+    `size`: height and width that the region is scaled to; all in pixels. `min_visible`: boxes of which the region holds
+    a smaller part are dropped. `distorted`: colours are changed at last.
+    """
+
+    mirrored: bool
+    upside_down: bool
+    quarters: int
+    whole: tuple[int, int]
+    region: tuple[int, int, int, int]
+    size: tuple[int, int]
+    min_visible: float
+    distorted: bool
+
+    def spare(self, height: int, width: int) -> int:
+        """By how much an image of `height` × `width` pixels may be smaller and still is not scaled up: 1, 2, 4 or 8."""
+        sides = (width, height) if self.quarters % 2 else (height, width)
+        factor = min(
+            part * side / (scaled * shown)
+            for part, side, scaled, shown in zip(self.region[2:], sides, self.whole, self.size, strict=True)
+        )
+        return max(power for power in (1, 2, 4, 8) if power <= max(factor, 1))
+
+    def show(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The image that this was drawn for, or the same at another scale."""
+        if self.mirrored:
+            sample = flip_horizontally(sample)
+        if self.upside_down:
+            sample = flip_vertically(sample)
+        sample = turn(sample, self.quarters)
+        height, width = sample.image.shape[1:]
+        top, rows = whole_pixels(self.region[0], self.region[2], self.whole[0], height)
+        left, columns = whole_pixels(self.region[1], self.region[3], self.whole[1], width)
+        if (rows, columns) != (height, width):
+            sample = cut(sample, (top, left, rows, columns), self.min_visible)
+        sample = resize(sample, *self.size)
+        if self.distorted:
+            image = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
+            sample = sample._replace(image=to_pixels(distort(image, rng)))
+        return sample
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """The augmentation of the DETR paper: flip, then resize to a random size, with or without a random crop before it.
@@ -233,6 +286,9 @@ class Training:
     height and width are uniform in `crop_sizes` (and never larger than the image). Then, always, the short side is set
     to one of `sizes`. Source: Carion et al., ECCV 2020, appendix A.4. The options after `crop_sizes` are not in
     the paper and are off.
+
+    Pixels are resampled once: the region is cut out of the original at the nearest whole pixels and scaled to the size
+    that the paper's two steps would give it. So it is a little sharper than theirs, and boxes and masks are exact.
 
     Attributes:
         sizes: short sides to choose from, in pixels.
@@ -279,32 +335,33 @@ class Training:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Augment a sample; a pure function of it and of the generator's state."""
-        if rng.random() < self.flip:
-            sample = flip_horizontally(sample)
-        if rng.random() < self.vertical_flip:
-            sample = flip_vertically(sample)
-        if rng.random() < self.quarter_turn:
-            sample = turn(sample, int(rng.integers(1, 4)))
-        if rng.random() < self.crop:
-            sample = self._cropped(sample, rng)
-        shortest = self.sizes[rng.integers(len(self.sizes))]
-        sample = resize(sample, *resized_size(sample.image.height, sample.image.width, shortest, self.longest))
-        if rng.random() < self.photometric:
-            sample = sample._replace(image=distort(sample.image, rng))
-        return sample
+        return self.draw(sample.image.shape[1], sample.image.shape[2], rng).show(sample, rng)
 
-    def _cropped(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        shortest = self.pre_crop_sizes[rng.integers(len(self.pre_crop_sizes))]
-        size = resized_size(sample.image.height, sample.image.width, shortest, None)
-        low, high = self.crop_sizes
-        height, width = (int(rng.integers(min(low, side), min(high, side) + 1)) for side in size)
-        top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
-        return resize_and_crop(sample, size, (top, left, height, width), self.min_visible)
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> View:
+        """How an image of `height` × `width` pixels is to be shown: all that is random, but what `distort` draws."""
+        mirrored = rng.random() < self.flip
+        upside_down = rng.random() < self.vertical_flip
+        quarters = int(rng.integers(1, 4)) if rng.random() < self.quarter_turn else 0
+        whole = (width, height) if quarters % 2 else (height, width)
+        region = (0, 0, *whole)
+        if rng.random() < self.crop:
+            shortest = self.pre_crop_sizes[rng.integers(len(self.pre_crop_sizes))]
+            whole = resized_size(*whole, shortest, None)
+            low, high = self.crop_sizes
+            rows, columns = (int(rng.integers(min(low, side), min(high, side) + 1)) for side in whole)
+            region = (int(rng.integers(whole[0] - rows + 1)), int(rng.integers(whole[1] - columns + 1)), rows, columns)
+        shortest = self.sizes[rng.integers(len(self.sizes))]
+        size = resized_size(*region[2:], shortest, self.longest)
+        distorted = rng.random() < self.photometric
+        return View(mirrored, upside_down, quarters, whole, region, size, self.min_visible, distorted)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The resizing that models are evaluated and used with (`resized_size`), nothing random.
+
+    Sizes are those of the official code, and pixels are those of Pillow's bilinear filter, which it uses, to within
+    1 of 255.
 
     Attributes:
         shortest: wanted short side, in pixels.
@@ -321,10 +378,11 @@ class Evaluation:
         if self.shortest < 1 or self.longest < 1:
             raise UsageError("Image sizes must be positive", got=f"shortest {self.shortest}, longest {self.longest}")
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """The image, resized."""
-        return self.resized(Sample(image, np.zeros((0, 4)), np.zeros(0, np.int64))).image
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+        """The image, resized; see `to_tensor`."""
+        return self.resized(Sample(to_pixels(image), np.zeros((0, 4)), np.zeros(0, np.int64))).image
 
     def resized(self, sample: Sample) -> Sample:
-        """The image and its boxes, resized."""
-        return resize(sample, *resized_size(sample.image.height, sample.image.width, self.shortest, self.longest))
+        """The image with its boxes and masks, resized."""
+        height, width = sample.image.shape[1:]
+        return resize(sample, *resized_size(height, width, self.shortest, self.longest))

@@ -129,7 +129,8 @@ class Session(ABC, Generic[SomeBatch]):
 
     def laid_out(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Images, or maps of them, in the memory layout that the recipe asks for."""
-        return images.contiguous(memory_format=torch.channels_last) if self.optimization.channels_last else images
+        wanted = torch.channels_last if self.optimization.channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=wanted)
 
     @property
     @abstractmethod
