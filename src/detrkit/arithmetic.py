@@ -1,14 +1,11 @@
-"""In what arithmetic, memory layout and form a model computes: chosen once, the same for training and use."""
+"""In what arithmetic a model computes: chosen in one place, the same for training and use."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from detrkit.errors import UsageError
 
@@ -34,30 +31,6 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> AbstractContextManag
     """Within it, forward passes compute in `dtype`; weights stay as they are."""
     is_reduced = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if is_reduced else None, enabled=is_reduced)
-
-
-def compile_backbone(backbone: nn.Module, device: torch.device) -> None:
-    """Let a backbone in evaluation mode run as compiled code, its weights constants in it; names stay as they are.
-
-    Convolutions, what is added to them and their ReLUs become one pass each. The first image of each size takes a
-    minute longer, so it is for thousands of images of few sizes.
-
-    Args:
-        backbone: changed in place. It must not be trained afterwards.
-        device: where it computes.
-
-    Raises:
-        UsageError: on a processor, and no C++ compiler is there.
-    """
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        raise UsageError(
-            "Compiling a model for the processor needs a C++ compiler, and there is none",
-            where="compile",
-            expected="g++ or clang++ on the PATH",
-            remedy="Install one (apt install g++), or go without compiling.",
-        )
-    backbone.requires_grad_(False)
-    backbone.compile(options={"freezing": True})
 
 
 def _computes_bf16(device: torch.device) -> bool:
