@@ -209,24 +209,6 @@ def test_the_precision_is_chosen(saved: Path, pictures: list[Image.Image]) -> No
         choose_dtype("int8", torch.device("cpu"))
 
 
-def test_compiling_needs_a_compiler(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler, and there is none"):
-        load(saved, device="cpu", compile=True)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
-def test_a_compiled_backbone_answers_alike(saved: Path, pictures: list[Image.Image]) -> None:
-    """Also images of other sizes, and with names that stay."""
-    plain, compiled = load(saved, device="cpu"), load(saved, device="cpu", compile=True)
-    for one, other in zip(plain.predict(pictures), compiled.predict(pictures), strict=True):
-        same(one, other, 1e-5)
-    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
-    assert compiled.model.get_submodule("backbone")._compiled_call_impl is not None
-
-
 def annotations_of(
     folder: Path, picture: Image.Image, size: tuple[int, int], names: tuple[str, ...] = ("bolt", "nut", "washer")
 ) -> Annotations:

@@ -20,7 +20,7 @@ from torch import nn
 
 from detrkit import models
 from detrkit.answers import Respondent
-from detrkit.arithmetic import Precision, choose_dtype, compile_backbone
+from detrkit.arithmetic import Precision, choose_dtype
 from detrkit.data.loading import LoadedImage, load_images
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
@@ -332,7 +332,7 @@ class Detector:
         return Respondent(self.model, self.segmenter, self.variant, self.categories, self.device, self.dtype)
 
 
-def load(name: str | Path, *, device: str = "auto", precision: Precision = "fp32", compile: bool = False) -> Detector:
+def load(name: str | Path, *, device: str = "auto", precision: Precision = "fp32") -> Detector:
     """A detector from a run folder, a model folder, weights of others, or the Hugging Face hub.
 
     Args:
@@ -342,12 +342,11 @@ def load(name: str | Path, *, device: str = "auto", precision: Precision = "fp32
         device: auto, cpu, cuda, cuda:1, mps.
         precision: arithmetic of the model; its heads compute in fp32 all the same. `auto`: bf16 where the machine has
             instructions for it, else fp32.
-        compile: compile the backbone: faster, but the first image of each size takes a minute longer.
 
     Raises:
         MissingExtraError: a name on the hub, and the extra `hub` is not installed.
         ModelError: nothing there, neither cached nor reachable, a damaged file, or weights that fit no detector.
-        UsageError: a device that this machine does not have, an unknown precision, or no compiler to compile with.
+        UsageError: a device that this machine does not have, or an unknown precision.
     """
     chosen = choose_device(device)
     dtype = choose_dtype(precision, chosen)
@@ -356,8 +355,6 @@ def load(name: str | Path, *, device: str = "auto", precision: Precision = "fp32
     whole = (one_shot or saved.segmenter or saved.model).to(chosen).eval()
     if chosen.type != "mps":
         whole.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compile:
-        compile_backbone(saved.model.get_submodule("backbone"), chosen)
     variant = models.variant(saved.variant)
     return Detector(
         saved.model, variant, saved.categories, saved.preset, chosen, saved.about, one_shot, saved.segmenter, dtype

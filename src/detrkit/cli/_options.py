@@ -45,8 +45,6 @@ class DetectionOptions(CommonOptions):
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Arithmetic of the model; auto: bf16 where the machine has instructions for it, else fp32."""
-    compile: Switch = False
-    """Compile the backbone: faster, but the first image of each size takes a minute longer."""
     pretrained: Switch = False
     """Take a model that was only pre-trained, too, although it has not learnt to detect anything."""
 
