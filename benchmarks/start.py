@@ -48,9 +48,7 @@ def main() -> None:
             if number:
                 times[name].append(found)
     medians = {
-        name: {
-            part: statistics.median(one[index] for one in values) for index, part in enumerate(("wall", "processor"))
-        }
+        name: dict(zip(("wall", "processor"), map(statistics.median, zip(*values, strict=True)), strict=True))
         for name, values in times.items()
     }
     result = {
