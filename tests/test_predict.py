@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from detrkit import models
+from detrkit.arithmetic import choose_dtype
+from detrkit.checkpoint import save_model
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.predict import Detector, choose_device, load
@@ -187,6 +189,24 @@ def test_devices_are_checked(tmp_path: Path) -> None:
             choose_device(name)
     with pytest.raises(ModelError, match="no such file or folder"):
         load(tmp_path / "none")
+
+
+@pytest.fixture
+def saved(detector: Detector, tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", detector.model, preset="detr-nano", categories=CATEGORIES)
+    return tmp_path / "model"
+
+
+def test_the_precision_is_chosen(saved: Path, pictures: list[Image.Image]) -> None:
+    """bf16 gives other figures, about the same, and boxes that are finer than bf16 is."""
+    exact = load(saved, device="cpu").predict(pictures[0], threshold=0.0)
+    rough = load(saved, device="cpu", precision="bf16").predict(pictures[0], threshold=0.0)
+    assert not np.array_equal(exact.scores, rough.scores)
+    np.testing.assert_allclose(np.sort(exact.scores), np.sort(rough.scores), atol=0.03)
+    relative = torch.from_numpy(rough.boxes / 64)
+    assert bool((relative.bfloat16().float() != relative).any())
+    with pytest.raises(UsageError, match="Bad value for precision"):
+        choose_dtype("int8", torch.device("cpu"))
 
 
 def annotations_of(

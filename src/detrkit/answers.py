@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from detrkit.arithmetic import arithmetic
 from detrkit.data.loading import LoadedImage
 from detrkit.masks import RunLengths
 from detrkit.models import Variant
@@ -32,6 +33,7 @@ class Respondent:
         variant: the module of its variant.
         categories: the table that labels point into.
         device: where it computes.
+        dtype: in what it computes.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Respondent:
     variant: Variant | ModuleType
     categories: tuple[Category, ...]
     device: torch.device
+    dtype: torch.dtype
 
     @torch.inference_mode()
     def detect(self, group: Sequence[LoadedImage], threshold: float, ensemble: bool) -> list[Detections]:
@@ -90,10 +93,12 @@ class Respondent:
         """What the model says of images of one size, and its scored boxes."""
         batch = Batch.from_images([image.tensor for image in group]).to(self.device)
         sizes = torch.tensor([image.original for image in group], device=self.device)
-        if self.segmenter is None:
-            found = Segmented(self.model(batch.images, batch.padding), None)
-        else:
-            found = self.segmenter(batch.images, batch.padding)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        with arithmetic(self.device, self.dtype):
+            if self.segmenter is None:
+                found = Segmented(self.model(images, batch.padding), None)
+            else:
+                found = self.segmenter(images, batch.padding)
         return found, self.variant.postprocess(found.predictions, sizes, ensemble=ensemble)
 
     def _logits(self, found: Segmented, row: int, one: Scored, order: Tensor) -> Float[Tensor, "p _ _"]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from detrkit import models
 from detrkit.answers import Respondent
+from detrkit.arithmetic import Precision, choose_dtype
 from detrkit.data.loading import LoadedImage, load_images
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
@@ -58,6 +59,7 @@ class Detector:
         about: what was stored with it, such as its metrics.
         one_shot: what was trained to find by example around the model; None of a model that was not.
         segmenter: the model with its mask head; None of a model without one.
+        dtype: in what it computes.
     """
 
     model: nn.Module
@@ -68,6 +70,7 @@ class Detector:
     about: dict[str, Any] | None = None
     one_shot: OneShot | None = None
     segmenter: Segmenter | None = None
+    dtype: torch.dtype = torch.float32
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -326,10 +329,10 @@ class Detector:
 
     @property
     def _respondent(self) -> Respondent:
-        return Respondent(self.model, self.segmenter, self.variant, self.categories, self.device)
+        return Respondent(self.model, self.segmenter, self.variant, self.categories, self.device, self.dtype)
 
 
-def load(name: str | Path, *, device: str = "auto") -> Detector:
+def load(name: str | Path, *, device: str = "auto", precision: Precision = "fp32") -> Detector:
     """A detector from a run folder, a model folder, weights of others, or the Hugging Face hub.
 
     Args:
@@ -337,19 +340,24 @@ def load(name: str | Path, *, device: str = "auto") -> Detector:
             official repositories; a folder that `transformers` wrote; or a name on the hub, `organisation/name` or
             `organisation/name@revision`, which is fetched into its cache and found there without a network.
         device: auto, cpu, cuda, cuda:1, mps.
+        precision: arithmetic of the model; its heads compute in fp32 all the same. `auto`: bf16 where the machine has
+            instructions for it, else fp32.
 
     Raises:
         MissingExtraError: a name on the hub, and the extra `hub` is not installed.
         ModelError: nothing there, neither cached nor reachable, a damaged file, or weights that fit no detector.
-        UsageError: a device that this machine does not have.
+        UsageError: a device that this machine does not have, or an unknown precision.
     """
     chosen = choose_device(device)
+    dtype = choose_dtype(precision, chosen)
     saved = open_model(name)
     one_shot = attach(saved.model, saved.about, locate(name).path) if is_one_shot(saved.about) else None
-    (one_shot or saved.segmenter or saved.model).to(chosen).eval()
+    whole = (one_shot or saved.segmenter or saved.model).to(chosen).eval()
+    if chosen.type != "mps":
+        whole.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     variant = models.variant(saved.variant)
     return Detector(
-        saved.model, variant, saved.categories, saved.preset, chosen, saved.about, one_shot, saved.segmenter
+        saved.model, variant, saved.categories, saved.preset, chosen, saved.about, one_shot, saved.segmenter, dtype
     )
 
 

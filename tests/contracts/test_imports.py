@@ -26,7 +26,7 @@ TIERS = (
     ("models",),
     ("losses", "nn", "data", "evaluation", "postprocess", "visualize"),
     ("boxes",),
-    ("panoptic",),
+    ("panoptic", "arithmetic"),
     ("structures",),
     ("masks", "whole"),
     ("documents",),

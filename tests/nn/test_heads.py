@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from detrkit.nn.heads import MLP
+from detrkit.nn.heads import MLP, in_float32
 
 
 @pytest.mark.parametrize("widths", [(6, 4), (6, 8, 4), (6, 8, 7, 4)])
@@ -25,3 +25,11 @@ def test_mlp_is_linear_layers_with_relu_between(widths: tuple[int, ...], leading
 
 def test_parameters_have_the_official_names() -> None:
     assert list(MLP(6, 8, 4).state_dict()) == ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
+
+
+def test_heads_answer_in_float32_whatever_comes_before() -> None:
+    head, x = MLP(6, 8, 4), torch.randn(5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, answer = head(x), in_float32(head, x.bfloat16())
+    assert rough.dtype == torch.bfloat16
+    assert torch.equal(answer, head(x.bfloat16().float()))

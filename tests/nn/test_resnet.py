@@ -193,6 +193,15 @@ def test_folding_the_norm_changes_neither_outputs_nor_gradients():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_folded_weights_are_made_again_and_not_kept():
+    conv, frozen = nn.Conv2d(4, 5, 3, bias=False), FrozenBatchNorm2d(5)
+    frozen.weight.fill_(2.0)
+    function = conv_norm(torch.randn(1, 4, 6, 6), conv, frozen).grad_fn
+    first, second = function._saved_weight, function._saved_weight
+    assert first.data_ptr() != second.data_ptr()
+    torch.testing.assert_close(first, conv.weight * frozen.affine()[0].view(-1, 1, 1, 1))
+
+
 @pytest.mark.usefixtures("narrow")
 def test_freezing_stops_the_stages_from_the_image_upwards():
     backbone = build_backbone("resnet18", frozen_stages=2)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from detrkit.arithmetic import choose_dtype
 from detrkit.data import formats
 from detrkit.errors import DataError
 from detrkit.masks import RunLengths
 from detrkit.training.distributed import processors
 from detrkit.training.recipe import DataOptions
-from detrkit.training.setup import choose_dtype, count_workers, open_splits
+from detrkit.training.setup import count_workers, open_splits
 
 
 def names(options: DataOptions, data: Path, seed: int = 0) -> tuple[set[str], set[str], list[str]]:

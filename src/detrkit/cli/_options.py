@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -43,6 +43,8 @@ class DetectionOptions(CommonOptions):
     """Processes that load images; 0: none but this one."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Arithmetic of the model; auto: bf16 where the machine has instructions for it, else fp32."""
     pretrained: Switch = False
     """Take a model that was only pre-trained, too, although it has not learnt to detect anything."""
 

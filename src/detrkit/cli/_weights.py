@@ -158,7 +158,7 @@ def load_detector(name: str, options: DetectionOptions, *, by_example: bool = Fa
     from detrkit.predict import load
     from detrkit.pretrain.saved import is_pretrained
 
-    detector = load(name, device=options.device)
+    detector = load(name, device=options.device, precision=options.precision)
     if is_pretrained(detector.about) and not options.pretrained:
         raise ModelError(
             "The model was only pre-trained, without labels: it finds what it is shown, and knows no objects",

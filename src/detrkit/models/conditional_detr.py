@@ -22,8 +22,9 @@ from detrkit.models._keys import HuggingFace, huggingface, huggingface_fields, o
 from detrkit.nn.attention import attend, projection
 from detrkit.nn.backbone import build_backbone
 from detrkit.nn.groups import fold_groups, separated
-from detrkit.nn.heads import MLP, fit_last_layer, xavier
+from detrkit.nn.heads import MLP, fit_last_layer, in_float32, xavier
 from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, inverse_sigmoid, spread_points
+from detrkit.nn.recomputing import Recomputable
 from detrkit.nn.transformation import TRANSFORMATIONS, Transformation
 from detrkit.nn.transformer import Encoder, FeedForward
 from detrkit.postprocess import Scored, sigmoid_detections, sigmoid_ensemble
@@ -171,7 +172,7 @@ class ConditionalCrossAttention(nn.Module):
         return torch.cat(parts, -1).flatten(-2)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Recomputable):
     """Queries attend to each other, then to the memory, then each is transformed alone.
 
     Args:
@@ -300,9 +301,10 @@ class Model(nn.Module):
     def predict(self, hidden: Hidden) -> Predictions:
         """The heads, the same for every layer; a box is an offset from its query's point (equation 1)."""
         assert hidden.reference is not None
-        x = self.box_head(hidden.states).float()
+        x = in_float32(self.box_head, hidden.states)
         centre = x[..., :2] + inverse_sigmoid(hidden.reference)
-        answers = (self.class_head(hidden.states), torch.cat([centre, x[..., 2:]], -1).sigmoid(), hidden.states)
+        logits = in_float32(self.class_head, hidden.states)
+        answers = (logits, torch.cat([centre, x[..., 2:]], -1).sigmoid(), hidden.states)
         return Predictions(*(fold_groups(each, hidden.groups) for each in answers))
 
     def forward(

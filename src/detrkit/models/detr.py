@@ -21,8 +21,9 @@ from detrkit.models._keys import HuggingFace, huggingface, huggingface_fields, o
 from detrkit.nn.attention import Attention
 from detrkit.nn.backbone import build_backbone
 from detrkit.nn.groups import fold_groups, separated
-from detrkit.nn.heads import MLP
+from detrkit.nn.heads import MLP, in_float32
 from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, spread_points
+from detrkit.nn.recomputing import Recomputable
 from detrkit.nn.transformer import Encoder, FeedForward
 from detrkit.postprocess import Scored, softmax_detections, softmax_ensemble
 from detrkit.structures import Hidden, Memory, Predictions, Queries
@@ -89,7 +90,7 @@ class Config:
     longest: int = 1333
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Recomputable):
     """Queries attend to each other, then to the memory, then each is transformed alone.
 
     Args:
@@ -216,7 +217,7 @@ class Model(nn.Module):
     def predict(self, hidden: Hidden) -> Predictions:
         """The heads, the same for every layer. Groups of queries become further layers, the first group the last."""
         states = fold_groups(hidden.states, hidden.groups)
-        return Predictions(self.class_head(states), self.box_head(states).sigmoid(), states)
+        return Predictions(in_float32(self.class_head, states), in_float32(self.box_head, states).sigmoid(), states)
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"], queries: Queries | None = None

@@ -28,6 +28,16 @@ class MLP(nn.Module):
         return last(x)
 
 
+def in_float32(head: nn.Module, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+    """What a head answers, in float32 even where all before it computes in less.
+
+    bf16 has eight bits: a box would be right to a few pixels only. Heads are small, and cost nothing.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        answer: Tensor = head(x.float())
+    return answer
+
+
 def xavier(network: MLP) -> MLP:
     """The network with every matrix started by Xavier's rule, as transformers are."""
     for layer in network.layers:

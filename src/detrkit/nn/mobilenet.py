@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from detrkit.errors import ModelError
 from detrkit.nn.backbone import LEVELS, Backbone, check_levels
+from detrkit.nn.recomputing import Recomputable
 from detrkit.structures import NORMALIZATION_MEAN, NORMALIZATION_STD
 
 
@@ -109,7 +110,7 @@ class PaddedConv2d(nn.Conv2d):
         return (F.pad(x, explicit) if any(explicit) else x), (inside[0], inside[1])
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Recomputable):
     """Expand, convolve each channel, project; added to the input where the shapes agree (figure 4d of the paper)."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, dilation: int, *, same: bool):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrkit.nn.backbone import LEVELS, Backbone, check_levels
+from detrkit.nn.recomputing import Recomputable
 
 
 class Architecture(NamedTuple):
@@ -87,8 +89,27 @@ def conv_norm(x: Float[Tensor, "b _ _ _"], conv: nn.Conv2d, norm: nn.Module) -> 
         result: Tensor = norm(conv(x))
         return result
     scale, shift = norm.affine()
-    weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
-    return F.conv2d(x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation)
+    weight = _scaled(conv.weight, scale)
+    with _made_again(weight, conv.weight, scale):
+        return F.conv2d(x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation)
+
+
+def _scaled(weight: Float[Tensor, "o _ _ _"], scale: Float[Tensor, " o"]) -> Float[Tensor, "o _ _ _"]:
+    return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
+
+
+def _made_again(folded: Tensor, weight: Tensor, scale: Tensor) -> AbstractContextManager[Any]:
+    """Within it, nobody keeps folded weights for the gradient: they are made again, in a hundredth of its time."""
+    if not folded.requires_grad:
+        return nullcontext()
+
+    def pack(tensor: Tensor) -> Tensor | None:
+        return None if tensor.data_ptr() == folded.data_ptr() else tensor
+
+    def unpack(packed: Tensor | None) -> Tensor:
+        return _scaled(weight.detach(), scale) if packed is None else packed
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -100,7 +121,7 @@ def _norm(channels: int, groups: int) -> nn.Module:
     return nn.GroupNorm(groups, channels) if groups else FrozenBatchNorm2d(channels)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Recomputable):
     """Two 3×3 convolutions and a shortcut (figure 5 left of the paper).
 
     Args:
@@ -132,7 +153,7 @@ class BasicBlock(nn.Module):
         return self.bn2
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Recomputable):
     """1×1, 3×3 and 1×1 convolutions and a shortcut (figure 5 right), the stride in the 3×3 as torchvision has it.
 
     Arguments as for `BasicBlock`; the output has four times `width` channels.

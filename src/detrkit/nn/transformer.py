@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.nn.attention import Attention
+from detrkit.nn.recomputing import Recomputable
 
 
 class FeedForward(nn.Module):
@@ -29,7 +30,7 @@ class FeedForward(nn.Module):
         return self.contract(self.dropout(self.expand(x).relu()))
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Recomputable):
     """Self-attention and feed-forward with residuals; positions are added to queries and keys, never to values.
 
     Args:

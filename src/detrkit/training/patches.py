@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from detrkit.arithmetic import choose_dtype
 from detrkit.checkpoint import TrainingState, model_folder
 from detrkit.data.crops import (
     Crops,
@@ -38,12 +39,10 @@ from detrkit.sources import locate
 from detrkit.structures import FeatureBatch, PatchBatch, Predictions, Target
 from detrkit.training.conduct import check_data
 from detrkit.training.distributed import World
-from detrkit.training.ema import Average
 from detrkit.training.kept import flags_of_crops, keep, note_left_out, refuse_contradictions, with_pixels
-from detrkit.training.optimizer import make_optimizer
 from detrkit.training.pretext import PatchOptions, PatchRecipe
 from detrkit.training.session import Session, Validation
-from detrkit.training.setup import build_model, choose_dtype, choose_place, count_workers
+from detrkit.training.setup import build_model, choose_place, count_workers, equip
 from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
 from detrkit.training.validation import forgiving
 
@@ -250,11 +249,9 @@ def prepare_patches(
     refuse_contradictions(recipe.pretext)
     train, val = open_images(images, recipe.images, recipe.run.seed, notes, out)
     check_data(out, {"train": describe(train), "val": describe(val)})  # before features of others replace the kept ones
-    device, dtype = choose_place(recipe.run, world), recipe.optimization.precision
-    task = _build(recipe, notes, came_from).to(device)
-    if recipe.optimization.channels_last:
-        task = task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(task, recipe.optimization, task.detector)
+    device = choose_place(recipe.run, world)
+    task = _build(recipe, notes, came_from)
+    equipment = equip(task, recipe, device, task.detector)
     _refuse_blindness(task, recipe)
     asked, resizing = recipe.pretext, _resizing(recipe.pretext, task.detector)
     notes.append(_summary(task, recipe, resizing, device))
@@ -280,11 +277,6 @@ def prepare_patches(
     return PatchSession(
         recipe=recipe,
         world=world,
-        device=device,
-        dtype=choose_dtype(dtype, device),
-        model=task,
-        optimizer=optimizer,
-        average=Average(task, recipe.optimization.ema) if recipe.optimization.ema else None,
         workers=workers,
         notes=tuple(notes),
         criterion=_criterion(task, asked),
@@ -292,6 +284,7 @@ def prepare_patches(
         train=parts["train"],
         val=parts["val"],
         pictures={"train": train, "val": val},
+        **equipment,
     )
 
 

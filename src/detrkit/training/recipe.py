@@ -138,6 +138,8 @@ class OptimizationOptions:
     """Arithmetic of the forward pass; weights stay in fp32. `auto`: bf16 where the machine has it, else fp32."""
     channels_last: bool = True
     """Lay images out with the channels last, which is faster on processors and recent GPUs."""
+    recompute: Literal["none", "transformer", "all"] = "none"
+    """Layers that are computed again for their gradients (activation checkpointing): less memory for more time."""
 
 
 @dataclass(frozen=True)

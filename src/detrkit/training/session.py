@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detrkit.arithmetic import arithmetic
 from detrkit.checkpoint import TrainingState
 from detrkit.data.loading import EpochBatches
 from detrkit.evaluation.run import Metrics
@@ -124,8 +125,7 @@ class Session(ABC, Generic[SomeBatch]):
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """Within it, forward passes compute in the recipe's arithmetic."""
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
+        return arithmetic(self.device, self.dtype)
 
     def laid_out(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Images, or maps of them, in the memory layout that the recipe asks for."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from detrkit import models
+from detrkit.arithmetic import choose_dtype
 from detrkit.checkpoint import SavedModel
 from detrkit.convert.keys import shortened
 from detrkit.data import formats
@@ -21,6 +22,7 @@ from detrkit.data.splits import split as make_split
 from detrkit.data.transforms import Training, TrainingSizes, training_sizes
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.models import Variant
+from detrkit.nn.recomputing import recompute
 from detrkit.nn.weights import RANDOM, load_backbone_weights
 from detrkit.predict import choose_device
 from detrkit.sources import architecture_of, differences, open_model
@@ -119,6 +121,8 @@ def equip(
     """
     options = recipe.optimization
     model.to(device)
+    if options.recompute != "none":
+        recompute(model, backbone=options.recompute == "all")
     if options.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return {
@@ -347,23 +351,6 @@ def _frozen(options: OptimizationOptions) -> str:
     if options.backbone_lr == 0 and "backbone" not in parts:
         parts.append("backbone")
     return f" ({', '.join(parts)} frozen)" if parts else ""
-
-
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of a recipe's `precision` on a device."""
-    if precision == "auto":
-        return torch.bfloat16 if _computes_bf16(device) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bf16: without them it is slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        known = torch.cpu.get_capabilities()
-        return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-    return False
 
 
 def _most_boxes(annotations: Annotations) -> int:

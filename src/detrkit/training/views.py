@@ -19,11 +19,9 @@ from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.losses.criterion import Losses
 from detrkit.pretrain.backbone import BarlowTwins, RedundancyReduction, ViewFigures, alarms, conclusion
 from detrkit.training.distributed import World
-from detrkit.training.ema import Average
-from detrkit.training.optimizer import make_optimizer
 from detrkit.training.pretext import BackboneRecipe, ViewOptions
 from detrkit.training.session import Session, Validation
-from detrkit.training.setup import build_model, choose_dtype, choose_place, count_workers
+from detrkit.training.setup import build_model, choose_place, count_workers, equip
 from detrkit.training.unlabelled import Sources, describe, figures_so_far, missing, open_images
 
 HEADLINE = ("retrieval", "chance", "mean_rank", "feature_rank")
@@ -175,36 +173,29 @@ def prepare_backbone(
             remedy="Raise val_fraction.",
         )
     device = choose_place(recipe.run, world)
-    dtype = choose_dtype(recipe.optimization.precision, device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)
         _, model = build_model(recipe.model, 1, notes, came_from=came_from)
         detector: Any = model
         detector.backbone.freeze(0)
         task = BarlowTwins(detector.backbone, width=recipe.pretext.width)
-    task = task.to(device)
-    if recipe.optimization.channels_last:
-        task = task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    equipment = equip(task, recipe, device)
     augmentation, seed = _augmentation(recipe.pretext), recipe.run.seed
     trained = sum(parameter.numel() for parameter in task.backbone.parameters() if parameter.requires_grad)
     notes.append(
         f"Backbone {detector.config.backbone} of {recipe.model.model}: {trained / 1e6:.1f} M parameters, all trained, "
-        f"views of {augmentation.size} pixels, on {device} in {str(dtype).removeprefix('torch.')}"
+        f"views of {augmentation.size} pixels, on {device} in {str(equipment['dtype']).removeprefix('torch.')}"
     )
     return BackboneSession(
         recipe=recipe,
         world=world,
-        device=device,
-        dtype=dtype,
-        model=task,
-        optimizer=make_optimizer(task, recipe.optimization),
-        average=Average(task, recipe.optimization.ema) if recipe.optimization.ema else None,
         workers=count_workers(recipe.images.workers),
         notes=tuple(notes),
         backbone=detector.config.backbone,
         criterion=RedundancyReduction(recipe.pretext.redundancy_weight),
         train=ViewDataset(train, augmentation, seed),
         val=ViewDataset(val, augmentation, seed, evaluation=True),
+        **equipment,
     )
 
 

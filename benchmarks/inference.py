@@ -1,0 +1,130 @@
+"""Claim: DETR-R50 detects in less time here than in transformers, with the same weights and answers.
+
+    python benchmarks/inference.py [--rounds 7] [--threads 1] [--size 800 1066]
+
+One image, batch 1, from its normalised tensor to the predictions of the last layer. Sides in turning order:
+
+    transformers       DetrForObjectDetection, eager, fp32, its own choice of attention
+    transformers bf16  the same under autocast
+    ours               eager, fp32
+    ours bf16          the same with --precision bf16
+
+The bf16 sides only run where the machine has instructions for bf16. The weights are random, under which queries and
+places differ, and all sides have them. In fp32 logits and boxes must agree to 1e-4; in bf16 boxes to a pixel and scores
+to 0.02. Seconds are of processor time in one process, and a ratio is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _report import machine, parser, show
+from torch import Tensor
+
+from detrkit import convert, models
+from detrkit.arithmetic import arithmetic, choose_dtype
+
+CPU = torch.device("cpu")
+
+
+def build() -> tuple[Any, Any]:
+    """Our DETR-R50 in the form in which `detrkit.load` gives it, and theirs with its weights."""
+    import transformers
+
+    torch.manual_seed(0)
+    ours: Any = models.build("detr-r50").eval()
+    ours.backbone.initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours.class_head.weight.mul_(4)
+        ours.query_position.mul_(4)
+        ours.box_head.layers[-1].weight.mul_(10)
+    with tempfile.TemporaryDirectory() as folder:
+        convert.to_huggingface(ours, folder)
+        theirs = transformers.DetrForObjectDetection.from_pretrained(folder).eval()
+    return ours.to(memory_format=torch.channels_last), theirs
+
+
+def sides(size: tuple[int, int], with_bf16: bool) -> dict[str, Callable[[], tuple[Tensor, Tensor]]]:
+    """Each way to detect, to logits and boxes."""
+    ours, theirs = build()
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    laid_out, padding = images.contiguous(memory_format=torch.channels_last), torch.zeros(1, *size, dtype=torch.bool)
+
+    def of_theirs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        with arithmetic(CPU, dtype):
+            found = theirs(images)
+        return found.logits[0].float(), found.pred_boxes[0].float()
+
+    def of_ours(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        with arithmetic(CPU, dtype):
+            found = ours(laid_out, padding)
+        return found.logits[-1, 0], found.boxes[-1, 0]
+
+    known = {"transformers": lambda: of_theirs(torch.float32), "ours": lambda: of_ours(torch.float32)}
+    if with_bf16:
+        known |= {"transformers bf16": lambda: of_theirs(torch.bfloat16), "ours bf16": lambda: of_ours(torch.bfloat16)}
+    return known
+
+
+def check(answers: dict[str, tuple[Tensor, Tensor]], size: tuple[int, int]) -> dict[str, float]:
+    """How far our answers are from theirs in fp32."""
+    logits, boxes = answers["transformers"]
+    apart = {"logits": float((answers["ours"][0] - logits).abs().max())}
+    apart["boxes"] = float((answers["ours"][1] - boxes).abs().max())
+    wrong = max(apart.values()) > 1e-4
+    if "ours bf16" in answers:
+        pixels = (answers["ours bf16"][1] - boxes).abs() * torch.tensor([size[1], size[0], size[1], size[0]])
+        apart["pixels in bf16"] = float(pixels.max())
+        apart["scores in bf16"] = float((answers["ours bf16"][0].softmax(-1) - logits.softmax(-1)).abs().max())
+        wrong = wrong or apart["pixels in bf16"] > 1 or apart["scores in bf16"] > 0.02
+    if wrong or boxes.std(0).max() < 1e-3:
+        raise SystemExit(f"The sides do not answer alike, or answer all alike: {apart}")
+    return apart
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--size", type=int, nargs=2, default=(800, 1066), metavar=("HEIGHT", "WIDTH"))
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rounds, size = (3, (320, 416)) if arguments.short else (arguments.rounds, tuple(arguments.size))
+    with torch.inference_mode():
+        ways = sides(size, choose_dtype("auto", CPU) == torch.bfloat16)
+        apart = check({name: way() for name, way in ways.items()}, size)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(rounds):
+            turn = number % len(ways)
+            for name in [*ways][turn:] + [*ways][:turn]:
+                start = time.process_time()
+                ways[name]()
+                times[name].append(time.process_time() - start)
+    peers = {"ours": "transformers", "ours bf16": "transformers bf16"}
+    ratios = {
+        f"{name} against {peer}": statistics.median(
+            theirs / ours for theirs, ours in zip(times[peer], times[name], strict=True)
+        )
+        for name in ways
+        for peer in ways
+        if name in peers and peer not in peers
+    }
+    result = {
+        "size": size,
+        "seconds": {name: statistics.median(values) for name, values in times.items()},
+        "times": {name: f"{ratio:.2f}" for name, ratio in ratios.items()},
+        "apart": apart,
+        "threads": arguments.threads,
+        "rounds": rounds,
+        "machine": machine(("detrkit", "torch", "transformers")),
+    }
+    show({**result, "all": times} if arguments.json else result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
