@@ -56,7 +56,8 @@ CASES = {
     "boxes as corners": Case({**TEN, "epochs": 1}, "corners", frozenset({"boxes"})),
     "class head frozen": Case(TEN, "head", frozenset({"classes"})),
     "images black": Case(TEN, "black", frozenset({"constant answers"})),
-    "boxes of other images": Case({**TEN, "epochs": 20}, "boxes", frozenset({"slow"})),
+    # A box takes no label along, so this breaks the bond of labels and boxes as well.
+    "boxes of other images": Case({**TEN, "epochs": 20}, "boxes", frozenset({"classes"})),
 }
 SMALL = {**TEN, "epochs": 13, "image_size": 64, "longest": 64}
 SHORT = {
