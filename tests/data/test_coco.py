@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -255,6 +256,51 @@ def test_reading_in_pieces_equals_reading_at_once(scratch, items, other, chunk, 
         read = [item for _, batch in read_lists(path, ("annotations",)) for item in batch]
     assert read[len(items)] == plain(content, "annotations")[len(items)]
     assert read[: len(items)] == read[len(items) + 1 :] == items
+
+
+MEMBERS = ("id", "bbox", "name")
+MEMBER = st.sampled_from([*MEMBERS, "segmentation", "other"])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@settings(derandomize=True, deadline=None, database=None, max_examples=100)
+@given(
+    items=st.lists(st.dictionaries(MEMBER, JSON_VALUES | st.just(2**70) | st.floats()), min_size=1, max_size=8),
+    chunk=st.integers(1, 200),
+)
+def test_wanted_members_arrive_whatever_decodes_them(scratch, installed, items, chunk):
+    """Numbers of the same type, NaN and halves of surrogates included; a member that is there twice is the second."""
+    path = scratch / "members.json"
+    polygons = {"segmentation": [[1.5, 2]], "id": 7, "bbox": [0, 1.0, -2, 3e5], "other": {"id": 8}}
+    content = {"before": items, "annotations": [*items, polygons, *items], "after": 1}
+    path.write_text(json.dumps(content).replace('"id": 7', '"id": 6, "id": 7'), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "CHUNK_BYTES", chunk)
+        if not installed:
+            patch.setattr(json_stream, "_decoder", lambda members: None)
+        read = [item for _, batch in read_lists(path, ("annotations",), members=MEMBERS) for item in batch]
+
+    def wanted(item):
+        return repr({name: item[name] for name in MEMBERS if name in item})
+
+    assert [wanted(item) for item in read] == [wanted(item) for item in content["annotations"]]
+
+
+def test_members_alone_are_made_where_that_is_faster(tmp_path, monkeypatch):
+    pytest.importorskip("msgspec")
+    path = tmp_path / "b.json"
+    made = [{"id": number, "other": 1, "segmentation": [[1, 2]]} for number in range(50)]
+    path.write_text(json.dumps({"annotations": made}), encoding="utf-8")
+    monkeypatch.setattr(json_stream, "CHUNK_BYTES", 400)
+    read = [item for _, batch in read_lists(path, ("annotations",), members=("id",)) for item in batch]
+    assert [item["id"] for item in read] == list(range(50))
+    assert sum("other" not in item for item in read) > 25
+    made[20]["id"] = math.nan  # from here on it is the other decoder's
+    path.write_text(json.dumps({"annotations": made}), encoding="utf-8")
+    read = [item for _, batch in read_lists(path, ("annotations",), members=("id",)) for item in batch]
+    assert [item["id"] for item in read if item["id"] == item["id"]] == [*range(20), *range(21, 50)]
+    assert "other" not in read[2]
+    assert all("other" in item for item in read[30:])
 
 
 FIELD = st.none() | st.integers(-3, 3) | st.just(2**70) | st.floats() | st.sampled_from(["1", "x", "", True, [], {}])

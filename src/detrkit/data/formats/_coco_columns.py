@@ -131,7 +131,7 @@ class Collector:
     def _quick(self, items: list[Any]) -> tuple[np.ndarray, ...] | None:
         """Columns of sound items; None where one item is not, as NumPy finds out by itself."""
         try:
-            boxes = _array([side for item in items for side in _four(item["bbox"])]).reshape(-1, 4)
+            boxes = _sides([item["bbox"] for item in items])
             ids = _array([item["id"] for item in items])
             images = _array([item["image_id"] for item in items])
             labels = _array([item["category_id"] for item in items])
@@ -286,10 +286,11 @@ def _array(values: list[Any]) -> np.ndarray:
     return np.array(values)
 
 
-def _four(box: Any) -> list[Any]:
-    if type(box) is not list or len(box) != 4:
-        raise TypeError("not a list of four")
-    return box
+def _sides(boxes: list[Any]) -> np.ndarray:
+    """The sides of boxes, (t, 4)."""
+    if set(map(type, boxes)) != {list} or set(map(len, boxes)) != {4}:
+        raise TypeError("not all are lists of four")
+    return _array(list(itertools.chain.from_iterable(boxes))).reshape(-1, 4)
 
 
 def _is_number(value: Any) -> bool:

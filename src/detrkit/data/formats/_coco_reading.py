@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from detrkit.data.annotations import Annotations
@@ -15,6 +17,13 @@ from detrkit.data.json_stream import read_lists
 from detrkit.errors import DataError
 
 KEYS = ("images", "annotations", "categories")
+
+MEMBERS = (
+    *("id", "file_name", "height", "width"),
+    *("name", "isthing"),
+    *("image_id", "category_id", "bbox", "area", "iscrowd", "difficult"),
+)
+"""What a collector without masks reads of images, of categories and of annotations."""
 
 
 def read_through(
@@ -39,10 +48,14 @@ def read_through(
             categories share an id, a file name is unsafe, or not one image exists.
     """
     seen = set()
-    lists = read_lists(source.path, KEYS) if collector.masks is None else _images_first(source, collector, check_files)
-    for key, items in lists:
-        seen.add(key)
-        collector.add(key, to_objects(items) if to_objects and key == "annotations" else items)
+    if collector.masks is None:
+        lists = read_lists(source.path, KEYS, members=() if to_objects else MEMBERS)
+    else:
+        lists = _images_first(source, collector, check_files)
+    with _uncollected():
+        for key, items in lists:
+            seen.add(key)
+            collector.add(key, to_objects(items) if to_objects and key == "annotations" else items)
     for key in KEYS:
         if key not in seen:
             raise DataError(
@@ -66,6 +79,18 @@ def read_through(
         note_others=own_folder,
         looked=image_folders(source.path)[1:] if check_files else (),
     )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let the collector of garbage rest: items are made by the million, hold no cycles, and are soon gone."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _images_first(source: Source, collector: Collector, check_files: bool) -> Iterator[tuple[str, list[Any]]]:
