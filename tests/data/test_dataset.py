@@ -73,8 +73,8 @@ def test_streams_differ_where_numbers_trail_off_in_zeros():
 
 def test_a_jpeg_is_decoded_no_larger_than_it_is_shown(make_annotations, monkeypatch):
     """And then shows what the whole of it shows, with the same boxes."""
-    annotations = make_annotations(count=3, size=(240, 320), suffix="jpg")
-    annotations.image_sizes[1] = (120, 160)  # scaled after it was annotated
+    annotations = make_annotations(count=3, size=(480, 640), suffix="jpg")
+    annotations.image_sizes[1] = (240, 320)  # scaled after it was annotated
     annotations.boxes[2:4] /= 2
     dataset = DetectionDataset(annotations, training(), 0)
     keys = [Key(epoch, index) for epoch in range(6) for index in range(3)]

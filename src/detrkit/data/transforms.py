@@ -26,6 +26,10 @@ PAPER_SIZES = tuple(range(480, 801, 32))
 PAPER_PRE_CROP_SIZES = (400, 500, 600)
 PAPER_CROP_SIZES = (384, 600)
 
+REDUCTION = 2
+"""How much larger than it is shown an image is decoded at least: what a decoder leaves of fine patterns is sharper than
+what resampling leaves, and models are used on images that were resampled."""
+
 # The strengths of the SSD distortion (Liu et al., ECCV 2016, section 3.2 and the authors' code).
 _BRIGHTNESS = 32
 _CONTRAST = _SATURATION = (0.5, 1.5)
@@ -251,13 +255,13 @@ class View(NamedTuple):
     distorted: bool
 
     def spare(self, height: int, width: int) -> int:
-        """By how much an image of `height` × `width` pixels may be smaller and still is not scaled up: 1, 2, 4 or 8."""
+        """By how much an image of `height` × `width` pixels may be smaller: 1, 2, 4 or 8, and still `REDUCTION` remains."""
         sides = (width, height) if self.quarters % 2 else (height, width)
         factor = min(
             part * side / (scaled * shown)
             for part, side, scaled, shown in zip(self.region[2:], sides, self.whole, self.size, strict=True)
         )
-        return max(power for power in (1, 2, 4, 8) if power <= max(factor, 1))
+        return max(power for power in (1, 2, 4, 8) if power * REDUCTION <= factor or power == 1)
 
     def show(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The image that this was drawn for, or the same at another scale."""
