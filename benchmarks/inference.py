@@ -1,6 +1,6 @@
 """Claim: DETR-R50 detects in less time here than in transformers, with the same weights and answers.
 
-    python benchmarks/inference.py [--rounds 7] [--threads 1] [--size 800 1066]
+    python benchmarks/inference.py [--rounds 7] [--threads 1] [--size 800 1066] [--device cuda]
 
 One image, batch 1, from its normalised tensor to the predictions of the last layer. Sides in turning order:
 
@@ -11,28 +11,27 @@ One image, batch 1, from its normalised tensor to the predictions of the last la
 
 The bf16 sides only run where the machine has instructions for bf16. The weights are random, under which queries and
 places differ, and all sides have them. In fp32 logits and boxes must agree to 1e-4; in bf16 boxes to a pixel and scores
-to 0.02. Seconds are of processor time in one process, and a ratio is the median of the rounds' ratios.
+to 0.02. Seconds are of processor time in one process, or of the clock on a GPU, and a ratio is the median of the
+rounds' ratios. `share of peak` is the rate of floating-point operations beside that of one large product.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from _device import now, operations, peak_rate
 from _report import machine, parser, show
 from torch import Tensor
 
 from detrkit import convert, models
 from detrkit.arithmetic import arithmetic, choose_dtype
 
-CPU = torch.device("cpu")
 
-
-def build() -> tuple[Any, Any]:
+def build(device: torch.device) -> tuple[Any, Any]:
     """Our DETR-R50 in the form in which `detrkit.load` gives it, and theirs with its weights."""
     import transformers
 
@@ -46,27 +45,28 @@ def build() -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as folder:
         convert.to_huggingface(ours, folder)
         theirs = transformers.DetrForObjectDetection.from_pretrained(folder).eval()
-    return ours.to(memory_format=torch.channels_last), theirs
+    return ours.to(device, memory_format=torch.channels_last), theirs.to(device)
 
 
-def sides(size: tuple[int, int], with_bf16: bool) -> dict[str, Callable[[], tuple[Tensor, Tensor]]]:
+def sides(size: tuple[int, int], device: torch.device) -> dict[str, Callable[[], tuple[Tensor, Tensor]]]:
     """Each way to detect, to logits and boxes."""
-    ours, theirs = build()
-    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-    laid_out, padding = images.contiguous(memory_format=torch.channels_last), torch.zeros(1, *size, dtype=torch.bool)
+    ours, theirs = build(device)
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)).to(device)
+    laid_out = images.contiguous(memory_format=torch.channels_last)
+    padding = torch.zeros(1, *size, dtype=torch.bool, device=device)
 
     def of_theirs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        with arithmetic(CPU, dtype):
+        with arithmetic(device, dtype):
             found = theirs(images)
         return found.logits[0].float(), found.pred_boxes[0].float()
 
     def of_ours(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        with arithmetic(CPU, dtype):
+        with arithmetic(device, dtype):
             found = ours(laid_out, padding)
         return found.logits[-1, 0], found.boxes[-1, 0]
 
     known = {"transformers": lambda: of_theirs(torch.float32), "ours": lambda: of_ours(torch.float32)}
-    if with_bf16:
+    if choose_dtype("auto", device) == torch.bfloat16:
         known |= {"transformers bf16": lambda: of_theirs(torch.bfloat16), "ours bf16": lambda: of_ours(torch.bfloat16)}
     return known
 
@@ -78,7 +78,7 @@ def check(answers: dict[str, tuple[Tensor, Tensor]], size: tuple[int, int]) -> d
     apart["boxes"] = float((answers["ours"][1] - boxes).abs().max())
     wrong = max(apart.values()) > 1e-4
     if "ours bf16" in answers:
-        pixels = (answers["ours bf16"][1] - boxes).abs() * torch.tensor([size[1], size[0], size[1], size[0]])
+        pixels = (answers["ours bf16"][1] - boxes).abs() * boxes.new_tensor([size[1], size[0], size[1], size[0]])
         apart["pixels in bf16"] = float(pixels.max())
         apart["scores in bf16"] = float((answers["ours bf16"][0].softmax(-1) - logits.softmax(-1)).abs().max())
         wrong = wrong or apart["pixels in bf16"] > 1 or apart["scores in bf16"] > 0.02
@@ -92,19 +92,23 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--size", type=int, nargs=2, default=(800, 1066), metavar=("HEIGHT", "WIDTH"))
+    options.add_argument("--device", default="cpu")
     arguments = options.parse_args()
+    device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
     rounds, size = (3, (320, 416)) if arguments.short else (arguments.rounds, tuple(arguments.size))
     with torch.inference_mode():
-        ways = sides(size, choose_dtype("auto", CPU) == torch.bfloat16)
+        ways = sides(size, device)
         apart = check({name: way() for name, way in ways.items()}, size)
         times: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(rounds):
             turn = number % len(ways)
             for name in [*ways][turn:] + [*ways][:turn]:
-                start = time.process_time()
+                start = now(device)
                 ways[name]()
-                times[name].append(time.process_time() - start)
+                times[name].append(now(device) - start)
+        needed = operations(ways["ours"])
+        peaks = {name: peak_rate(device, torch.bfloat16 if "bf16" in name else torch.float32) for name in ways}
     peers = {"ours": "transformers", "ours bf16": "transformers bf16"}
     ratios = {
         f"{name} against {peer}": statistics.median(
@@ -118,7 +122,11 @@ def main() -> None:
         "size": size,
         "seconds": {name: statistics.median(values) for name, values in times.items()},
         "times": {name: f"{ratio:.2f}" for name, ratio in ratios.items()},
+        "share of peak": {
+            name: f"{needed / statistics.median(values) / peaks[name]:.2f}" for name, values in times.items()
+        },
         "apart": apart,
+        "device": arguments.device if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": arguments.threads,
         "rounds": rounds,
         "machine": machine(("detrkit", "torch", "transformers")),

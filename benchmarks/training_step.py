@@ -1,6 +1,6 @@
 """Claim: a training step of DETR-R50 takes less time and less memory than a plain one of the same weights.
 
-    python benchmarks/training_step.py [--rounds 7] [--precision bf16] [--threads 2]
+    python benchmarks/training_step.py [--rounds 7] [--precision bf16] [--threads 2] [--device cuda]
 
 A step is forward, loss, backward, clipping and AdamW over all that DETR trains, two images of 480 × 640 with ten boxes
 each. Loading is in no side. Sides in turning order:
@@ -13,8 +13,10 @@ each. Loading is in no side. Sides in turning order:
     leanest the same with --recompute all
 
 All start from the same weights, and without dropout they must find the same loss. Seconds are of processor time in one
-process, and a ratio is the median of the rounds' ratios. Memory is of one new process a side: how far its peak rises in
-two steps above what model, data and libraries hold; with gradients and AdamW's state.
+process, or of the clock on a GPU, and a ratio is the median of the rounds' ratios. `share of peak` is the rate of
+floating-point operations beside that of one large product. Memory is of one new process a side: how far its peak rises
+in two steps above what model, data and libraries hold, or what torch holds on a GPU at most; with gradients and AdamW's
+state.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from _device import now, operations, peak_rate
 from _memory import peak_added
 from _report import machine, parser, show
 from safetensors.torch import save_file
@@ -64,6 +66,13 @@ SHORT = {"detr-r18, 2 × 192 × 256": Case("detr-r18", (192, 256))}
 TINY = Case("detr-r18", (64, 64))
 
 
+class How(NamedTuple):
+    """In what our sides compute, and where all do."""
+
+    precision: str
+    device: str
+
+
 class PlainAttention(nn.Module):
     """Torch's own attention with the weights of ours."""
 
@@ -78,7 +87,8 @@ class PlainAttention(nn.Module):
             self.attention.out_proj.load_state_dict(ours.output.state_dict())
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
-        mask = torch.zeros(key.shape[:2], dtype=torch.bool) if blocked is None else blocked[:, 0, 0]
+        whole = torch.zeros(key.shape[:2], dtype=torch.bool, device=key.device)
+        mask = whole if blocked is None else blocked[:, 0, 0]
         found: Tensor = self.attention(query, key, value, key_padding_mask=mask)[0]
         return found
 
@@ -106,13 +116,13 @@ def plain_losses(logits: Tensor, boxes: Tensor, targets: Sequence[Target], no_ob
         for chance, found, target in zip(logits.softmax(-1), boxes, targets, strict=True):
             cost = -chance[:, target.labels] + 5 * torch.cdist(found, target.boxes, p=1)
             cost -= 2 * pairwise_giou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(target.boxes))
-            pairs.append([torch.as_tensor(rows) for rows in linear_sum_assignment(cost.numpy())])
+            pairs.append([torch.as_tensor(rows, device=boxes.device) for rows in linear_sum_assignment(cost.cpu())])
     image = torch.cat([torch.full_like(queries, number) for number, (queries, _) in enumerate(pairs)])
     query = torch.cat([queries for queries, _ in pairs])
     wanted = torch.cat([target.boxes[rows] for target, (_, rows) in zip(targets, pairs, strict=True)])
-    classes = torch.full(logits.shape[:2], logits.shape[-1] - 1)
+    classes = torch.full(logits.shape[:2], logits.shape[-1] - 1, device=logits.device)
     classes[image, query] = torch.cat([target.labels[rows] for target, (_, rows) in zip(targets, pairs, strict=True)])
-    weight = torch.ones(logits.shape[-1])
+    weight = logits.new_ones(logits.shape[-1])
     weight[-1] = no_object
     answers, count = boxes[image, query], sum(len(target.labels) for target in targets)
     overlap = elementwise_giou(cxcywh_to_xyxy(answers), cxcywh_to_xyxy(wanted))
@@ -123,14 +133,16 @@ def plain_losses(logits: Tensor, boxes: Tensor, targets: Sequence[Target], no_ob
 class Side:
     """One way to train."""
 
-    def __init__(self, case: Case, side: str, data: Path, precision: str, dropout: float):
-        fields: dict[str, Any] = {"model": case.preset, "precision": precision, "ema": 0.0, "clip": 0.1}
+    def __init__(self, case: Case, side: str, data: Path, how: How, dropout: float):
+        fields: dict[str, Any] = {"model": case.preset, "precision": how.precision, "ema": 0.0, "clip": 0.1}
+        fields |= {"device": how.device}
         fields |= {"channels_last": True, "recompute": RECOMPUTED.get(side, "none")}
         fields |= {"architecture": {"dropout": str(dropout)}, "backbone_weights": backbone_file(case, data)}
         torch.manual_seed(0)
         self.session: DetectionSession = open_session(Recipe(fields, 1), data)
         self.side, self.batch = side, make_batch(case)
-        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.device = torch.device(how.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         if side == "plain":
             model: Any = self.session.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             make_plain(model)
@@ -146,9 +158,10 @@ class Side:
         ours, resnet.conv_norm = resnet.conv_norm, plain_conv_norm
         try:
             self.optimizer.zero_grad()
-            found = self.model(self.batch.images, self.batch.padding)
+            batch = self.batch.to(self.device)
+            found = self.model(batch.images, batch.padding)
             layers = zip(found.logits, found.boxes, strict=True)
-            loss = torch.stack([plain_losses(*layer, self.batch.targets, 0.1) for layer in layers]).sum()
+            loss = torch.stack([plain_losses(*layer, batch.targets, 0.1) for layer in layers]).sum()
             loss.backward()
             nn.utils.clip_grad_norm_([one for one in self.model.parameters() if one.grad is not None], 0.1)
             self.optimizer.step()
@@ -183,46 +196,52 @@ def make_batch(case: Case) -> Batch:
     return Batch(images, torch.zeros(2, *case.size, dtype=torch.bool), targets)
 
 
-def check(case: Case, data: Path) -> float:
+def check(case: Case, data: Path, how: How) -> float:
     """How far the losses of both sides are apart, relatively, without dropout."""
-    losses = [Side(case, side, data, "fp32", 0.0)() for side in SIDES]
+    losses = [Side(case, side, data, how._replace(precision="fp32"), 0.0)() for side in SIDES]
     apart = (max(losses) - min(losses)) / losses[0]
     if apart > 1e-4:
         raise SystemExit(f"The sides compute different losses: {dict(zip(SIDES, losses, strict=True))}")
     return apart
 
 
-def measure_time(case: Case, data: Path, precision: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of processor time of each side in every round, after one that does not count."""
-    sides = {side: Side(case, side, data, precision, 0.1) for side in SIDES}
+def measure_time(case: Case, data: Path, how: How, rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each side in every round, after one that does not count; and the operations of a step of ours."""
+    sides = {side: Side(case, side, data, how, 0.1) for side in SIDES}
+    device = torch.device(how.device)
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(rounds + 1):
         turn = number % len(SIDES)
         for side in SIDES[turn:] + SIDES[:turn]:
-            start = time.process_time()
+            start = now(device)
             sides[side]()
             if number:
-                times[side].append(time.process_time() - start)
-    return times
+                times[side].append(now(device) - start)
+    return times, operations(sides["ours"])
 
 
-def measure_memory(case: Case, side: str, data: Path, precision: str) -> float:
-    """How much two steps add to the peak of this process, in MB."""
+def measure_memory(case: Case, side: str, data: Path, how: How) -> float:
+    """How much two steps add to the peak of this process, in MB; on a GPU, all that it holds at most."""
     torch.set_num_threads(1)
-    Side(TINY, side, data, precision, 0.1)()  # what libraries set up in a first step is no part of one
-    step = Side(case, side, data, precision, 0.1)
-    return peak_added(lambda: (step(), step()))
+    Side(TINY, side, data, how, 0.1)()  # what libraries set up in a first step is no part of one
+    step = Side(case, side, data, how, 0.1)
+    added = peak_added(lambda: (step(), step()))
+    return torch.cuda.max_memory_allocated() / 2**20 if how.device.startswith("cuda") else added
 
 
-def measure(case: Case, data: Path, precision: str, rounds: int) -> dict[str, Any]:
-    apart, times = check(case, data), measure_time(case, data, precision, rounds)
+def measure(case: Case, data: Path, how: How, rounds: int) -> dict[str, Any]:
+    apart, (times, needed) = check(case, data, how), measure_time(case, data, how, rounds)
+    medians = {side: statistics.median(times[side]) for side in SIDES}
+    dtypes = {side: torch.bfloat16 if side != "plain" and how.precision == "bf16" else torch.float32 for side in SIDES}
+    device = torch.device(how.device)
     memory = {}
     for side in SIDES:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            memory[side] = pool.submit(measure_memory, case, side, data, precision).result()
+            memory[side] = pool.submit(measure_memory, case, side, data, how).result()
     return {
         "seconds": times,
-        "medians": {side: statistics.median(times[side]) for side in SIDES},
+        "medians": medians,
+        "shares_of_peak": {side: needed / medians[side] / peak_rate(device, dtypes[side]) for side in SIDES},
         "ratios": {
             side: statistics.median(plain / ours for plain, ours in zip(times["plain"], times[side], strict=True))
             for side in SIDES[1:]
@@ -238,7 +257,8 @@ def table(result: Mapping[str, Any]) -> dict[str, Any]:
     lines: dict[str, Any] = {}
     for name, of in result["cases"].items():
         lines[name] = {
-            side: f"{of['medians'][side]:.2f} s, {of['memory_mb'][side]:.0f} MB"
+            side: f"{of['medians'][side]:.2f} s, {of['shares_of_peak'][side]:.2f} of peak, "
+            f"{of['memory_mb'][side]:.0f} MB"
             + ("" if side == "plain" else f": {of['ratios'][side]:.2f} times, {of['memory_ratios'][side]:.2f} of it")
             for side in SIDES
         } | {"losses apart": f"{of['losses_apart']:.1e}"}
@@ -250,15 +270,18 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--device", default="cpu")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
+    how = How(arguments.precision, arguments.device)
     rounds, cases = (3, SHORT) if arguments.short else (arguments.rounds, CASES)
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder) / "data")
         result = {
-            "cases": {name: measure(case, data, arguments.precision, rounds) for name, case in cases.items()},
+            "cases": {name: measure(case, data, how, rounds) for name, case in cases.items()},
             "precision": arguments.precision,
             "rounds": rounds,
+            "device": how.device if how.device == "cpu" else torch.cuda.get_device_name(how.device),
             "threads": arguments.threads,
             "machine": machine(("detrkit", "torch")),
         }
