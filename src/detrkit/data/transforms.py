@@ -255,7 +255,7 @@ class View(NamedTuple):
     distorted: bool
 
     def spare(self, height: int, width: int) -> int:
-        """By how much an image of `height` × `width` pixels may be smaller, `REDUCTION` left to scaling: 1, 2, 4 or 8."""
+        """By how much an image of `height` × `width` pixels may be smaller: 1, 2, 4 or 8. `REDUCTION` is left over."""
         sides = (width, height) if self.quarters % 2 else (height, width)
         factor = min(
             part * side / (scaled * shown)
