@@ -369,7 +369,7 @@ def main() -> None:
         work = Path(folder)
         source = options.data or draw(work / "drawn", {"train": 40, "val": 10})
         told, seconds = diagnose(source)
-        as_given = [str(finding) for finding in told.findings]
+        as_given = [str(finding).replace(f"{source}/", "") for finding in told.findings]
         told.fix(work / "linked")
         shutil.copytree(work / "linked", work / "clean")  # own files: what is planted must not reach the given ones
         (work / "clean" / "changes.jsonl").unlink()
@@ -380,7 +380,7 @@ def main() -> None:
             "as_given": as_given,
             "seconds": round(seconds, 2),
             "images": sum(map(len, told.splits.values())),
-            "clean_copy": [clean.verdict, *(str(finding) for finding in clean.findings)],
+            "clean_copy": [clean.verdict, *(str(finding).replace(f"{work}/", "") for finding in clean.findings)],
             "planted": single,
             "all_together": all_together(work / "clean", known, work),
             "machine": machine(("detrkit", "numpy", "pillow")),
