@@ -46,6 +46,7 @@ def test_what_was_written_is_found_again(variant: str, options: dict[str, Any], 
         model.width,
     )
     inputs = episode()
+    model.to(memory_format=torch.channels_last)  # as it is loaded
     with torch.inference_mode():
         assert torch.equal(again(*inputs).logits, model(*inputs).logits)
     assert detector.calibration == Calibration(1.5, -0.25)

@@ -22,7 +22,12 @@ from detrkit.training.recipe import (
     to_toml,
 )
 
-OTHER: dict[str, Any] = {"schedule": "cosine", "precision": "bf16", "architecture": {"dim": "64", "odd key": 'a "b"'}}
+OTHER: dict[str, Any] = {
+    "schedule": "cosine",
+    "precision": "bf16",
+    "recompute": "all",
+    "architecture": {"dim": "64", "odd key": 'a "b"'},
+}
 
 
 def changed(name: str, kind: Any, default: Any) -> Any:
