@@ -17,6 +17,9 @@ import detrkit
 
 pytestmark = pytest.mark.usefixtures("plotless")
 
+STEPS_BETWEEN_SAVES = 10
+"""Of these runs at most: two epochs. As a rule they save by the clock long before."""
+
 
 @pytest.fixture(scope="module")
 def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
@@ -57,7 +60,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(drawn: Path, undisturbed: tuple
     whole, seconds = undisturbed
     for number in range(2):
         moment = random.Random(number).uniform(0, seconds)
-        killed_and_resumed(drawn, whole, tmp_path / str(number), moment, workers=number)
+        _, lost = killed_and_resumed(drawn, whole, tmp_path / str(number), moment, workers=number)
+        assert lost <= STEPS_BETWEEN_SAVES
 
 
 @pytest.mark.slow
@@ -72,6 +76,7 @@ def test_thirty_kills(drawn: Path, undisturbed: tuple[Path, float], tmp_path: Pa
         lost.append(steps)
     print(f"{cut} of 30 were cut off; steps done again: {lost}")
     assert cut >= 20
+    assert max(lost) <= STEPS_BETWEEN_SAVES
 
 
 def test_a_command_line_that_is_terminated_saves_and_says_how_to_go_on(
