@@ -17,6 +17,7 @@ from detrkit.checkpoint import save_model
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.predict import Detector, choose_device, load
+from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category, Detections
 from detrkit.training.validation import detect, label_table
 
@@ -207,6 +208,18 @@ def test_the_precision_is_chosen(saved: Path, pictures: list[Image.Image]) -> No
     assert bool((relative.bfloat16().float() != relative).any())
     with pytest.raises(UsageError, match="Bad value for precision"):
         choose_dtype("int8", torch.device("cpu"))
+
+
+def test_masks_are_found_in_any_precision(detector: Detector, pictures: list[Image.Image]) -> None:
+    torch.manual_seed(0)
+    whole = replace(detector, segmenter=Segmenter(detector.model).eval())
+    exact, rough = (replace(whole, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    plain, other = exact.predict(pictures[0], threshold=0.0), rough.predict(pictures[0], threshold=0.0)
+    assert plain.masks is not None
+    assert other.masks is not None
+    assert len(other.masks) == len(other.scores) == len(plain.scores)
+    agree = exact.segment(pictures[0], threshold=0.0).ids == rough.segment(pictures[0], threshold=0.0).ids
+    assert agree.mean() > 0.8
 
 
 def annotations_of(

@@ -107,7 +107,8 @@ class Respondent:
         assert one.queries is not None
         queries = one.queries[order]
         image = torch.full_like(queries, row)
-        return self.segmenter.masks(found, image, queries)
+        with arithmetic(self.device, self.dtype):
+            return self.segmenter.masks(found, image, queries).float()
 
     def _masks(self, found: Segmented, row: int, one: Scored, order: Tensor, size: tuple[int, int]) -> RunLengths:
         """Masks of some detections; those of one query, which may stand for several classes, are made once."""

@@ -59,7 +59,7 @@ class Detector:
         about: what was stored with it, such as its metrics.
         one_shot: what was trained to find by example around the model; None of a model that was not.
         segmenter: the model with its mask head; None of a model without one.
-        dtype: in what it computes.
+        dtype: in what it detects; finding by example is in float32.
     """
 
     model: nn.Module
@@ -352,6 +352,10 @@ def load(name: str | Path, *, device: str = "auto", precision: Precision = "fp32
     dtype = choose_dtype(precision, chosen)
     saved = open_model(name)
     one_shot = attach(saved.model, saved.about, locate(name).path) if is_one_shot(saved.about) else None
+    if one_shot is not None and precision != "auto" and dtype != torch.float32:
+        raise UsageError(
+            "The model finds what it is shown, which is done in fp32 alone", where="precision", got=precision
+        )
     whole = (one_shot or saved.segmenter or saved.model).to(chosen).eval()
     if chosen.type != "mps":
         whole.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

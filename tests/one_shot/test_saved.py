@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import detrkit
 from detrkit import models
 from detrkit.checkpoint import TrainingState, read_tensors
-from detrkit.errors import ModelError
+from detrkit.errors import ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.one_shot.model import OneShot
 from detrkit.one_shot.saved import attach, calibration_of, fill, is_one_shot, save
@@ -54,6 +54,13 @@ def test_what_was_written_is_found_again(variant: str, options: dict[str, Any], 
     assert detector.about["epoch"] == 3
     assert detector.about["one_shot"]["seen"] == ["red"]
     assert [category.name for category in detector.categories] == ["alike"]
+
+
+def test_finding_by_example_is_in_float32_alone(tmp_path: Path):
+    path = written(tmp_path / "model", small())
+    with pytest.raises(UsageError, match="fp32 alone"):
+        detrkit.load(path, device="cpu", precision="bf16")
+    assert detrkit.load(path, device="cpu", precision="auto").one_shot is not None
 
 
 def test_all_classes_but_the_last_are_unused(tmp_path: Path):
