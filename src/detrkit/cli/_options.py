@@ -44,7 +44,8 @@ class DetectionOptions(CommonOptions):
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Arithmetic of the model; auto: bf16 where the machine has instructions for it, else fp32."""
+    """Arithmetic of the model; auto: bf16 where the machine has instructions for it, else fp32. Without these
+    instructions bf16 takes hundreds of times as long."""
     pretrained: Switch = False
     """Take a model that was only pre-trained, too, although it has not learnt to detect anything."""
 
