@@ -135,8 +135,7 @@ class OptimizationOptions:
     """A step whose loss or gradient is NaN or infinite changes nothing. After so many in a row, or a whole epoch of
     them, the run goes back to its last checkpoint and on at half the rates. 0: the first such step ends the run."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Arithmetic of the forward pass; weights stay in fp32. `auto`: bf16 where the machine has it, elsewhere fp32, as
-    bf16 takes hundreds of times as long there."""
+    """Arithmetic of the forward pass; weights stay in fp32. `auto`: bf16 where the machine has it, else fp32."""
     channels_last: bool = True
     """Lay images out with the channels last, which is faster on processors and recent GPUs."""
     recompute: Literal["none", "transformer", "all"] = "none"
