@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detrkit.nn import attention
 from detrkit.nn.attention import Attention, attend
 
 DIM, HEADS = 16, 4
@@ -101,6 +102,43 @@ def test_half_precision_is_the_same_function(which: str) -> None:
         torch.testing.assert_close(half.float(), single, atol=0.05, rtol=0.05)
     with torch.no_grad():  # another kernel where nothing is to be learned
         torch.testing.assert_close(attend(*parts, HEADS, mask).float(), results[0][0].detach(), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10**6])
+@pytest.mark.parametrize("which", ["all", "blocked", "padded"])
+def test_dropout_is_the_formula_with_its_gradients(which: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some heads at a time or all at once, with keys that serve all images, and with values of another width."""
+    monkeypatch.setattr(attention, "AT_ONCE", at_once)
+    blocked, padded = masks(which)
+    mask = blocked[None, None] if blocked is not None else None if padded is None else padded[:, None, None]
+    q, k, v = (torch.randn(size, dtype=torch.float64) for size in ((3, 5, 8), (1, 7, 8), (1, 7, 12)))
+
+    def ours(*inputs: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return attend(*inputs, 4, mask, dropout=0.3)
+
+    def formula(*inputs: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        kept = attention.draw_kept((3, 4, 5, 7), 0.3)
+        q, k, v = (one.unflatten(2, (4, -1)).transpose(1, 2) for one in inputs)
+        products = q @ k.transpose(2, 3) / math.sqrt(2)
+        weights = (products if mask is None else products.masked_fill(mask, -math.inf)).softmax(-1)
+        return (weights * kept / 0.7 @ v).transpose(1, 2).flatten(2)
+
+    inputs = [one.requires_grad_() for one in (q, k, v)]
+    direction = torch.randn(3, 5, 12, dtype=torch.float64)
+    found, wanted = ours(*inputs), formula(*inputs)
+    torch.testing.assert_close(found, wanted)
+    results = [torch.autograd.grad((one * direction).sum(), inputs) for one in (found, wanted)]
+    for of_ours, of_formula in zip(*results, strict=True):
+        torch.testing.assert_close(of_ours, of_formula)
+
+
+def test_dropout_keeps_a_byte_a_weight() -> None:
+    parts, sizes = [torch.randn(2, 50, 8, requires_grad=True) for _ in range(3)], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.nbytes), lambda _: None):
+        attend(*parts, 2, dropout=0.1)
+    assert sum(sizes) == 2 * 2 * 50 * 50 + sum(part.nbytes for part in parts)
 
 
 def test_half_precision_drops_attention_too() -> None:

@@ -59,7 +59,7 @@ def test_answers_and_gradients_stay_and_less_is_kept(preset: str, backbone: str)
         assert gradients.keys() == plain[1].keys()
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, plain[1][name], rtol=1e-5, atol=1e-6)
-    assert layers[2] < 0.95 * plain[2]
+    assert layers[2] < 0.97 * plain[2]
     assert everything[2] < 0.8 * layers[2]
 
 

@@ -21,6 +21,7 @@ from detrkit.models._config import check
 from detrkit.models._keys import HuggingFace, huggingface, huggingface_fields, official, read_shapes
 from detrkit.nn.attention import attend, projection
 from detrkit.nn.backbone import build_backbone
+from detrkit.nn.dropout import Dropout
 from detrkit.nn.groups import fold_groups, separated
 from detrkit.nn.heads import MLP, fit_last_layer, in_float32, xavier
 from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, inverse_sigmoid, spread_points
@@ -189,7 +190,7 @@ class DecoderLayer(Recomputable):
         self.self_attention_norm = nn.LayerNorm(config.dim)
         self.cross_attention_norm = nn.LayerNorm(config.dim)
         self.feedforward_norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,

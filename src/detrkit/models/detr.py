@@ -20,6 +20,7 @@ from detrkit.models._config import check
 from detrkit.models._keys import HuggingFace, huggingface, huggingface_fields, official, packed, read_shapes, split
 from detrkit.nn.attention import Attention
 from detrkit.nn.backbone import build_backbone
+from detrkit.nn.dropout import Dropout
 from detrkit.nn.groups import fold_groups, separated
 from detrkit.nn.heads import MLP, in_float32
 from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, spread_points
@@ -106,7 +107,7 @@ class DecoderLayer(Recomputable):
         self.self_attention_norm = nn.LayerNorm(config.dim)
         self.cross_attention_norm = nn.LayerNorm(config.dim)
         self.feedforward_norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,

@@ -6,11 +6,19 @@ Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.2.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from detrkit.nn.dropout import draw_kept
+
+AT_ONCE = 2**18
+"""How many attention weights are computed at a time on a processor: few enough for a cache."""
 
 
 def attend(
@@ -31,13 +39,11 @@ def attend(
         blocked: True where a query may not attend to a key; broadcast over images, heads and queries.
         dropout: probability with which an attention weight is dropped.
     """
-    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2).expand(len(q), -1, -1, -1) for x in (q, k, v))
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
-        out = _attend_in_steps(q, k, v, blocked, dropout)
-    else:
-        mask = None if blocked is None else ~blocked
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return out.transpose(1, 2).flatten(2)
+    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2).expand(len(q), -1, -1, -1) for x in (q, k, v))
+    if q.device.type == "cpu" and q.requires_grad and (dropout or q.dtype == torch.bfloat16):
+        return _attend_in_steps(q, k, v, blocked, dropout).flatten(2)
+    mask = None if blocked is None else ~blocked
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
 
 
 def _attend_in_steps(
@@ -46,14 +52,80 @@ def _attend_in_steps(
     v: Float[Tensor, "b h n e"],
     blocked: Bool[Tensor, "#b #h #q n"] | None,
     dropout: float,
-) -> Float[Tensor, "b h q e"]:
-    """The same, product by product: on a CPU in bf16 the fused kernel's backward takes two to three times as long."""
-    with torch.autocast("cpu", enabled=False):
-        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if blocked is not None:
-            # Not minus infinity, of which a query that may see nothing would become NaN.
-            weights = weights + torch.zeros_like(blocked, dtype=q.dtype).masked_fill_(blocked, torch.finfo(q.dtype).min)
-        return F.dropout(weights.softmax(-1), dropout) @ v
+) -> Float[Tensor, "b q h e"]:
+    """The same, product by product: on a CPU torch's fused kernel knows no dropout, and its bf16 backward is slow."""
+    added = kept = None
+    if blocked is not None:
+        # Not minus infinity, of which a query that may see nothing would become NaN.
+        added = torch.zeros_like(blocked, dtype=q.dtype).masked_fill_(blocked, torch.finfo(q.dtype).min)
+        added = added.expand(*q.shape[:2], -1, -1)
+    if dropout:
+        kept = draw_kept((*q.shape[:3], k.shape[2]), dropout)
+    result: Tensor = _Steps.apply(q, k, v, added, kept, 1 / (1 - dropout))  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Steps(torch.autograd.Function):
+    """Attention that keeps what came in, and a byte a weight for what was dropped; its weights are computed again.
+
+    A few heads at a time, so that their weights stay in the cache (as Dao et al. do, "FlashAttention", NeurIPS 2022).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, kept: Tensor | None, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, added, kept)
+        ctx.scale = scale
+        result = v.new_empty(len(q), q.shape[2], q.shape[1], v.shape[3])
+        with torch.autocast("cpu", enabled=False):
+            for block in _blocks(q, k):
+                weights = _weights(q[block], k[block], None if added is None else added[block])
+                if kept is not None:
+                    weights *= kept[block]
+                result.transpose(1, 2)[block] = weights @ v[block]
+        return result.mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, added, kept = ctx.saved_tensors
+        of_q, of_k, of_v = (x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
+        with torch.autocast("cpu", enabled=False):
+            gradient = (gradient * ctx.scale).transpose(1, 2)
+            for block in _blocks(q, k):
+                weights = _weights(q[block], k[block], None if added is None else added[block])
+                of_weights = gradient[block] @ v[block].transpose(-1, -2)
+                of_weights *= weights
+                if kept is not None:
+                    of_weights *= kept[block]
+                # The gradient of a softmax: w * (g - sum(w * g)).
+                of_products = of_weights.addcmul_(weights, of_weights.sum(-1, keepdim=True), value=-1)
+                if kept is not None:
+                    weights *= kept[block]
+                of_v[block] = weights.transpose(-1, -2) @ gradient[block]
+                of_q[block] = of_products @ k[block] * q.shape[-1] ** -0.5
+                of_k[block] = of_products.transpose(-1, -2) @ (q[block] * q.shape[-1] ** -0.5)
+        return of_q, of_k, of_v, None, None, None
+
+
+def _weights(
+    q: Float[Tensor, "b h q d"], k: Float[Tensor, "b h n d"], added: Float[Tensor, "b h _ n"] | None
+) -> Float[Tensor, "b h q n"]:
+    products = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if added is not None:
+        products += added
+    return products.softmax(-1)
+
+
+def _blocks(q: Float[Tensor, "b h q d"], k: Float[Tensor, "b h n d"]) -> Iterator[tuple[slice, slice]]:
+    """Images and heads that are worked on together: some heads of an image, or all of some images."""
+    images, heads, queries = q.shape[:3]
+    some = max(1, AT_ONCE * torch.get_num_threads() // (queries * k.shape[2]))
+    some_heads, some_images = min(some, heads), max(1, some // heads)
+    for image in range(0, images, some_images):
+        for head in range(0, heads, some_heads):
+            yield slice(image, image + some_images), slice(head, head + some_heads)
 
 
 def projection(dim: int, bias: float | None = None) -> nn.Linear:

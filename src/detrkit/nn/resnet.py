@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrkit.nn.backbone import LEVELS, Backbone, check_levels
+from detrkit.nn.convolution import Settings, conv2d
 from detrkit.nn.recomputing import Recomputable
 
 
@@ -85,31 +85,12 @@ def conv_norm(x: Float[Tensor, "b _ _ _"], conv: nn.Conv2d, norm: nn.Module) -> 
     Maps are many times larger than weights, so this pays at every size that a detector runs at; the gradient still
     reaches the weights that are trained.
     """
+    settings = Settings(conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
     if not isinstance(norm, FrozenBatchNorm2d):
-        result: Tensor = norm(conv(x))
+        result: Tensor = norm(conv2d(x, conv.weight, conv.bias, settings))
         return result
     scale, shift = norm.affine()
-    weight = _scaled(conv.weight, scale)
-    with _made_again(weight, conv.weight, scale):
-        return F.conv2d(x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation)
-
-
-def _scaled(weight: Float[Tensor, "o _ _ _"], scale: Float[Tensor, " o"]) -> Float[Tensor, "o _ _ _"]:
-    return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
-
-
-def _made_again(folded: Tensor, weight: Tensor, scale: Tensor) -> AbstractContextManager[Any]:
-    """Within it, nobody keeps folded weights for the gradient: they are made again, in a hundredth of its time."""
-    if not folded.requires_grad:
-        return nullcontext()
-
-    def pack(tensor: Tensor) -> Tensor | None:
-        return None if tensor.data_ptr() == folded.data_ptr() else tensor
-
-    def unpack(packed: Tensor | None) -> Tensor:
-        return _scaled(weight.detach(), scale) if packed is None else packed
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+    return conv2d(x, conv.weight, shift.to(conv.weight.dtype), settings, scale)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:

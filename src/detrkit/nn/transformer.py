@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.nn.attention import Attention
+from detrkit.nn.dropout import Dropout
 from detrkit.nn.recomputing import Recomputable
 
 
@@ -21,13 +22,14 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: float):
         super().__init__()
         self.expand, self.contract = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for layer in (self.expand, self.contract):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """The same function at every token."""
-        return self.contract(self.dropout(self.expand(x).relu()))
+        # Dropping and scaling commute with a ReLU, whose output alone is kept in this order.
+        return self.contract(self.dropout(self.expand(x)).relu_())
 
 
 class EncoderLayer(Recomputable):
@@ -47,7 +49,7 @@ class EncoderLayer(Recomputable):
         self.self_attention = Attention(dim, heads, dropout)
         self.feedforward = FeedForward(dim, hidden, dropout)
         self.self_attention_norm, self.feedforward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -58,9 +60,11 @@ class EncoderLayer(Recomputable):
         """One layer; `blocked` is True for keys that nobody may attend to."""
         if self.pre_norm:
             y = self.self_attention_norm(x)
-            x = x + self.dropout(self.self_attention(y + position, y + position, y, blocked))
+            asked = y + position
+            x = x + self.dropout(self.self_attention(asked, asked, y, blocked))
             return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
-        x = self.self_attention_norm(x + self.dropout(self.self_attention(x + position, x + position, x, blocked)))
+        asked = x + position
+        x = self.self_attention_norm(x + self.dropout(self.self_attention(asked, asked, x, blocked)))
         return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
 
 

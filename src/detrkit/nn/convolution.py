@@ -1,0 +1,162 @@
+"""Convolutions whose weights may be scaled, computed in the way that takes least time and memory.
+
+`conv2d` is torch's function, for weights that carry the scale of a frozen norm. What came in is kept for the gradient,
+and scaled weights are made again, in a hundredth of a convolution's time. On a processor in fp32 wide 3×3 convolutions
+are Winograd's (`winograd.py`), and for other wide ones the gradient of the weights is a product of matrices: the
+library under torch takes two to four times as long for it where channels come last in memory. Elsewhere, and within
+`direct()`, all is torch's own code; results differ by roundings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from detrkit.nn import winograd
+
+WIDE = 64
+"""From how many channels on our own ways take less time than torch's."""
+AT_ONCE = 2**19
+"""How many numbers of neighbourhoods are laid out at a time for a product, for each thread."""
+
+_is_direct = ContextVar("_is_direct", default=False)
+
+
+class Settings(NamedTuple):
+    """What a convolution is beside its weights."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+
+def conv2d(
+    x: Float[Tensor, "b c h w"],
+    weight: Float[Tensor, "o c k l"],
+    bias: Float[Tensor, " o"] | None = None,
+    settings: Settings = Settings(),  # noqa: B008
+    scale: Float[Tensor, " o"] | None = None,
+) -> Float[Tensor, "b o i j"]:
+    """Convolve with `weight * scale`, then add `bias`.
+
+    Args:
+        x: maps; they and the weights had better lie with their channels last in memory.
+        weight: the weights before they are scaled, of one group.
+        bias: of each output.
+        settings: stride, padding and dilation.
+        scale: of each output; a constant, to which no gradient leads.
+    """
+    if _is_direct.get() or torch.compiler.is_compiling():
+        return F.conv2d(x, _scaled(weight, scale), bias, *settings)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    if weight.shape[2:] == (1, 1) and settings == Settings(settings.stride) != Settings() and _is_ours(x, weight):
+        # Alone, the cells that it reads are a map like any other; from among the others it takes longer.
+        x, settings = x[:, :, :: settings.stride[0], :: settings.stride[1]], Settings()
+    result: Tensor = _Convolution.apply(x, weight, bias, settings, scale)  # type: ignore[no-untyped-call]
+    return result
+
+
+@contextmanager
+def direct() -> Iterator[None]:
+    """Within it `conv2d` is torch's own code everywhere."""
+    before = _is_direct.set(True)
+    try:
+        yield
+    finally:
+        _is_direct.reset(before)
+
+
+def _scaled(
+    weight: Float[Tensor, "o c k l"], scale: Float[Tensor, " o"] | None, dtype: torch.dtype | None = None
+) -> Float[Tensor, "o c k l"]:
+    folded = weight if scale is None else weight * scale.view(-1, 1, 1, 1)
+    return folded.to(dtype or weight.dtype)
+
+
+def _is_ours(x: Tensor, weight: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and min(weight.shape[:2]) >= WIDE
+
+
+def _is_winograds(x: Tensor, weight: Tensor, settings: Settings) -> bool:
+    is_its_kind = weight.shape[2:] == (3, 3) and settings == Settings(padding=(1, 1))
+    return is_its_kind and _is_ours(x, weight) and winograd.pays(x)
+
+
+class _Convolution(torch.autograd.Function):
+    """The convolution in the type of its maps, and its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, scale: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.settings = settings
+        folded = _scaled(weight, scale, x.dtype)
+        if _is_winograds(x, weight, settings):
+            return winograd.convolve(x, folded, bias)
+        return F.conv2d(x, folded, bias, *settings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        of_x, of_weight = _gradients(x, _scaled(weight, scale, x.dtype), gradient, ctx.settings, ctx.needs_input_grad)
+        of_weight = None if of_weight is None else _scaled(of_weight.to(weight.dtype), scale)
+        of_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return of_x, of_weight, of_bias, None, None
+
+
+def _gradients(
+    x: Float[Tensor, "b c h w"],
+    weight: Float[Tensor, "o c k l"],
+    gradient: Float[Tensor, "b o i j"],
+    settings: Settings,
+    needed: tuple[bool, ...],
+) -> tuple[Float[Tensor, "b c h w"] | None, Float[Tensor, "o c k l"] | None]:
+    """Those of maps and of weights, each where it is needed."""
+    if _is_winograds(x, weight, settings):
+        of_x = winograd.convolve_back(gradient, weight) if needed[0] else None
+        return of_x, winograd.gradient_of_weight(x, gradient, weight) if needed[1] else None
+    is_product = needed[1] and weight.shape[2:] != (1, 1) and _is_ours(x, weight)
+    kept: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    if needed[0] or (needed[1] and not is_product):
+        flags = (needed[0], needed[1] and not is_product, False)
+        kept = torch.ops.aten.convolution_backward(gradient, x, weight, None, *settings, False, (0, 0), 1, flags)
+    return kept[0], _gradient_of_weight(x, gradient, weight, settings) if is_product else kept[1]
+
+
+def _gradient_of_weight(
+    x: Float[Tensor, "b c h w"],
+    gradient: Float[Tensor, "b o i j"],
+    weight: Float[Tensor, "o c k l"],
+    settings: Settings,
+) -> Float[Tensor, "o c k l"]:
+    """That of the weights: the gradients of the outputs, times the neighbourhoods that these are computed from."""
+    (down, right), padding, dilation = settings
+    x, gradient = (
+        F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1),
+        gradient.permute(0, 2, 3, 1),
+    )
+    images, rows, columns, outputs = gradient.shape
+    image, row, column, channel = x.stride()
+    strides = (image, row * down, column * right, row * dilation[0], column * dilation[1], channel)
+    seen = x.as_strided((images, rows, columns, *weight.shape[2:], x.shape[3]), strides)
+    size = math.prod(seen.shape[3:])
+    total = x.new_zeros(outputs, size)
+    some = max(1, AT_ONCE * torch.get_num_threads() // (columns * size))
+    for number in range(images):
+        for first in range(0, rows, some):
+            wanted = gradient[number, first : first + some].reshape(-1, outputs)
+            total.addmm_(wanted.T, seen[number, first : first + some].reshape(-1, size))
+    return total.view(outputs, *weight.shape[2:], -1).permute(0, 3, 1, 2)

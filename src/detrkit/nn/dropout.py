@@ -1,0 +1,43 @@
+"""Dropout (Srivastava et al., JMLR 2014) that costs a processor little time and a byte a number for the gradient.
+
+torch's own draws a double for each number and keeps a float; on a processor that is a tenth of a detector's step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BITS = 16
+"""Of randomness for a number: a probability is met to 1 / 65,536."""
+
+
+def draw_kept(shape: tuple[int, ...], dropout: float) -> Bool[Tensor, "*n"]:
+    """What is kept on a processor: True with a chance of 1 - `dropout`, from torch's own generator."""
+    count = math.prod(shape)
+    words = torch.empty(-(-count * BITS // 64), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    return (words.view(torch.int16)[:count] >= round(dropout * 2**BITS) - 2 ** (BITS - 1)).view(shape)
+
+
+class Dropout(nn.Module):
+    """In training each number is dropped with a chance, and the others grow so that the mean stays.
+
+    Args:
+        dropout: the chance.
+    """
+
+    def __init__(self, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """`x`, itself where nothing is to be dropped."""
+        if not self.training or not self.dropout:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.dropout)
+        return (x * draw_kept(x.shape, self.dropout)).mul_(1 / (1 - self.dropout))
