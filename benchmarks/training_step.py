@@ -3,28 +3,31 @@
     python benchmarks/training_step.py [--rounds 7] [--precision bf16] [--threads 2] [--device cuda]
 
 A step is forward, loss, backward, clipping and AdamW over all that DETR trains, two images of 480 × 640 with ten boxes
-each. Loading is in no side. Sides in turning order:
+each. Loading is in no side. Sides, each in a process of its own, in turning order:
 
-    plain   as the paper's code has it: `nn.MultiheadAttention` with a mask and with its weights returned, norms that
-            pass over every map, images as they are laid out by default, costs and assignments image by image and layer
-            by layer, losses layer by layer, fp32
-    ours    what `detrkit train` does: `detrkit.training.loop.optimize`, in fp32 or in the precision that is asked for
-    lean    the same with --recompute transformer
-    leanest the same with --recompute all
+    plain    as the paper's code has it: `nn.MultiheadAttention` with a mask and with its weights returned, norms that
+             pass over every map, images as they are laid out by default, costs and assignments image by image and
+             layer by layer, losses layer by layer, fp32
+    settled  the same in a process that gets its memory as those of the command `detrkit` do
+    ours     what `detrkit train` does: `detrkit.training.loop.optimize`, in fp32 or in the precision that is asked for
+    lean     the same with --recompute transformer
+    leanest  the same with --recompute all
 
-All start from the same weights, and without dropout they must find the same loss. Seconds are of processor time in one
-process, or of the clock on a GPU, and a ratio is the median of the rounds' ratios. `share of peak` is the rate of
-floating-point operations beside that of one large product. Memory is of one new process a side: how far its peak rises
-in two steps above what model, data and libraries hold, or what torch holds on a GPU at most; with gradients and AdamW's
-state.
+All start from the same weights, and without dropout they must find the same loss. Seconds are of processor time, or of
+the clock on a GPU, and a ratio is the median of the rounds' ratios. `share of peak` is the
+rate of the floating-point operations that a plain step needs beside that of one large product. Memory is of a new
+process: how far its peak rises in two steps above what model, data and libraries hold, or what torch holds on a GPU at
+most; with gradients and AdamW's state.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,14 +45,17 @@ from torch.nn import functional as F
 
 from detrkit import models
 from detrkit.boxes import cxcywh_to_xyxy, elementwise_giou, pairwise_giou
+from detrkit.cli._memory import settle_memory
 from detrkit.nn import resnet
 from detrkit.nn.attention import Attention
 from detrkit.nn.backbone import build_backbone
+from detrkit.nn.convolution import direct
 from detrkit.structures import Batch, Target
 from detrkit.training.detection import DetectionSession
 from detrkit.training.loop import optimize
 
-SIDES = ("plain", "ours", "lean", "leanest")
+SIDES = ("plain", "settled", "ours", "lean", "leanest")
+OURS = SIDES[2:]
 RECOMPUTED = {"lean": "transformer", "leanest": "all"}
 OBJECTS = 10
 
@@ -140,10 +146,11 @@ class Side:
         fields |= {"architecture": {"dropout": str(dropout)}, "backbone_weights": backbone_file(case, data)}
         torch.manual_seed(0)
         self.session: DetectionSession = open_session(Recipe(fields, 1), data)
-        self.side, self.batch = side, make_batch(case)
+        self.batch = make_batch(case)
         self.device = torch.device(how.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-        if side == "plain":
+        self.is_plain = side in ("plain", "settled")
+        if self.is_plain:
             model: Any = self.session.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             make_plain(model)
             self.model = model.train()
@@ -153,7 +160,7 @@ class Side:
     def __call__(self) -> float:
         """Take a step; its loss."""
         torch.manual_seed(0)
-        if self.side != "plain":
+        if not self.is_plain:
             return float(optimize(self.session, self.session.model, self.scaler, [self.batch]).values[0])
         ours, resnet.conv_norm = resnet.conv_norm, plain_conv_norm
         try:
@@ -205,38 +212,75 @@ def check(case: Case, data: Path, how: How) -> float:
     return apart
 
 
-def measure_time(case: Case, data: Path, how: How, rounds: int) -> tuple[dict[str, list[float]], int]:
-    """Seconds of each side in every round, after one that does not count; and the operations of a step of ours."""
-    sides = {side: Side(case, side, data, how, 0.1) for side in SIDES}
-    device = torch.device(how.device)
+@contextlib.contextmanager
+def process(side: str, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """A process for one side, which gets its memory in the side's way; torch reads the environment as it starts."""
+    known = os.environ.get("THP_MEM_ALLOC_ENABLE")
+    if side != "plain":
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin, (side, threads)) as pool:
+        pool.submit(abs, 0).result()
+        if known is None:
+            os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
+        yield pool
+
+
+def begin(side: str, threads: int) -> None:
+    """Set a new process up."""
+    torch.set_num_threads(threads)
+    if side != "plain":
+        settle_memory()
+
+
+steps: list[Side] = []
+"""What the process of a side holds."""
+
+
+def prepare(case: Case, side: str, data: Path, how: How) -> None:
+    """Build a side, and take a step that does not count."""
+    steps[:] = [Side(case, side, data, how, 0.1)]
+    steps[0]()
+
+
+def take(device: str) -> float:
+    """Seconds of a step."""
+    start = now(torch.device(device))
+    steps[0]()
+    return now(torch.device(device)) - start
+
+
+def measure_time(case: Case, data: Path, how: How, rounds: int, threads: int) -> dict[str, list[float]]:
+    """Seconds of each side in every round, after one that does not count."""
     times: dict[str, list[float]] = {side: [] for side in SIDES}
-    for number in range(rounds + 1):
-        turn = number % len(SIDES)
-        for side in SIDES[turn:] + SIDES[:turn]:
-            start = now(device)
-            sides[side]()
-            if number:
-                times[side].append(now(device) - start)
-    return times, operations(sides["ours"])
+    with contextlib.ExitStack() as stack:
+        pools = {side: stack.enter_context(process(side, threads)) for side in SIDES}
+        for side, pool in pools.items():
+            pool.submit(prepare, case, side, data, how).result()
+        for number in range(rounds):
+            turn = number % len(SIDES)
+            for side in SIDES[turn:] + SIDES[:turn]:
+                times[side].append(pools[side].submit(take, how.device).result())
+    return times
 
 
 def measure_memory(case: Case, side: str, data: Path, how: How) -> float:
     """How much two steps add to the peak of this process, in MB; on a GPU, all that it holds at most."""
-    torch.set_num_threads(1)
     Side(TINY, side, data, how, 0.1)()  # what libraries set up in a first step is no part of one
     step = Side(case, side, data, how, 0.1)
     added = peak_added(lambda: (step(), step()))
     return torch.cuda.max_memory_allocated() / 2**20 if how.device.startswith("cuda") else added
 
 
-def measure(case: Case, data: Path, how: How, rounds: int) -> dict[str, Any]:
-    apart, (times, needed) = check(case, data, how), measure_time(case, data, how, rounds)
+def measure(case: Case, data: Path, how: How, rounds: int, threads: int) -> dict[str, Any]:
+    apart, times = check(case, data, how), measure_time(case, data, how, rounds, threads)
     medians = {side: statistics.median(times[side]) for side in SIDES}
-    dtypes = {side: torch.bfloat16 if side != "plain" and how.precision == "bf16" else torch.float32 for side in SIDES}
+    dtypes = {side: torch.bfloat16 if side in OURS and how.precision == "bf16" else torch.float32 for side in SIDES}
     device = torch.device(how.device)
+    with direct():
+        needed = operations(Side(case, "ours", data, how, 0.1))
     memory = {}
     for side in SIDES:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with process(side, 1) as pool:
             memory[side] = pool.submit(measure_memory, case, side, data, how).result()
     return {
         "seconds": times,
@@ -278,7 +322,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder) / "data")
         result = {
-            "cases": {name: measure(case, data, how, rounds) for name, case in cases.items()},
+            "cases": {name: measure(case, data, how, rounds, arguments.threads) for name, case in cases.items()},
             "precision": arguments.precision,
             "rounds": rounds,
             "device": how.device if how.device == "cpu" else torch.cuda.get_device_name(how.device),

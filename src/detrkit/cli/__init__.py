@@ -64,11 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 usage, 3 data, 4 model, 5 and 6 what the doctor found, 130 interrupted, 143
         terminated.
     """
+    is_own_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     terminal = Terminal(json="--json" in arguments)
     try:
         with _terminable():
-            outcome = _dispatch(arguments, terminal)
+            outcome = _dispatch(arguments, terminal, is_own_process)
             terminal.finish(outcome)
             return outcome.exit_code
     except BrokenPipeError:
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error, terminal)
 
 
-def _dispatch(arguments: list[str], terminal: Terminal) -> Outcome:
+def _dispatch(arguments: list[str], terminal: Terminal, is_own_process: bool) -> Outcome:
     if not arguments:
         terminal.note(_overview())
         return Outcome(exit_code=UsageError.exit_code)
@@ -102,6 +103,10 @@ def _dispatch(arguments: list[str], terminal: Terminal) -> Outcome:
         options = parse(kind, verb, arguments[1:], quiet=terminal.json)
     except SystemExit as ended:  # tyro has printed the help, or what is wrong
         return Outcome(exit_code=int(ended.code or 0))
+    if is_own_process:
+        from detrkit.cli._memory import settle_memory
+
+        settle_memory()
     outcome: Outcome = module.run(options, terminal)
     return outcome
 

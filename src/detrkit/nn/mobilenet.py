@@ -94,20 +94,25 @@ class PaddedConv2d(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "b _ h w"]) -> Float[Tensor, "b _ _ _"]:
         """The convolved map."""
-        padding = (int(self.padding[0]), int(self.padding[1]))
-        if self.same and self.stride[0] > 1:
-            input, padding = self._pad(input)
-        out = F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        out = self._padded(input) if self.same and self.stride[0] > 1 else self._conv(input, self.padding)  # type: ignore[arg-type]
         return F.relu6(out, inplace=True) if self.relu6 else out
 
-    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Pad by copying only along the axes that need it; the convolution itself does the symmetric ones."""
-        height, width = (
-            same_padding(x.shape[axis], self.kernel_size[0], self.stride[0], self.dilation[0]) for axis in (2, 3)
-        )
-        inside = tuple(before if before == after else 0 for before, after in (height, width))
-        explicit = [0 if before == after else amount for before, after in (width, height) for amount in (before, after)]
-        return (F.pad(x, explicit) if any(explicit) else x), (inside[0], inside[1])
+    def _conv(self, x: Float[Tensor, "b c h w"], padding: tuple[int, ...]) -> Float[Tensor, "b _ _ _"]:
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def _padded(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
+        """With lopsided borders: a step more on both sides, and what that adds is left out.
+
+        The output is small beside the map, which would have to be copied to get its borders.
+        """
+        step = self.stride[0]
+        borders = [same_padding(size, self.kernel_size[0], step, self.dilation[0]) for size in x.shape[2:]]
+        lopsided = [before != after for before, after in borders]
+        out = self._conv(x, tuple(before + step * more for (before, _), more in zip(borders, lopsided, strict=True)))
+        if not any(lopsided):
+            return out
+        rows, columns = (slice(more, more + -(-size // step)) for more, size in zip(lopsided, x.shape[2:], strict=True))
+        return out[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
 
 
 class InvertedResidual(Recomputable):
