@@ -66,7 +66,7 @@ def _attend_in_steps(
 
 
 class _Steps(torch.autograd.Function):
-    """Attention that keeps what came in, and a byte a weight for what was dropped; its weights are computed again.
+    """Attention that with dropout keeps a byte a weight, for what was dropped, and computes the weights again.
 
     A few heads at a time, so that their weights stay in the cache (as Dao et al. do, "FlashAttention", NeurIPS 2022).
     """
@@ -75,26 +75,31 @@ class _Steps(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, kept: Tensor | None, scale: float
     ) -> Tensor:
-        ctx.save_for_backward(q, k, v, added, kept)
-        ctx.scale = scale
-        result = v.new_empty(len(q), q.shape[2], q.shape[1], v.shape[3])
+        result, found = v.new_empty(len(q), q.shape[2], q.shape[1], v.shape[3]), []
         with torch.autocast("cpu", enabled=False):
             for block in _blocks(q, k):
                 weights = _weights(q[block], k[block], None if added is None else added[block])
-                if kept is not None:
+                if kept is None:
+                    found.append(weights)
+                else:
                     weights *= kept[block]
                 result.transpose(1, 2)[block] = weights @ v[block]
+        ctx.save_for_backward(q, k, v, added, kept, *found)
+        ctx.scale = scale
         return result.mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, added, kept = ctx.saved_tensors
+        q, k, v, added, kept, *found = ctx.saved_tensors
         of_q, of_k, of_v = (x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
         with torch.autocast("cpu", enabled=False):
             gradient = (gradient * ctx.scale).transpose(1, 2)
-            for block in _blocks(q, k):
-                weights = _weights(q[block], k[block], None if added is None else added[block])
+            for number, block in enumerate(_blocks(q, k)):
+                if found:
+                    weights = found[number]
+                else:
+                    weights = _weights(q[block], k[block], None if added is None else added[block])
                 of_weights = gradient[block] @ v[block].transpose(-1, -2)
                 of_weights *= weights
                 if kept is not None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -65,6 +65,19 @@ def conv2d(
         x, settings = x[:, :, :: settings.stride[0], :: settings.stride[1]], Settings()
     result: Tensor = _Convolution.apply(x, weight, bias, settings, scale)  # type: ignore[no-untyped-call]
     return result
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` of one group with zeros around its maps, computed as `conv2d` does."""
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o i j"]:
+        """The convolved maps."""
+        return conv2d(input, self.weight, self.bias, settings_of(self))
+
+
+def settings_of(layer: nn.Conv2d) -> Settings:
+    """What a layer of torch's says."""
+    return Settings(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -128,7 +141,11 @@ def _gradients(
     if _is_winograds(x, weight, settings):
         of_x = winograd.convolve_back(gradient, weight) if needed[0] else None
         return of_x, winograd.gradient_of_weight(x, gradient, weight) if needed[1] else None
-    is_product = needed[1] and weight.shape[2:] != (1, 1) and _is_ours(x, weight)
+    is_product = needed[1] and _is_ours(x, weight)
+    if is_product and weight.shape[2:] == (1, 1) and settings == Settings():
+        cells, wanted = (one.permute(0, 2, 3, 1).flatten(0, 2) for one in (x, gradient))
+        of_x = (wanted @ weight.flatten(1)).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2) if needed[0] else None
+        return of_x, (wanted.T @ cells).view_as(weight)
     kept: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
     if needed[0] or (needed[1] and not is_product):
         flags = (needed[0], needed[1] and not is_product, False)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrkit.nn.backbone import LEVELS, Backbone, check_levels
-from detrkit.nn.convolution import Settings, conv2d
+from detrkit.nn.convolution import Conv2d, conv2d, settings_of
 from detrkit.nn.recomputing import Recomputable
 
 
@@ -85,17 +85,16 @@ def conv_norm(x: Float[Tensor, "b _ _ _"], conv: nn.Conv2d, norm: nn.Module) -> 
     Maps are many times larger than weights, so this pays at every size that a detector runs at; the gradient still
     reaches the weights that are trained.
     """
-    settings = Settings(conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
     if not isinstance(norm, FrozenBatchNorm2d):
-        result: Tensor = norm(conv2d(x, conv.weight, conv.bias, settings))
+        result: Tensor = norm(conv(x))
         return result
     scale, shift = norm.affine()
-    return conv2d(x, conv.weight, shift.to(conv.weight.dtype), settings, scale)
+    return conv2d(x, conv.weight, shift.to(conv.weight.dtype), settings_of(conv), scale)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     padding = kernel // 2 * dilation
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
+    return Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
 
 
 def _norm(channels: int, groups: int) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.errors import UsageError
+from detrkit.nn.convolution import Conv2d, conv2d, settings_of
 from detrkit.structures import Memory
 
 Normalisation = Literal["joint", "per-head", "peak"]
@@ -78,7 +79,7 @@ class MaskHead(nn.Module):
         self.heads, self.attention, self.box, self.maps = heads, attention, box, maps
         self.attention_query, self.attention_key = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.layers = nn.ModuleList(
-            nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in itertools.pairwise(widths)
+            Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(_GROUPS, width), width) for width in widths[1:])
         self.adapters = nn.ModuleList(
@@ -106,7 +107,7 @@ class MaskHead(nn.Module):
         first, key = self.layers[0], self.attention_key
         assert isinstance(first, nn.Conv2d)
         dim = memory.projected.shape[1]
-        base = F.conv2d(memory.projected, first.weight[:, :dim], first.bias, padding=1)
+        base = conv2d(memory.projected, first.weight[:, :dim], first.bias, settings_of(first))
         keys = key(memory.tokens).transpose(1, 2).reshape(len(memory.tokens), dim, height, width)
         outside = None if memory.padding is None else memory.padding.view(-1, height, width)
         finer = memory.features[-2::-1]
@@ -135,7 +136,7 @@ class MaskHead(nn.Module):
             maps = torch.cat([maps, inside[:, None].to(maps.dtype)], 1)
         first = self.layers[0]
         assert isinstance(first, nn.Conv2d)
-        x = canvas.base[image] + F.conv2d(maps, first.weight[:, -self.maps :], padding=1)
+        x = canvas.base[image] + conv2d(maps, first.weight[:, -self.maps :], None, settings_of(first))
         x = F.relu(self.norms[0](x))
         x = F.relu(self.norms[1](self.layers[1](x)))
         for layer, norm, skip in zip(self.layers[2:], self.norms[2:], canvas.skips, strict=True):
