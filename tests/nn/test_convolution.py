@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -24,8 +25,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "wide": Case((2, 64, 14, 15), 64),
-    "wider": Case((1, 64, 20, 20), 96),
+    "wide": Case((4, 64, 18, 17), 64),
+    "wider": Case((1, 66, 34, 36), 96),
     "little of a map": Case((1, 64, 10, 10), 64, way="product"),
     "narrow": Case((2, 32, 15, 14), 64, way="torch"),
     "stride": Case((2, 64, 11, 12), 64, settings=Settings((2, 2), (1, 1)), way="product"),
@@ -50,6 +51,15 @@ def inputs(case: Case, kind: torch.dtype = torch.float32) -> list[Tensor]:
 def difference(ours: Tensor, theirs: Tensor) -> float:
     assert ours.shape == theirs.shape
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On which the ways do not depend on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -95,6 +105,12 @@ def test_takes_the_way_that_is_meant(name: str, monkeypatch: pytest.MonkeyPatch)
     with torch.autocast("cpu", torch.bfloat16):
         assert step() == set()
     assert not convolution._is_direct.get()
+
+
+def test_small_maps_are_left_to_torch_where_there_are_more_threads() -> None:
+    torch.set_num_threads(2)
+    assert not winograd.pays(torch.empty(4, 64, 18, 17))
+    assert winograd.pays(torch.empty(4, 64, 36, 34))
 
 
 def test_parts_of_a_map_are_products_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,8 +172,9 @@ def _gradient_of_weight(
     size = math.prod(seen.shape[3:])
     total = x.new_zeros(outputs, size)
     some = max(1, AT_ONCE * torch.get_num_threads() // (columns * size))
-    for number in range(images):
-        for first in range(0, rows, some):
-            wanted = gradient[number, first : first + some].reshape(-1, outputs)
-            total.addmm_(wanted.T, seen[number, first : first + some].reshape(-1, size))
+    some_rows, some_images = min(some, rows), max(1, some // rows)
+    for number in range(0, images, some_images):
+        for first in range(0, rows, some_rows):
+            block = (slice(number, number + some_images), slice(first, first + some_rows))
+            total.addmm_(gradient[block].reshape(-1, outputs).T, seen[block].reshape(-1, size))
     return total.view(outputs, *weight.shape[2:], -1).permute(0, 3, 1, 2)
