@@ -50,6 +50,7 @@ from detrkit.nn import resnet
 from detrkit.nn.attention import Attention
 from detrkit.nn.backbone import build_backbone
 from detrkit.nn.convolution import direct
+from detrkit.nn.dropout import Dropout, ReluDropout
 from detrkit.structures import Batch, Target
 from detrkit.training.detection import DetectionSession
 from detrkit.training.loop import optimize
@@ -107,10 +108,14 @@ def plain_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 def make_plain(module: nn.Module) -> None:
-    """Replace every attention inside a model of ours."""
+    """Replace every attention and all dropout inside a model of ours by torch's."""
     for name, child in module.named_children():
         if isinstance(child, Attention):
             setattr(module, name, PlainAttention(child))
+        elif isinstance(child, ReluDropout):
+            setattr(module, name, nn.Sequential(nn.ReLU(), nn.Dropout(child.dropout)))
+        elif isinstance(child, Dropout):
+            setattr(module, name, nn.Dropout(child.dropout))
         else:
             make_plain(child)
 
@@ -164,16 +169,21 @@ class Side:
             return float(optimize(self.session, self.session.model, self.scaler, [self.batch]).values[0])
         ours, resnet.conv_norm = resnet.conv_norm, plain_conv_norm
         try:
-            self.optimizer.zero_grad()
-            batch = self.batch.to(self.device)
-            found = self.model(batch.images, batch.padding)
-            layers = zip(found.logits, found.boxes, strict=True)
-            loss = torch.stack([plain_losses(*layer, batch.targets, 0.1) for layer in layers]).sum()
-            loss.backward()
-            nn.utils.clip_grad_norm_([one for one in self.model.parameters() if one.grad is not None], 0.1)
-            self.optimizer.step()
+            with direct():
+                return self.plain_step()
         finally:
             resnet.conv_norm = ours
+
+    def plain_step(self) -> float:
+        """Take a step as the paper's code does."""
+        self.optimizer.zero_grad()
+        batch = self.batch.to(self.device)
+        found = self.model(batch.images, batch.padding)
+        layers = zip(found.logits, found.boxes, strict=True)
+        loss = torch.stack([plain_losses(*layer, batch.targets, 0.1) for layer in layers]).sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_([one for one in self.model.parameters() if one.grad is not None], 0.1)
+        self.optimizer.step()
         return float(loss.detach())
 
 

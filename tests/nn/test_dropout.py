@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detrkit.nn.dropout import Dropout, draw_kept
+from detrkit.nn.dropout import Dropout, ReluDropout, draw_kept
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
@@ -50,6 +50,20 @@ def test_seeds_repeat_it() -> None:
     assert not torch.equal(found[0], found[2])
 
 
+def test_after_a_relu_it_is_the_same_function() -> None:
+    x = torch.randn(300, 7)
+    results = []
+    for layer in (lambda given: Dropout(0.25).train()(given.relu()), ReluDropout(0.25).train()):
+        torch.manual_seed(0)
+        given = x.clone().requires_grad_()
+        found = layer(given)
+        (found * x).sum().backward()
+        results.append((found, given.grad))
+    for ours, plain in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, plain)
+    assert torch.equal(ReluDropout(0.25).eval()(x), x.relu())
+
+
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
 def test_keeps_the_type(kind: torch.dtype) -> None:
     assert Dropout(0.5).train()(torch.ones(8, dtype=kind)).dtype == kind
@@ -61,3 +75,11 @@ def test_a_byte_a_number_is_kept_for_the_gradient() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.nbytes), lambda _: None):
         Dropout(0.5).train()(x)
     assert sum(sizes) <= 1000
+
+
+def test_after_a_relu_the_result_alone_is_kept() -> None:
+    kept = []
+    x = torch.randn(1000, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one), lambda _: None):
+        found = ReluDropout(0.5).train()(x)
+    assert [one.data_ptr() for one in kept] == [found.data_ptr()]

@@ -50,3 +50,12 @@ def test_is_a_convolution_and_so_are_its_gradients(
     assert difference(winograd.convolve(x, weight, None), wanted - bias[:, None, None]) < 1e-5
     assert difference(winograd.convolve_back(gradient, weight), of_x) < 1e-5
     assert difference(winograd.gradient_of_weight(x, gradient, weight), of_weight) < 1e-5
+
+
+def test_roundings_are_twice_those_of_a_direct_convolution() -> None:
+    """With the points that textbooks have they are four times as large."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, 128, 24, 24, generator=generator), torch.randn(128, 128, 3, 3, generator=generator)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    errors = [(found - exact).norm() for found in (winograd.convolve(x, weight, None), F.conv2d(x, weight, padding=1))]
+    assert errors[0] < 3 * errors[1]

@@ -12,8 +12,8 @@ import sys
 
 LARGE = 16 * 2**20
 """Bytes from which on a block is got by itself, and given back when it is free."""
-SPARE = 64 * 2**20
-"""Bytes that are kept for smaller ones before memory is given back."""
+SPARE = 2**30
+"""Bytes of what smaller ones left free that are kept, for the next step needs them again."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 

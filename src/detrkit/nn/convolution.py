@@ -60,9 +60,6 @@ def conv2d(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-    if weight.shape[2:] == (1, 1) and settings == Settings(settings.stride) != Settings() and _is_ours(x, weight):
-        # Alone, the cells that it reads are a map like any other; from among the others it takes longer.
-        x, settings = x[:, :, :: settings.stride[0], :: settings.stride[1]], Settings()
     result: Tensor = _Convolution.apply(x, weight, bias, settings, scale)  # type: ignore[no-untyped-call]
     return result
 
@@ -118,6 +115,8 @@ class _Convolution(torch.autograd.Function):
         folded = _scaled(weight, scale, x.dtype)
         if _is_winograds(x, weight, settings):
             return winograd.convolve(x, folded, bias)
+        if _are_single_cells(weight, settings) and _is_ours(x, weight):
+            return F.conv2d(_seen(x, settings), folded, bias)
         return F.conv2d(x, folded, bias, *settings)
 
     @staticmethod
@@ -125,7 +124,9 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         of_x, of_weight = _gradients(x, _scaled(weight, scale, x.dtype), gradient, ctx.settings, ctx.needs_input_grad)
-        of_weight = None if of_weight is None else _scaled(of_weight.to(weight.dtype), scale)
+        if of_weight is not None:
+            of_weight = of_weight.to(weight.dtype)
+            of_weight = of_weight if scale is None else of_weight.mul_(scale.view(-1, 1, 1, 1))
         of_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias, None, None
 
@@ -142,15 +143,43 @@ def _gradients(
         of_x = winograd.convolve_back(gradient, weight) if needed[0] else None
         return of_x, winograd.gradient_of_weight(x, gradient, weight) if needed[1] else None
     is_product = needed[1] and _is_ours(x, weight)
-    if is_product and weight.shape[2:] == (1, 1) and settings == Settings():
-        cells, wanted = (one.permute(0, 2, 3, 1).flatten(0, 2) for one in (x, gradient))
-        of_x = (wanted @ weight.flatten(1)).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2) if needed[0] else None
-        return of_x, (wanted.T @ cells).view_as(weight)
+    if is_product and _are_single_cells(weight, settings):
+        return _gradients_of_cells(x, weight, gradient, settings, needed[0])
     kept: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
     if needed[0] or (needed[1] and not is_product):
         flags = (needed[0], needed[1] and not is_product, False)
         kept = torch.ops.aten.convolution_backward(gradient, x, weight, None, *settings, False, (0, 0), 1, flags)
     return kept[0], _gradient_of_weight(x, gradient, weight, settings) if is_product else kept[1]
+
+
+def _are_single_cells(weight: Tensor, settings: Settings) -> bool:
+    return weight.shape[2:] == (1, 1) and settings == Settings(settings.stride)
+
+
+def _seen(x: Float[Tensor, "b c h w"], settings: Settings) -> Float[Tensor, "b c i j"]:
+    """The cells that a 1×1 convolution reads: alone, they are a map like any other, and take less time."""
+    down, right = settings.stride
+    return x[:, :, ::down, ::right]
+
+
+def _gradients_of_cells(
+    x: Float[Tensor, "b c h w"],
+    weight: Float[Tensor, "o c 1 1"],
+    gradient: Float[Tensor, "b o i j"],
+    settings: Settings,
+    needs_x: bool,
+) -> tuple[Float[Tensor, "b c h w"] | None, Float[Tensor, "o c 1 1"]]:
+    """Of 1×1 convolutions both are products as they are."""
+    cells, wanted = (one.permute(0, 2, 3, 1).flatten(0, 2) for one in (_seen(x, settings), gradient))
+    of_weight = (wanted.T @ cells).view_as(weight)
+    if not needs_x:
+        return None, of_weight
+    of_seen = (wanted @ weight.flatten(1)).view(len(x), *gradient.shape[2:], -1).permute(0, 3, 1, 2)
+    if settings == Settings():
+        return of_seen, of_weight
+    of_x = torch.zeros_like(x, memory_format=torch.channels_last)
+    _seen(of_x, settings).copy_(of_seen)
+    return of_x, of_weight
 
 
 def _gradient_of_weight(

@@ -6,10 +6,12 @@ torch's own draws a double for each number and keeps a float; on a processor tha
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 BITS = 16
@@ -41,3 +43,32 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return F.dropout(x, self.dropout)
         return (x * draw_kept(x.shape, self.dropout)).mul_(1 / (1 - self.dropout))
+
+
+class ReluDropout(Dropout):
+    """A ReLU and dropout after it, which on a processor keep their output alone for the gradient."""
+
+    def forward(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """What of `x` is above zero, and not dropped."""
+        if self.training and self.dropout and x.device.type == "cpu":
+            result: Tensor = _ReluDropout.apply(x, self.dropout)  # type: ignore[no-untyped-call]
+            return result
+        return super().forward(x.relu())
+
+
+class _ReluDropout(torch.autograd.Function):
+    """What is above zero in the output was above zero in the input, and was kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropout: float) -> Tensor:
+        ctx.scale = 1 / (1 - dropout)
+        result = torch.where(draw_kept(x.shape, dropout), x, 0).clamp_min_(0).mul_(ctx.scale)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (result,) = ctx.saved_tensors
+        of_x: Tensor = torch.ops.aten.threshold_backward(gradient, result, 0)
+        return of_x.mul_(ctx.scale), None

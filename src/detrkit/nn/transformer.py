@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.nn.attention import Attention
-from detrkit.nn.dropout import Dropout
+from detrkit.nn.dropout import Dropout, ReluDropout
 from detrkit.nn.recomputing import Recomputable
 
 
@@ -22,14 +22,13 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: float):
         super().__init__()
         self.expand, self.contract = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dropout = Dropout(dropout)
+        self.relu_dropout = ReluDropout(dropout)
         for layer in (self.expand, self.contract):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """The same function at every token."""
-        # Dropping and scaling commute with a ReLU, whose output alone is kept in this order.
-        return self.contract(self.dropout(self.expand(x)).relu_())
+        return self.contract(self.relu_dropout(self.expand(x)))
 
 
 class EncoderLayer(Recomputable):
