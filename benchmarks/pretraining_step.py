@@ -18,6 +18,7 @@ gradients and AdamW's state.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import statistics
@@ -41,6 +42,7 @@ from detrkit.boxes import cxcywh_to_xyxy, pairwise_giou, xyxy_to_cxcywh
 from detrkit.data.crops import StratifiedCrops
 from detrkit.losses.criterion import Answers, SetCriterion
 from detrkit.losses.matching import Matches, PaddedTargets
+from detrkit.nn.convolution import direct
 from detrkit.nn.pooling import pool_boxes
 from detrkit.pretrain.up_detr import PatchPredictions, UpDetr, criterion
 
@@ -105,7 +107,8 @@ class Step:
         """Take a step; its loss."""
         torch.manual_seed(0)  # dropout and mask-out, alike on all sides
         self.optimizer.zero_grad()
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        convolutions = direct() if self.side == "plain" else contextlib.nullcontext()
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32), convolutions:
             found = self.found()
         loss = self.criterion(found, self.data["boxes"], self.task.group).total
         loss.backward()

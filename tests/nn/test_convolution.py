@@ -78,6 +78,17 @@ def test_is_torchs_function_with_its_gradients(name: str, layout: torch.memory_f
         assert difference(of_ours, of_theirs) < 2e-5
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_of_weights_lie_as_the_weights_do(name: str, layout: torch.memory_format) -> None:
+    """Or training with several processes copies them, and says so."""
+    x, weight, bias, scale = inputs(CASES[name])
+    weight = weight.detach().to(memory_format=layout).requires_grad_()
+    conv2d(x, weight, bias, CASES[name].settings, scale).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.stride() == weight.stride()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_takes_the_way_that_is_meant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []

@@ -125,7 +125,9 @@ class _Convolution(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         of_x, of_weight = _gradients(x, _scaled(weight, scale, x.dtype), gradient, ctx.settings, ctx.needs_input_grad)
         if of_weight is not None:
-            of_weight = of_weight.to(weight.dtype)
+            # Laid out as the weights are, which is what DistributedDataParallel's buckets take without a copy.
+            is_alike = of_weight.dtype == weight.dtype and of_weight.stride() == weight.stride()
+            of_weight = of_weight if is_alike else torch.empty_like(weight).copy_(of_weight)
             of_weight = of_weight if scale is None else of_weight.mul_(scale.view(-1, 1, 1, 1))
         of_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias, None, None
@@ -171,7 +173,8 @@ def _gradients_of_cells(
 ) -> tuple[Float[Tensor, "b c h w"] | None, Float[Tensor, "o c 1 1"]]:
     """Of 1×1 convolutions both are products as they are."""
     cells, wanted = (one.permute(0, 2, 3, 1).flatten(0, 2) for one in (_seen(x, settings), gradient))
-    of_weight = (wanted.T @ cells).view_as(weight)
+    of_weight = torch.empty_like(weight)
+    torch.mm(wanted.T, cells, out=of_weight.view(weight.shape[:2]))
     if not needs_x:
         return None, of_weight
     of_seen = (wanted @ weight.flatten(1)).view(len(x), *gradient.shape[2:], -1).permute(0, 3, 1, 2)
