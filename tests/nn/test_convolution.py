@@ -148,6 +148,18 @@ def test_mixed_precision_is_torchs(name: str) -> None:
         assert difference(of_ours, of_theirs) < 0.02
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_no_map_at_all_is_no_error(name: str) -> None:
+    """As where no mask is to be made."""
+    x, weight, bias, scale = inputs(CASES[name])
+    nothing = x.detach()[:0].requires_grad_()
+    found = conv2d(nothing, weight, bias, CASES[name].settings, scale)
+    assert found.shape[1:] == conv2d(x, weight, bias, CASES[name].settings, scale).shape[1:]
+    gradients = torch.autograd.grad(found.sum(), (nothing, weight, bias))
+    assert [one.shape for one in gradients] == [nothing.shape, weight.shape, bias.shape]
+    assert not gradients[1].any()
+
+
 def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["wide"]
     x, weight, _, _ = inputs(case)

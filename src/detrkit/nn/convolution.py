@@ -39,11 +39,14 @@ class Settings(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
 
 
+SIMPLEST = Settings()
+
+
 def conv2d(
     x: Float[Tensor, "b c h w"],
     weight: Float[Tensor, "o c k l"],
     bias: Float[Tensor, " o"] | None = None,
-    settings: Settings = Settings(),  # noqa: B008
+    settings: Settings = SIMPLEST,
     scale: Float[Tensor, " o"] | None = None,
 ) -> Float[Tensor, "b o i j"]:
     """Convolve with `weight * scale`, then add `bias`.
@@ -177,8 +180,8 @@ def _gradients_of_cells(
     torch.mm(wanted.T, cells, out=of_weight.view(weight.shape[:2]))
     if not needs_x:
         return None, of_weight
-    of_seen = (wanted @ weight.flatten(1)).view(len(x), *gradient.shape[2:], -1).permute(0, 3, 1, 2)
-    if settings == Settings():
+    of_seen = (wanted @ weight.flatten(1)).view(len(x), *gradient.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+    if settings == SIMPLEST:
         return of_seen, of_weight
     of_x = torch.zeros_like(x, memory_format=torch.channels_last)
     _seen(of_x, settings).copy_(of_seen)
@@ -203,10 +206,11 @@ def _gradient_of_weight(
     seen = x.as_strided((images, rows, columns, *weight.shape[2:], x.shape[3]), strides)
     size = math.prod(seen.shape[3:])
     total = x.new_zeros(outputs, size)
+    # Some rows of an image at a time, or some small images.
     some = max(1, AT_ONCE * torch.get_num_threads() // (columns * size))
     some_rows, some_images = min(some, rows), max(1, some // rows)
     for number in range(0, images, some_images):
         for first in range(0, rows, some_rows):
             block = (slice(number, number + some_images), slice(first, first + some_rows))
             total.addmm_(gradient[block].reshape(-1, outputs).T, seen[block].reshape(-1, size))
-    return total.view(outputs, *weight.shape[2:], -1).permute(0, 3, 1, 2)
+    return total.view(outputs, *seen.shape[3:]).permute(0, 3, 1, 2)
