@@ -70,8 +70,10 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_c_library_without_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    monkeypatch.setattr(_memory.ctypes, "CDLL", lambda _: object())
+    asked: list[object] = []
+    monkeypatch.setattr(_memory.ctypes, "CDLL", lambda name: asked.append(name) or object())
     _memory.settle_memory()
+    assert asked == [None]
 
 
 def test_commands_do_it_and_programs_that_call_them_do_not(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from detrkit.nn.blocks import blocks
 from detrkit.nn.dropout import draw_kept
 
 AT_ONCE = 2**18
@@ -124,13 +125,8 @@ def _weights(
 
 
 def _blocks(q: Float[Tensor, "b h q d"], k: Float[Tensor, "b h n d"]) -> Iterator[tuple[slice, slice]]:
-    """Images and heads that are worked on together: some heads of an image, or all of some images."""
     images, heads, queries = q.shape[:3]
-    some = max(1, AT_ONCE * torch.get_num_threads() // (queries * k.shape[2]))
-    some_heads, some_images = min(some, heads), max(1, some // heads)
-    for image in range(0, images, some_images):
-        for head in range(0, heads, some_heads):
-            yield slice(image, image + some_images), slice(head, head + some_heads)
+    return blocks(images, heads, queries * k.shape[2], AT_ONCE)
 
 
 def projection(dim: int, bias: float | None = None) -> nn.Linear:

@@ -1,7 +1,7 @@
 """Convolutions whose weights may be scaled, computed in the way that takes least time and memory.
 
 `conv2d` is torch's function, for weights that carry the scale of a frozen norm. What came in is kept for the gradient,
-and scaled weights are made again, in a hundredth of a convolution's time. On a processor in fp32 wide 3×3 convolutions
+and scaled weights are made again, which is little beside a convolution. On a processor in fp32 wide 3×3 convolutions
 are Winograd's (`winograd.py`), and for other wide ones the gradient of the weights is a product of matrices: the
 library under torch takes two to four times as long for it where channels come last in memory. Elsewhere, and within
 `direct()`, all is torch's own code; results differ by roundings.
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from detrkit.nn import winograd
+from detrkit.nn.blocks import blocks
 
 WIDE = 64
 """From how many channels on our own ways take less time than torch's."""
@@ -206,11 +207,6 @@ def _gradient_of_weight(
     seen = x.as_strided((images, rows, columns, *weight.shape[2:], x.shape[3]), strides)
     size = math.prod(seen.shape[3:])
     total = x.new_zeros(outputs, size)
-    # Some rows of an image at a time, or some small images.
-    some = max(1, AT_ONCE * torch.get_num_threads() // (columns * size))
-    some_rows, some_images = min(some, rows), max(1, some // rows)
-    for number in range(0, images, some_images):
-        for first in range(0, rows, some_rows):
-            block = (slice(number, number + some_images), slice(first, first + some_rows))
-            total.addmm_(gradient[block].reshape(-1, outputs).T, seen[block].reshape(-1, size))
+    for block in blocks(images, rows, columns * size, AT_ONCE):
+        total.addmm_(gradient[block].reshape(-1, outputs).T, seen[block].reshape(-1, size))
     return total.view(outputs, *seen.shape[3:]).permute(0, 3, 1, 2)

@@ -1,6 +1,6 @@
 """Dropout (Srivastava et al., JMLR 2014) that costs a processor little time and a byte a number for the gradient.
 
-torch's own draws a double for each number and keeps a float; on a processor that is a tenth of a detector's step.
+torch's own draws a double for each number and keeps a float. On a processor drawing alone is 4 % of DETR-R50's step.
 """
 
 from __future__ import annotations

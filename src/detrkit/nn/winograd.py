@@ -22,6 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from detrkit.nn.blocks import blocks
+
 TILE = 4
 POINTS = (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 """With these the error is half of that with 0, 1, -1, 2, -2, and twice that of a direct convolution."""
@@ -52,7 +54,7 @@ def transforms() -> Transforms:
     """Interpolation at `POINTS` and at infinity: a polynomial of three weights times one of four outputs has six terms.
 
     B holds the coefficients of the polynomials that are zero at all other points, A the powers of each point, and G
-    its powers over what is left (equation 2 of Barabasz et al.).
+    its powers over the product of its distances to the others.
     """
     points = np.array(POINTS)
     others = [np.delete(points, index) for index in range(len(points))]
@@ -151,13 +153,7 @@ class _Places:
     def __init__(self, windows: Float[Tensor, "i i b r t c"]):
         self.windows = windows
         images, rows, columns = windows.shape[2:5]
-        tiles = TILES * torch.get_num_threads()
-        some_rows, some_images = max(1, tiles // columns), max(1, tiles // (rows * columns))
-        self.blocks = [
-            (slice(image, image + some_images), slice(row, row + some_rows))
-            for image in range(0, images, some_images)
-            for row in range(0, rows, some_rows)
-        ]
+        self.blocks = list(blocks(images, rows, columns, TILES))
         self._only: Tensor | None = None
 
     def of(self, block: tuple[slice, slice]) -> Float[Tensor, "36 n c"]:
