@@ -11,9 +11,9 @@ objects, on one thread, with the same weights:
 
 Both sides must find the same loss. `together` learns boxes and masks, `head alone` freezes the detector. Memory is of a
 new process a side: how far its peak rises in a step above what model and data hold, gradients included. It is taken
-twice: with an allocator that gives back what is freed (glibc's, told so by MALLOC_MMAP_THRESHOLD_), which is what the
-tensors need, and with the settings that the allocator has (`usual`), under which it keeps much of that. Seconds are of
-processor time in one process, sides in turn, and a ratio is the median of the rounds' ratios.
+twice: in processes that get it as those of the command `detrkit` do, and with the settings that the C library has
+(`usual`), under which it keeps much of what is freed. Seconds are of processor time in one process, sides in turn, and
+a ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit import Target, models
+from detrkit.cli._memory import LARGE as LARGE_BLOCK
+from detrkit.cli._memory import SPARE
 from detrkit.losses.criterion import SetCriterion, pad_targets
 from detrkit.losses.functional import dice_loss, mask_focal_loss
 from detrkit.losses.matching import Matches
@@ -42,7 +44,12 @@ from detrkit.structures import Memory, Predictions
 
 SIDE, OBJECTS, CLASSES = 640, 100, 10
 SIDES = ("plain", "ours")
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+SETTLED = {
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(LARGE_BLOCK),
+    "MALLOC_TRIM_THRESHOLD_": str(SPARE),
+}
+"""What `detrkit.cli._memory.settle_memory` does, said to a process that is to start."""
 CASES = {
     "conditional-detr-nano, head alone": ("conditional-detr-nano", True),
     "conditional-detr-nano, together": ("conditional-detr-nano", False),
@@ -148,7 +155,7 @@ def in_new_process(side: str, preset: str, frozen: bool, environment: Mapping[st
 def measure(preset: str, frozen: bool, rounds: int) -> dict[str, Any]:
     """Memory and time of both sides, and how they compare."""
     memory, usual = (
-        {side: in_new_process(side, preset, frozen, setting) for side in SIDES} for setting in (GIVES_BACK, {})
+        {side: in_new_process(side, preset, frozen, setting) for side in SIDES} for setting in (SETTLED, {})
     )
     steps = {side: Step(side, preset, frozen) for side in SIDES}
     losses = [step() for step in steps.values()]

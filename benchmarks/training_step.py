@@ -5,19 +5,19 @@
 A step is forward, loss, backward, clipping and AdamW over all that DETR trains, two images of 480 × 640 with ten boxes
 each. Loading is in no side. Sides, each in a process of its own, in turning order:
 
-    plain    as the paper's code has it: `nn.MultiheadAttention` with a mask and with its weights returned, norms that
-             pass over every map, images as they are laid out by default, costs and assignments image by image and
-             layer by layer, losses layer by layer, fp32
+    plain    as the paper's code has it: `nn.MultiheadAttention` with a mask and with its weights returned, torch's
+             dropout and convolutions, norms that pass over every map, images as they are laid out by default, costs
+             and assignments image by image and layer by layer, losses layer by layer, fp32
     settled  the same in a process that gets its memory as those of the command `detrkit` do
     ours     what `detrkit train` does: `detrkit.training.loop.optimize`, in fp32 or in the precision that is asked for
     lean     the same with --recompute transformer
     leanest  the same with --recompute all
 
 All start from the same weights, and without dropout they must find the same loss. Seconds are of processor time, or of
-the clock on a GPU, and a ratio is the median of the rounds' ratios. `share of peak` is the
-rate of the floating-point operations that a plain step needs beside that of one large product. Memory is of a new
-process: how far its peak rises in two steps above what model, data and libraries hold, or what torch holds on a GPU at
-most; with gradients and AdamW's state.
+the clock on a GPU, and a ratio is the median of the rounds' ratios. `share of peak` is the rate of the floating-point
+operations that a plain step needs beside that of one large product. Memory is of a new process: how far its peak rises
+in two steps above what model, data and libraries hold, or what torch holds on a GPU at most; with gradients and AdamW's
+state.
 """
 
 from __future__ import annotations
