@@ -82,6 +82,13 @@ def test_nothing_found(tmp_path, wanted):
         find_images([str(tmp_path / wanted)], tmp_path / "out")
 
 
+def test_where_hardly_anything_is_found_the_threshold_is_named(detrkit, images, trained, tmp_path):
+    said = detrkit("predict", trained, images, "--out", tmp_path / "found", "--threshold", "1")
+    assert said.code == 0
+    assert "Hardly anything scores 1 or more." in said.err
+    assert "a lower --threshold" in said.err
+
+
 def test_pictures_lines_and_files(detrkit, images, trained, tmp_path):
     out = tmp_path / "found"
     said = detrkit("predict", trained, images, "--out", out, "--threshold", "0")
@@ -91,6 +98,7 @@ def test_pictures_lines_and_files(detrkit, images, trained, tmp_path):
         str(images / name) for name in ("a/1.png", "a/deep/2.jpg", "b/1.png")
     ]
     assert "15 objects in 3 images" in said.err
+    assert "Hardly anything" not in said.err
     for name in ("a/1.png", "a/deep/2.jpg", "b/1.png"):
         with Image.open(out / name) as picture:
             assert picture.size == (50, 40)

@@ -80,7 +80,13 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         book.fill(answers, images, "Detecting")
     finally:
         book.close(threshold=options.threshold)
-    return book.outcome()
+    outcome = book.outcome()
+    if book.images and 10 * book.boxes < len(book.images):
+        terminal.note(
+            f"Hardly anything scores {options.threshold:g} or more. "
+            "A detector that has learnt little is unsure of what it finds: a lower --threshold shows it."
+        )
+    return outcome
 
 
 def _cut_up(options: Options, detector: Detector, images: Mapping[Path, str], terminal: Terminal) -> Outcome:
