@@ -40,7 +40,8 @@ from detrkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrkit.data import images
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.data.dataset import DetectionDataset, Key, random_stream
-from detrkit.data.loading import EpochBatches, training_batches
+from detrkit.data.loading import training_batches
+from detrkit.data.order import EpochBatches
 from detrkit.data.transforms import Training, TrainingSizes, resized_size, training_sizes
 from detrkit.structures import NORMALIZATION_MEAN, NORMALIZATION_STD, Batch, Category
 

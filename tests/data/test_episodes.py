@@ -18,7 +18,7 @@ from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem
 from detrkit.data.episodes import NOTHING, LoadedEpisodes, PairDataset, draw_episodes, episode_batches, turned
-from detrkit.data.loading import EpochBatches
+from detrkit.data.order import EpochBatches
 from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Category, Target

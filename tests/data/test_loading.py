@@ -1,4 +1,3 @@
-import itertools
 import os
 import pickle
 
@@ -8,78 +7,14 @@ import torch
 
 from detrkit.data.dataset import DetectionDataset
 from detrkit.data.images import open_image
-from detrkit.data.loading import EpochBatches, load_images, training_batches
+from detrkit.data.loading import load_images, training_batches
+from detrkit.data.order import EpochBatches
 from detrkit.data.packing import pack_images
 from detrkit.data.transforms import Evaluation, Training, to_tensor, training_sizes
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Batch
 
 EVALUATION = Evaluation(shortest=32, longest=100)
-
-
-def test_every_epoch_is_a_permutation():
-    sampler = EpochBatches(12, 4, 0, total_steps=9)
-    assert sampler.steps_per_epoch == 3
-    batches = list(sampler)
-    assert len(batches) == len(sampler) == 9
-    orders = []
-    for epoch in range(3):
-        keys = list(itertools.chain(*batches[3 * epoch : 3 * epoch + 3]))
-        assert {key.epoch for key in keys} == {epoch}
-        orders.append([key.index for key in keys])
-        assert sorted(orders[-1]) == list(range(12))
-    assert orders[0] != orders[1] != orders[2]
-    assert orders[0] != sorted(orders[0])
-
-
-def test_incomplete_batch_is_dropped_but_not_always_the_same_images():
-    sampler = EpochBatches(10, 4, 0, total_steps=40)
-    assert sampler.steps_per_epoch == 2
-    missing = [
-        frozenset(range(10)) - {key.index for batch in epoch for key in batch}
-        for epoch in zip(*[iter(sampler)] * 2, strict=True)
-    ]
-    assert all(len(indices) == 2 for indices in missing)
-    assert len(set(missing)) > 5
-
-
-@pytest.mark.parametrize("count", [3, 10, 16])
-def test_any_start_gives_the_rest_of_the_same_run(count):
-    whole = list(EpochBatches(count, 4, 7, total_steps=13))
-    for start in (0, 1, 5, 12, 13):
-        assert list(EpochBatches(count, 4, 7, start_step=start, total_steps=13)) == whole[start:]
-    assert list(EpochBatches(count, 4, 8, total_steps=13)) != whole
-
-
-def test_processes_share_a_global_batch():
-    whole = list(EpochBatches(20, 8, 0, total_steps=5))
-    parts = [list(EpochBatches(20, 4, 0, total_steps=5, rank=rank, world=2)) for rank in (0, 1)]
-    assert [a + b for a, b in zip(*parts, strict=True)] == whole
-
-
-def test_few_images_are_repeated():
-    sampler = EpochBatches(3, 8, 0, total_steps=2)
-    assert sampler.steps_per_epoch == 1
-    for epoch, batch in enumerate(sampler):
-        assert len(batch) == 8
-        assert {key.index for key in batch} == {0, 1, 2}
-        assert {key.epoch for key in batch} == {epoch}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"count": 0}, "count: "),
-        ({"batch_size": 0}, "batch_size: "),
-        ({"seed": -1}, "seed: "),
-        ({"start_step": -1}, "start_step: "),
-        ({"world": 0}, "world: "),
-        ({"rank": 2, "world": 2}, "rank: .*got 2; expected 0 … 1"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(arguments, message):
-    with pytest.raises(UsageError, match=message):
-        EpochBatches(**{"count": 4, "batch_size": 2, "seed": 0, "total_steps": 1, **arguments})
 
 
 def run(dataset, workers, start=0, steps=6, **options):

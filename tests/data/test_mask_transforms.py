@@ -16,7 +16,8 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.data.dataset import DetectionDataset, Key, masks_in_file
-from detrkit.data.loading import EpochBatches, training_batches
+from detrkit.data.loading import training_batches
+from detrkit.data.order import EpochBatches
 from detrkit.data.transforms import Evaluation, Sample, Training, cut, resize, sample_masks, to_pixels
 from detrkit.masks import RunLengths
 from detrkit.structures import Category

@@ -10,7 +10,7 @@ from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.data.crops import ImageResizing, PatchAugmentation, StratifiedCrops, UniformCrops
 from detrkit.data.dataset import Key
 from detrkit.data.images import open_image
-from detrkit.data.loading import EpochBatches
+from detrkit.data.order import EpochBatches
 from detrkit.data.patches import PatchDataset, evaluation_patches, patch_batches
 from detrkit.data.pictures import open_pictures
 from detrkit.data.problems import Problems

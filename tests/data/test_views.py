@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from detrkit.data.dataset import MOST_FAILURES, Key
-from detrkit.data.loading import EpochBatches
+from detrkit.data.order import EpochBatches
 from detrkit.data.pictures import open_pictures
 from detrkit.data.problems import Problems
 from detrkit.data.views import LEAST, ViewAugmentation, ViewDataset, evaluation_views, view_batches

@@ -19,7 +19,7 @@ from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.data.crops import Crops, ImageResizing, StratifiedCrops, UniformCrops
 from detrkit.data.dataset import Key
 from detrkit.data.images import open_image
-from detrkit.data.loading import EpochBatches
+from detrkit.data.order import EpochBatches
 from detrkit.data.pictures import Pictures, open_pictures
 from detrkit.data.transforms import resized_size, to_tensor
 from detrkit.errors import DataError, Error, UsageError

@@ -263,7 +263,7 @@ def test_validation_is_of_the_first_images(drawn: Path) -> None:
 
 def test_the_loss_asks_for_what_is_shown_and_nothing_else(drawn: Path) -> None:
     session = session_of(drawn, questions=3, architecture={"dropout": "0.0"})
-    from detrkit.data.loading import EpochBatches
+    from detrkit.data.order import EpochBatches
 
     (loaded,) = session.batches(EpochBatches(session.count, 2, 0, total_steps=1))
     session.model.train()

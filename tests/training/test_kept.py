@@ -167,7 +167,7 @@ def test_regions_cost_what_their_weight_says(images: Path, fields: dict[str, Any
 
 
 def sampler_of(session: PatchSession) -> Any:
-    from detrkit.data.loading import EpochBatches
+    from detrkit.data.order import EpochBatches
 
     return EpochBatches(session.count, 2, 0, total_steps=1)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training.drawing import content, without_times
 
 from detrkit.checkpoint import TrainingState, fill, save_model, save_training
-from detrkit.data.loading import EpochBatches
+from detrkit.data.order import EpochBatches
 from detrkit.errors import DataError
 from detrkit.losses.criterion import Losses
 from detrkit.training import recipe as recipes

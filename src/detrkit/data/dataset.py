@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
 from detrkit.data.images import MAX_PIXELS, open_pixels
-from detrkit.data.transforms import Evaluation, Sample, Training, View, sample_masks
+from detrkit.data.transforms import Evaluation, Sample, Training, View, resized_size, sample_masks
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Target
 
@@ -217,6 +217,22 @@ class DetectionDataset(Dataset[TrainingItem]):
         name = str(self.annotations.path(index))
         target = Target(torch.from_numpy(sample.labels), xyxy_to_cxcywh(boxes).float(), name, masks)
         return TrainingItem(sample.image, target, " | ".join(failures))
+
+    def size(self, key: Key) -> tuple[int, int]:
+        """Height and width that the example of a key is going to have, without a look at its image.
+
+        That is for those who make up batches. Where the annotations state another size than the file has, or none
+        ((1, 1) then), only they are told something wrong.
+        """
+        height, width = (int(side) for side in self.annotations.image_sizes[key.index])
+        if not height or not width:
+            return 1, 1
+        if isinstance(self.transform, Training):
+            rng = random_stream(_IMAGE_STREAM, self.seed, key.epoch, key.index)
+            return self.transform.draw(height, width, rng).size
+        if isinstance(self.transform, Evaluation):
+            return resized_size(height, width, self.transform.shortest, self.transform.longest)
+        return height, width
 
     def _open(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[tuple[int, int], View | None]]:
         """An image, maybe at a smaller scale; its height and width in the file; and how it is to be shown."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
-from detrkit.data.loading import EpochBatches, item_batches
+from detrkit.data.loading import item_batches
+from detrkit.data.order import EpochBatches
 from detrkit.data.packing import pack_images
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import EpisodeBatch, Target

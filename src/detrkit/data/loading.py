@@ -1,4 +1,4 @@
-"""Images in order and batches for a whole run, in this process or by workers, with the same result."""
+"""Images and batches, loaded by this process or by workers, with the same result."""
 
 from __future__ import annotations
 
@@ -13,86 +13,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
+from detrkit.data.dataset import DetectionDataset, Key, TrainingItem
 from detrkit.data.images import MAX_PIXELS, open_image
+from detrkit.data.order import EpochBatches
 from detrkit.data.packing import PackedMasks, pack_images
 from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Batch, Target
 
-_SHUFFLE_STREAM = 1  # `dataset` augments with stream 2
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded", covariant=True)
 
 _DEATH = ("exited unexpectedly", "killed by signal", "timed out after")
-
-
-class EpochBatches(Sampler[list[Key]]):
-    """The keys of every batch of a run: a pure function of the step, so a run can start at any.
-
-    Each epoch has its own permutation of the images. A global batch is the next `batch_size` × `world` of them, and a
-    process takes its slice. An incomplete last batch is left out (the next epoch's permutation brings other images into
-    it). Where there are fewer images than a global batch holds, the permutation is repeated.
-
-    Args:
-        count: number of images.
-        batch_size: images a step, in each process.
-        seed: of the run, at least 0.
-        start_step: the first step to yield.
-        total_steps: the step to stop before.
-        rank: of this process.
-        world: number of processes.
-
-    Raises:
-        UsageError: a number that is out of range.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        *,
-        start_step: int = 0,
-        total_steps: int,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        for name, number, low in (
-            ("count", count, 1),
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-            ("start_step", start_step, 0),
-            ("total_steps", total_steps, 0),
-            ("world", world, 1),
-        ):
-            if number < low:
-                raise UsageError("This number is too small", where=name, got=number, expected=f"at least {low}")
-        if not 0 <= rank < world:
-            raise UsageError("There is no such process", where="rank", got=rank, expected=f"0 … {world - 1}")
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.start_step, self.total_steps, self.rank, self.world = start_step, total_steps, rank, world
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which an epoch's images are seen once."""
-        return max(1, self.count // (self.batch_size * self.world))
-
-    def __len__(self) -> int:
-        return max(0, self.total_steps - self.start_step)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        global_size = self.batch_size * self.world
-        current, order = -1, np.zeros(0, np.int64)
-        for step in range(self.start_step, self.total_steps):
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != current:
-                permutation = random_stream(_SHUFFLE_STREAM, self.seed, epoch).permutation(self.count)
-                current, order = epoch, np.resize(permutation, max(self.count, global_size))
-            first = position * global_size + self.rank * self.batch_size
-            yield [Key(epoch, int(index)) for index in order[first : first + self.batch_size]]
 
 
 class LoadedBatch(NamedTuple):

@@ -19,7 +19,8 @@ from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.crops import Crops, ImageResizing, PatchAugmentation
 from detrkit.data.dataset import Key, first_usable, random_stream
 from detrkit.data.images import MAX_PIXELS
-from detrkit.data.loading import EpochBatches, item_batches
+from detrkit.data.loading import item_batches
+from detrkit.data.order import EpochBatches
 from detrkit.data.pictures import Pictures
 from detrkit.data.problems import Problems
 from detrkit.data.transforms import to_tensor

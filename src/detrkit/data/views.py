@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 from detrkit.data.crops import PatchAugmentation
 from detrkit.data.dataset import Key, first_usable, random_stream
 from detrkit.data.images import MAX_PIXELS
-from detrkit.data.loading import EpochBatches, item_batches
+from detrkit.data.loading import item_batches
+from detrkit.data.order import EpochBatches
 from detrkit.data.patches import normalised
 from detrkit.data.pictures import Pictures
 from detrkit.data.problems import Problems

@@ -24,7 +24,8 @@ from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.crops import Crops, ImageResizing
 from detrkit.data.dataset import Key, random_stream
 from detrkit.data.images import MAX_PIXELS
-from detrkit.data.loading import EpochBatches, item_batches
+from detrkit.data.loading import item_batches
+from detrkit.data.order import EpochBatches
 from detrkit.data.pictures import Pictures
 from detrkit.data.regions import find_regions
 from detrkit.data.transforms import to_tensor
@@ -293,6 +294,11 @@ class FeatureDataset(Dataset[FeatureItem]):
         if mirrored:
             regions = torch.cat([1 - regions[:, :1], regions[:, 1:]], 1)
         return FeatureItem(features, pool_boxes(other, boxes), boxes, regions, self.store.names[index])
+
+    def size(self, key: Key) -> tuple[int, int]:
+        """Height and width of the map of a key, in cells."""
+        height, width = self.store.shapes[int(self.indices[key.index])][1:].tolist()
+        return height, width
 
 
 class LoadedFeatures(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -14,8 +14,9 @@ from torch import nn
 
 from detrkit.checkpoint import TrainingState, fill, save_model, save_training
 from detrkit.data.annotations import Annotations
-from detrkit.data.dataset import DetectionDataset
-from detrkit.data.loading import EpochBatches, LoadedBatch, training_batches
+from detrkit.data.dataset import DetectionDataset, Key
+from detrkit.data.loading import LoadedBatch, training_batches
+from detrkit.data.order import EpochBatches
 from detrkit.evaluation.run import Metrics, evaluate
 from detrkit.losses.criterion import Losses, SetCriterion
 from detrkit.models import Variant
@@ -53,6 +54,11 @@ class DetectionSession(Session[Batch]):
     def count(self) -> int:
         """Images of the training split."""
         return len(self.dataset)
+
+    @property
+    def sizes(self) -> Callable[[Key], tuple[int, int]] | None:
+        """Those of the augmented images, where the recipe asks for it."""
+        return self.dataset.size if self.recipe.data.group_sizes else None
 
     def batches(self, sampler: EpochBatches) -> Iterator[LoadedBatch]:
         """Augmented images with their targets."""

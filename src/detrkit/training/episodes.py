@@ -19,7 +19,7 @@ from detrkit.convert.keys import shortened
 from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import DetectionDataset
 from detrkit.data.episodes import LoadedEpisodes, PairDataset, episode_batches
-from detrkit.data.loading import EpochBatches
+from detrkit.data.order import EpochBatches
 from detrkit.errors import DataError, MissingExtraError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.evaluation.one_shot import draw_questions

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrkit.data.dataset import random_stream
-from detrkit.data.loading import EpochBatches
+from detrkit.data.order import EpochBatches
 from detrkit.losses.criterion import Evidence, Losses
 from detrkit.losses.matching import NonFiniteError
 from detrkit.training.events import Evaluated, Event, Skipped, Started, Step, Stopped, WentBack
@@ -198,6 +198,7 @@ def _batches(session: Session[Any], step: int) -> Iterator[Loaded[Any]]:
         total_steps=steps_per_epoch(session) * options.epochs * options.accumulate,
         rank=session.world.rank,
         world=session.world.size,
+        size=session.sizes,
     )
     return session.batches(sampler)
 

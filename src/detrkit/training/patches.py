@@ -22,7 +22,8 @@ from detrkit.data.crops import (
     UniformCrops,
     pretraining_sizes,
 )
-from detrkit.data.loading import EpochBatches
+from detrkit.data.dataset import Key
+from detrkit.data.order import EpochBatches
 from detrkit.data.patches import LoadedPatches, PatchDataset, evaluation_patches, patch_batches
 from detrkit.data.pictures import Pictures
 from detrkit.data.problems import Problems
@@ -77,6 +78,13 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
     def count(self) -> int:
         """Images of the training set."""
         return len(self.train)
+
+    @property
+    def sizes(self) -> Callable[[Key], tuple[int, int]] | None:
+        """Those of the features, where the recipe asks for it."""
+        if isinstance(self.train, FeatureDataset) and self.recipe.pretext.group_sizes:
+            return self.train.size
+        return None
 
     def batches(self, sampler: EpochBatches) -> Iterator[LoadedPatches | LoadedFeatures]:
         """Images, and patches of them that are recoloured and blurred by chance; or the features of both."""

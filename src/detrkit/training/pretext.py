@@ -85,6 +85,9 @@ class PatchOptions:
     The model's own image size, for which it is kept, is another."""
     multi_scale: bool = True
     """Resize images to one of several sizes (320 to 480 pixels in the paper, in proportion elsewhere)."""
+    group_sizes: bool = True
+    """Bring features of much the same size into a batch, so that little of it is padding. The sizes of crops' images
+    are not known beforehand: these meet by chance."""
     flip: float = field(default=0.0, metadata=within(0, 1))
     """Probability of a mirror image."""
 

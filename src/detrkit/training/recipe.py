@@ -14,17 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import (
-    Any,
-    ClassVar,
-    Literal,
-    TypeVar,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-    overload,
-)
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 from detrkit.documents import read_toml
 from detrkit.errors import UsageError, brief
@@ -58,6 +48,9 @@ class DataOptions:
     list objects before those that list segments."""
     limit: int = field(default=0, metadata=within(0))
     """Use only the first so many images of the training split, and of the validation split; 0: all."""
+    group_sizes: bool = True
+    """Bring images into a batch that are going to have much the same size, so that little of it is padding. Training by
+    example does without."""
     workers: int = field(default=-1, metadata=within(-1))
     """Processes that load images; -1: as many as there are processors, up to 8. Changes nothing but the speed."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
@@ -13,8 +13,9 @@ from torch import nn
 from detrkit.checkpoint import TrainingState
 from detrkit.convert import load_strictly
 from detrkit.data.annotations import Annotations
-from detrkit.data.dataset import DetectionDataset
-from detrkit.data.loading import EpochBatches, LoadedBatch, training_batches
+from detrkit.data.dataset import DetectionDataset, Key
+from detrkit.data.loading import LoadedBatch, training_batches
+from detrkit.data.order import EpochBatches
 from detrkit.errors import ModelError, UsageError
 from detrkit.holders import fill_segmenter, save_segmenter
 from detrkit.losses.criterion import Losses, SetCriterion, pad_targets
@@ -66,6 +67,11 @@ class SegmentationSession(Session[Batch]):
     def count(self) -> int:
         """Images of the training split."""
         return len(self.dataset)
+
+    @property
+    def sizes(self) -> Callable[[Key], tuple[int, int]] | None:
+        """Those of the augmented images, where the recipe asks for it."""
+        return self.dataset.size if self.recipe.data.group_sizes else None
 
     def batches(self, sampler: EpochBatches) -> Iterator[LoadedBatch]:
         """Augmented images with their targets and masks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from detrkit.arithmetic import arithmetic
 from detrkit.checkpoint import TrainingState
-from detrkit.data.loading import EpochBatches
+from detrkit.data.dataset import Key
+from detrkit.data.order import EpochBatches
 from detrkit.evaluation.run import Metrics
 from detrkit.losses.criterion import Losses
 from detrkit.training.distributed import World
@@ -136,6 +137,11 @@ class Session(ABC, Generic[SomeBatch]):
     @abstractmethod
     def count(self) -> int:
         """Images of the training set, which an epoch sees once."""
+
+    @property
+    def sizes(self) -> Callable[[Key], tuple[int, int]] | None:
+        """Height and width that an example is going to have, to make up batches by; None: left to chance."""
+        return None
 
     @abstractmethod
     def batches(self, sampler: EpochBatches) -> Iterator[Loaded[SomeBatch]]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from detrkit.checkpoint import TrainingState, read_tensors, save_backbone
 from detrkit.convert import load_strictly
-from detrkit.data.loading import EpochBatches
+from detrkit.data.order import EpochBatches
 from detrkit.data.problems import Problems
 from detrkit.data.views import LoadedViews, ViewAugmentation, ViewBatch, ViewDataset, evaluation_views, view_batches
 from detrkit.errors import DataError, ModelError, UsageError
