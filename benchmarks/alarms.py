@@ -73,7 +73,7 @@ def with_corners(batch: Any) -> Any:
 
 
 def black(batch: Any) -> Any:
-    return batch._replace(images=torch.zeros_like(batch.images))
+    return batch._replace(packed=batch.packed._replace(pixels=torch.zeros_like(batch.images)))
 
 
 def shuffled(name: str) -> Callable[[Any], Any]:

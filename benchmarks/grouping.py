@@ -111,8 +111,9 @@ def measure(data: Path, case: Case, rounds: int) -> dict[str, Any]:
     useful, names = {}, {}
     for side, training in sides.items():
         batches = training.batches(0)
-        padded = torch.cat([loaded.batch.padding.flatten() for loaded in batches])
-        useful[side] = 1 - padded.float().mean().item()
+        packed = [loaded.batch.packed for loaded in batches]
+        shown = sum(height * width for images in packed for height, width in images.sizes)
+        useful[side] = shown / sum(images.pixels[:, 0].numel() for images in packed)
         names[side] = sorted(target.name for loaded in batches for target in loaded.batch.targets)
     if names["chance"] != names["grouped"]:
         raise SystemExit("The sides train on other images")

@@ -138,7 +138,7 @@ class Ours:
     def __call__(self, keys: Sequence[Key]) -> Batch:
         """The next batch, which is that of the keys."""
         with mock.patch.object(images, "_fast_decoder", self.decoder):
-            return next(self.batches).batch
+            return next(self.batches).batch.to("cpu")
 
 
 def make_pictures(folder: Path, count: int) -> None:

@@ -29,7 +29,7 @@ import torch
 from _report import machine, parser, show
 from PIL import Image, ImageDraw
 
-from detrkit.structures import Batch
+from detrkit.data.packing import PackedBatch
 from detrkit.training.detection import DetectionSession
 from detrkit.training.distributed import World
 from detrkit.training.events import Step
@@ -90,7 +90,7 @@ def open_session(case: Case, data: Path) -> DetectionSession:
     return prepare(revise(Recipe(), {**usual, **case.fields}), data, World())
 
 
-def batches_of(session: DetectionSession) -> list[Batch]:
+def batches_of(session: DetectionSession) -> list[PackedBatch]:
     from detrkit.training.loop import _batches
 
     size = session.optimization.batch_size

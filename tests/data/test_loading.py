@@ -9,7 +9,7 @@ from detrkit.data.dataset import DetectionDataset
 from detrkit.data.images import open_image
 from detrkit.data.loading import load_images, training_batches
 from detrkit.data.order import EpochBatches
-from detrkit.data.packing import pack_images
+from detrkit.data.packing import PackedImages
 from detrkit.data.transforms import Evaluation, Training, to_tensor, training_sizes
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Batch
@@ -26,7 +26,7 @@ def assert_same(a, b):
     assert len(a) == len(b)
     for first, second in zip(a, b, strict=True):
         assert torch.equal(first.batch.images, second.batch.images)
-        assert torch.equal(first.batch.padding, second.batch.padding)
+        assert first.batch.packed.sizes == second.batch.packed.sizes
         assert first.replaced == second.replaced
         for left, right in zip(first.batch.targets, second.batch.targets, strict=True):
             assert torch.equal(left.boxes, right.boxes)
@@ -53,14 +53,19 @@ def test_batches_are_padded_to_a_multiple(make_annotations):
     dataset = DetectionDataset(make_annotations(), EVALUATION, 0)
     (loaded,) = run(dataset, 0, steps=1, multiple_of=64)
     assert loaded.batch.images.shape == (3, 3, 64, 64)
-    assert not loaded.batch.padding[:, :32, :48].any()
+    padding = loaded.batch.to("cpu").padding
+    assert not padding[:, :32, :48].any()
+    assert padding[:, 32:].all()
+    assert padding[:, :, 48:].all()
 
 
 def test_images_are_packed_as_a_batch_of_normalised_ones(rng):
     images = [torch.from_numpy(rng.integers(0, 256, (3, *size), np.uint8)) for size in ((5, 9), (12, 4), (1, 1))]
     images += [images[0].flip(2), images[1].permute(0, 2, 1)]
     expected = Batch.from_images([to_tensor(image) for image in images], multiple_of=8)
-    found, padding = pack_images(images, multiple_of=8)
+    packed = PackedImages.of(images, multiple_of=8)
+    assert packed.pixels.dtype == torch.uint8
+    found, padding = packed.normalised()
     assert torch.equal(found, expected.images)
     assert torch.equal(padding, expected.padding)
     assert found.is_contiguous(memory_format=torch.channels_last)

@@ -50,7 +50,7 @@ def epoch(session: Session[Any], number: int = 0) -> list[Any]:
 
 def padded(batches: Sequence[Any]) -> float:
     """The share of all cells that is padding."""
-    return torch.cat([batch.padding.flatten() for batch in batches]).float().mean().item()
+    return torch.cat([batch.to("cpu").padding.flatten() for batch in batches]).float().mean().item()
 
 
 def check(session: Session[Any], chance: Session[Any]) -> None:

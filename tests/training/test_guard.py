@@ -281,10 +281,14 @@ def test_a_class_head_that_does_not_train_is_told(
     assert [one.alarm for one in told] == ["classes"]
 
 
+def blackened(batch: Any) -> Any:
+    return batch._replace(packed=batch.packed._replace(pixels=torch.zeros_like(batch.images)))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_answers_that_are_all_the_same_are_told(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that arrive black, as after a broken augmentation, say nothing of what they show."""
-    break_losses(monkeypatch, lambda batch: batch._replace(images=torch.zeros_like(batch.images)))
+    break_losses(monkeypatch, blackened)
     told = alarms(squares, tmp_path / "run", architecture={"dropout": "0.0"})
     assert [one.alarm for one in told] == ["constant answers"]

@@ -41,7 +41,7 @@ class Key(NamedTuple):
 class TrainingItem(NamedTuple):
     """One training example.
 
-    `image`: (3, h, w) uint8, RGB (`packing.pack_images` makes a batch of them). `target`: its labels and boxes.
+    `image`: (3, h, w) uint8, RGB (`packing.PackedImages` makes a batch of them). `target`: its labels and boxes.
     `replaced`: empty, or the path and reason of the unreadable image that this one stands in for.
     """
 

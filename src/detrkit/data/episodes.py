@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
 from detrkit.data.loading import item_batches
 from detrkit.data.order import EpochBatches
-from detrkit.data.packing import pack_images
+from detrkit.data.packing import PackedImages
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import EpisodeBatch, Target
 
@@ -101,8 +100,7 @@ class LoadedEpisodes(NamedTuple):
 class _Packed(NamedTuple):
     """A batch on its way from a worker: only images travel through shared memory."""
 
-    images: Tensor
-    padding: Tensor
+    images: PackedImages
     labels: list[np.ndarray]
     boxes: list[np.ndarray]
     names: list[str]
@@ -117,8 +115,7 @@ class _Packed(NamedTuple):
             boxes = torch.from_numpy(self.boxes[image][self.labels[image] == label])
             targets.append(Target(torch.zeros(len(boxes), dtype=torch.int64), boxes, self.names[image]))
         batch = EpisodeBatch(
-            self.images,
-            self.padding,
+            *self.images.normalised(),
             episodes[:, 0],
             episodes[:, 2],
             torch.from_numpy(self.exemplars),
@@ -148,11 +145,9 @@ class _Pack:
         if rng.random() < self.turned:
             quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
             items = [turned(item, quarters, mirrored) for item in items]
-        images, padding = pack_images([item.image for item in items])
         episodes, exemplars = draw_episodes(items, self.labels, self.questions, rng, self.crowds)
         return _Packed(
-            images,
-            padding,
+            PackedImages.of([item.image for item in items]),
             [item.target.labels.numpy() for item in items],
             [item.target.boxes.numpy() for item in items],
             [item.target.name for item in items],

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem
 from detrkit.data.images import MAX_PIXELS, open_image
 from detrkit.data.order import EpochBatches
-from detrkit.data.packing import PackedMasks, pack_images
+from detrkit.data.packing import PackedBatch, PackedImages, PackedMasks
 from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
-from detrkit.structures import Batch, Target
+from detrkit.structures import Target
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded", covariant=True)
@@ -32,7 +32,7 @@ _DEATH = ("exited unexpectedly", "killed by signal", "timed out after")
 class LoadedBatch(NamedTuple):
     """A batch, and for each unreadable image that was replaced in it, its path and what was wrong with it."""
 
-    batch: Batch
+    batch: PackedBatch
     replaced: tuple[str, ...]
 
 
@@ -70,8 +70,7 @@ class _Failure(NamedTuple):
 class _Packed(NamedTuple):
     """A batch on its way from a worker: only the images travel through shared memory, one file descriptor each."""
 
-    images: Tensor
-    padding: Tensor
+    images: PackedImages
     labels: list[np.ndarray]
     boxes: list[np.ndarray]
     names: list[str]
@@ -83,7 +82,7 @@ class _Packed(NamedTuple):
             Target(torch.from_numpy(labels), torch.from_numpy(boxes), name, None if masks is None else masks.unpacked())
             for labels, boxes, name, masks in zip(self.labels, self.boxes, self.names, self.masks, strict=True)
         )
-        return LoadedBatch(Batch(self.images, self.padding, targets), tuple(self.replaced))
+        return LoadedBatch(PackedBatch(self.images, targets), tuple(self.replaced))
 
 
 class Packed(Protocol[Loaded]):
@@ -101,10 +100,8 @@ class _PackTargets:
         self.multiple_of = multiple_of
 
     def __call__(self, items: list[TrainingItem]) -> _Packed:
-        images, padding = pack_images([item.image for item in items], multiple_of=self.multiple_of)
         return _Packed(
-            images,
-            padding,
+            PackedImages.of([item.image for item in items], multiple_of=self.multiple_of),
             [item.target.labels.numpy() for item in items],
             [item.target.boxes.numpy() for item in items],
             [item.target.name for item in items],

@@ -1,6 +1,6 @@
 """Resizing, and the augmentation that DETR was trained with (Carion et al., ECCV 2020, section 4 and appendix A.4).
 
-Images stay bytes and boxes stay xyxy pixels until a batch is made of them (`packing.pack_images`) or `to_tensor` is
+Images stay bytes and boxes stay xyxy pixels until a batch is made of them (`packing.PackedImages`) or `to_tensor` is
 called; every random number comes from the generator that the caller hands over.
 """
 

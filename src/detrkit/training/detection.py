@@ -17,6 +17,7 @@ from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import DetectionDataset, Key
 from detrkit.data.loading import LoadedBatch, training_batches
 from detrkit.data.order import EpochBatches
+from detrkit.data.packing import PackedBatch
 from detrkit.evaluation.run import Metrics, evaluate
 from detrkit.losses.criterion import Losses, SetCriterion
 from detrkit.models import Variant
@@ -31,7 +32,7 @@ HEADLINE = ("AP", "AP50", "AP75")
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class DetectionSession(Session[Batch]):
+class DetectionSession(Session[PackedBatch | Batch]):
     """The training of a detector on annotated images.
 
     Attributes:
@@ -64,16 +65,16 @@ class DetectionSession(Session[Batch]):
         """Augmented images with their targets."""
         return training_batches(self.dataset, sampler, workers=self.workers, pin_memory=self.device.type == "cuda")
 
-    def losses(self, model: nn.Module, batch: Batch) -> Losses:
+    def losses(self, model: nn.Module, batch: PackedBatch | Batch) -> Losses:
         """Predictions against targets; box terms are divided by the mean number of boxes over all processes."""
-        batch = batch.to(self.device)
-        boxes = torch.tensor(float(sum(len(target.labels) for target in batch.targets)), device=self.device)
+        ready = batch.to(self.device)
+        boxes = torch.tensor(float(sum(len(target.labels) for target in ready.targets)), device=self.device)
         num_boxes = max(float(self.world.mean(boxes)), 1.0)
         with self.arithmetic():
-            predictions = model(self.laid_out(batch.images), batch.padding)
-        return self.criterion(predictions, batch.targets, num_boxes)
+            predictions = model(self.laid_out(ready.images), ready.padding)
+        return self.criterion(predictions, ready.targets, num_boxes)
 
-    def names(self, batch: Batch) -> Sequence[str]:
+    def names(self, batch: PackedBatch | Batch) -> Sequence[str]:
         """The images' files."""
         return [target.name for target in batch.targets]
 

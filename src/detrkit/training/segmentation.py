@@ -16,6 +16,7 @@ from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import DetectionDataset, Key
 from detrkit.data.loading import LoadedBatch, training_batches
 from detrkit.data.order import EpochBatches
+from detrkit.data.packing import PackedBatch
 from detrkit.errors import ModelError, UsageError
 from detrkit.holders import fill_segmenter, save_segmenter
 from detrkit.losses.criterion import Losses, SetCriterion, pad_targets
@@ -42,7 +43,7 @@ from detrkit.training.validation import draw_panoptic_samples, draw_samples, for
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SegmentationSession(Session[Batch]):
+class SegmentationSession(Session[PackedBatch | Batch]):
     """A detector with a mask head on images whose objects have masks.
 
     Attributes:
@@ -77,25 +78,25 @@ class SegmentationSession(Session[Batch]):
         """Augmented images with their targets and masks."""
         return training_batches(self.dataset, sampler, workers=self.workers, pin_memory=self.device.type == "cuda")
 
-    def losses(self, model: nn.Module, batch: Batch) -> Losses:
+    def losses(self, model: nn.Module, batch: PackedBatch | Batch) -> Losses:
         """Predictions against targets, and the masks of the last layer's matches; over the mean number of boxes."""
-        batch = batch.to(self.device)
-        boxes = torch.tensor(float(sum(len(target.labels) for target in batch.targets)), device=self.device)
+        ready = batch.to(self.device)
+        boxes = torch.tensor(float(sum(len(target.labels) for target in ready.targets)), device=self.device)
         num_boxes = max(float(self.world.mean(boxes)), 1.0)
-        padded, matches = pad_targets(batch.targets), list[Matches]()
+        padded, matches = pad_targets(ready.targets), list[Matches]()
 
         def wanted(predictions: Predictions) -> Wanted:
             matches.append(self.criterion.match(predictions, padded))
-            return wanted_masks(matches[0], batch.targets, (batch.images.shape[-2], batch.images.shape[-1]))
+            return wanted_masks(matches[0], ready.targets, (ready.images.shape[-2], ready.images.shape[-1]))
 
         with self.arithmetic():
-            found = model(self.laid_out(batch.images), batch.padding, wanted)
+            found = model(self.laid_out(ready.images), ready.padding, wanted)
         options = self.recipe.masks
         losses = self.criterion.terms(found.predictions, padded, matches[0], num_boxes)
         losses = losses.of_last_layer("mask", found.terms.focal / num_boxes, options.mask_weight)
         return losses.of_last_layer("dice", found.terms.dice / num_boxes, options.dice_weight)
 
-    def names(self, batch: Batch) -> Sequence[str]:
+    def names(self, batch: PackedBatch | Batch) -> Sequence[str]:
         """The images' files."""
         return [target.name for target in batch.targets]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from detrkit.arithmetic import arithmetic
@@ -29,8 +29,8 @@ class ImageBatch(Protocol):
     """What all batches have in common."""
 
     @property
-    def images(self) -> Float[Tensor, "b 3 h w"]:
-        """Normalised, zeros to the right and below."""
+    def images(self) -> Shaped[Tensor, "b 3 h w"]:
+        """Zeros to the right and below; normalised, or bytes that will be on the device."""
         ...
 
 
