@@ -123,6 +123,19 @@ def test_images_of_one_size_stay_where_they_are():
     assert list(EpochBatches(500, 4, 3, total_steps=200, size=lambda key: (480, 640))) == list(plain)
 
 
+def test_companions_change_from_epoch_to_epoch():
+    """Though no two images have the same size."""
+
+    def pairs(batches):
+        return {
+            frozenset(pair) for batch in batches for pair in itertools.combinations([key.index for key in batch], 2)
+        }
+
+    batches = list(EpochBatches(96, 4, 0, total_steps=48, size=lambda key: (192, 193 + 2 * key.index % 63)))
+    first, second = pairs(batches[:24]), pairs(batches[24:])
+    assert len(first & second) < 0.15 * len(first)
+
+
 def test_an_epoch_does_not_go_from_small_to_large():
     areas = [
         np.prod([size_of(key) for key in batch], 1).mean()

@@ -15,6 +15,10 @@ STRETCH = 64
 """Within so many batches that follow each other, images of like sizes are brought together. Of fewer batches more would
 be padding, and of more hardly less."""
 
+CELL = 32
+"""Sizes within one cell of so many pixels count as one. Else images would meet the same companions in every epoch
+wherever each has a size of its own, which does a training no good."""
+
 _SHUFFLE_STREAM = 1  # `dataset` augments with stream 2
 
 
@@ -36,8 +40,8 @@ class EpochBatches(Sampler[list[Key]]):
         total_steps: the step to stop before.
         rank: of this process.
         world: number of processes.
-        size: height and width that an example is going to have, each at least 1; the same whenever it is asked. None:
-            whatever meets in a batch meets.
+        size: height and width in pixels that an example is going to have, each at least 1; the same whenever it is
+            asked. None: whatever meets in a batch meets.
 
     Raises:
         UsageError: a number that is out of range.
@@ -105,17 +109,17 @@ def alike(sizes: Sequence[tuple[int, int]], together: int) -> np.ndarray:
     """An order in which images that follow each other have like sizes, so that little of a batch is padding.
 
     They are divided by the ratio of their sides into as many parts as each part then has batches, and by their area
-    within a part. Of images of one size all stay where they are; and batches stand in the order of the first image in
-    each, so that an epoch does not go from small to large.
+    within a part, all in whole cells of `CELL` pixels. Images of one size stay in their order; and batches stand in the
+    order of the first image in each, so that an epoch does not go from small to large.
 
     Args:
-        sizes: height and width of each, at least 1; as many as fill whole batches.
+        sizes: height and width of each in pixels, at least 1; as many as fill whole batches.
         together: images of a batch.
 
     Returns:
         The number of each image in its old place, in the new order.
     """
-    height, width = np.array(sizes, np.float64).T
+    height, width = np.ceil(np.array(sizes, np.float64) / CELL).T
     batches = len(sizes) // together
     part = math.ceil(batches / max(1, round(math.sqrt(batches)))) * together
     by_shape = np.argsort(height / width, kind="stable")

@@ -101,15 +101,11 @@ class _Steps(torch.autograd.Function):
                     weights = found[number]
                 else:
                     weights = _weights(q[block], k[block], None if added is None else added[block])
-                of_weights = gradient[block] @ v[block].transpose(-1, -2)
-                of_weights *= weights
-                if kept is not None:
-                    of_weights *= kept[block]
+                dropped = weights if kept is None else weights * kept[block]
+                of_v[block] = dropped.transpose(-1, -2) @ gradient[block]
+                of_weights = (gradient[block] @ v[block].transpose(-1, -2)).mul_(dropped)
                 # The gradient of a softmax: w * (g - sum(w * g)).
                 of_products = of_weights.addcmul_(weights, of_weights.sum(-1, keepdim=True), value=-1)
-                if kept is not None:
-                    weights *= kept[block]
-                of_v[block] = weights.transpose(-1, -2) @ gradient[block]
                 of_q[block] = of_products @ k[block] * q.shape[-1] ** -0.5
                 of_k[block] = of_products.transpose(-1, -2) @ (q[block] * q.shape[-1] ** -0.5)
         return of_q, of_k, of_v, None, None, None

@@ -296,8 +296,8 @@ class FeatureDataset(Dataset[FeatureItem]):
         return FeatureItem(features, pool_boxes(other, boxes), boxes, regions, self.store.names[index])
 
     def size(self, key: Key) -> tuple[int, int]:
-        """Height and width of the map of a key, in cells."""
-        height, width = self.store.shapes[int(self.indices[key.index])][1:].tolist()
+        """Height and width of what the map of a key shows, in pixels."""
+        height, width = (self.store.shapes[int(self.indices[key.index])][1:] * self.stride).tolist()
         return height, width
 
 
