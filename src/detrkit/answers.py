@@ -20,7 +20,7 @@ from detrkit.postprocess import Scored
 from detrkit.segmentation.instances import instance_masks
 from detrkit.segmentation.model import Segmented, Segmenter
 from detrkit.segmentation.panoptic import merge
-from detrkit.structures import Batch, Category, Detections
+from detrkit.structures import Category, Detections
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +91,14 @@ class Respondent:
 
     def _score(self, group: Sequence[LoadedImage], ensemble: bool) -> tuple[Segmented, list[Scored]]:
         """What the model says of images of one size, and its scored boxes."""
-        batch = Batch.from_images([image.tensor for image in group]).to(self.device)
+        images = torch.stack([image.tensor for image in group]).to(self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
         sizes = torch.tensor([image.original for image in group], device=self.device)
-        images = batch.images.contiguous(memory_format=torch.channels_last)
         with arithmetic(self.device, self.dtype):
             if self.segmenter is None:
-                found = Segmented(self.model(images, batch.padding), None)
+                found = Segmented(self.model(images, None), None)
             else:
-                found = self.segmenter(images, batch.padding)
+                found = self.segmenter(images, None)
         return found, self.variant.postprocess(found.predictions, sizes, ensemble=ensemble)
 
     def _logits(self, found: Segmented, row: int, one: Scored, order: Tensor) -> Float[Tensor, "p _ _"]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detrkit.losses.criterion import SetCriterion, SoftmaxClassification, TermWeights
 from detrkit.nn.attention import Attention
 from detrkit.nn.backbone import build_backbone
 from detrkit.nn.heads import MLP
 from detrkit.nn.position import SinePosition
+from detrkit.nn.transformer import cells_outside
 from detrkit.postprocess import Scored, softmax_detections
 from detrkit.structures import Hidden, Memory, Predictions, Queries
 
@@ -63,15 +63,15 @@ class Model(nn.Module):
         self.class_head = nn.Linear(config.dim, config.num_classes + 1)
         self.box_head = MLP(config.dim, config.dim, 4)
 
-    def encode(self, images: Tensor, padding: Tensor) -> Memory:
+    def encode(self, images: Tensor, padding: Tensor | None) -> Memory:
         """Backbone and projection."""
         features = self.backbone(images)
         x = self.projection(features[-1])
-        outside = F.interpolate(padding[:, None].float(), size=x.shape[-2:])[:, 0].bool()
+        outside, hidden = cells_outside(padding, x)
         return Memory(
             x.flatten(2).transpose(1, 2),
             self.position(outside),
-            outside.flatten(1),
+            hidden,
             (x.shape[-2], x.shape[-1]),
             tuple(features),
             x,
@@ -84,11 +84,11 @@ class Model(nn.Module):
 
     def decode(self, memory: Memory, queries: Queries) -> Hidden:
         """Look again and again."""
-        assert memory.padding is not None
+        outside = None if memory.padding is None else memory.padding[:, None, None]
         x, states = queries.content, []
         for layer in self.layers:
             key = memory.tokens + memory.position
-            x = x + layer(x + queries.position, key, memory.tokens, memory.padding[:, None, None])
+            x = x + layer(x + queries.position, key, memory.tokens, outside)
             states.append(x)
         return Hidden(torch.stack(states))
 
@@ -96,7 +96,7 @@ class Model(nn.Module):
         """The heads."""
         return Predictions(self.class_head(hidden.states), self.box_head(hidden.states).sigmoid(), hidden.states)
 
-    def forward(self, images: Tensor, padding: Tensor, queries: Queries | None = None) -> Predictions:
+    def forward(self, images: Tensor, padding: Tensor | None, queries: Queries | None = None) -> Predictions:
         """Detect."""
         queries = self.queries(len(images)) if queries is None else queries
         return self.predict(self.decode(self.encode(images, padding), queries))

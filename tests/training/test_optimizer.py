@@ -188,8 +188,8 @@ def test_accumulated_batches_weigh_each_batch_alike_and_not_each_box(drawn: Path
 class Crowd(World):
     """Processes of which the others hold three times as many boxes as this one."""
 
-    def mean(self, value: Tensor) -> Tensor:
-        return value * 2
+    def mean_of(self, number: float, device: torch.device) -> float:
+        return number * 2
 
 
 def test_box_terms_are_divided_by_the_mean_number_of_boxes_over_all_processes(drawn: Path) -> None:

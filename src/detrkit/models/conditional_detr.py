@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detrkit.losses.criterion import FocalClassification, SetCriterion, TermWeights
 from detrkit.models._config import check
@@ -27,7 +26,7 @@ from detrkit.nn.heads import MLP, fit_last_layer, in_float32, xavier
 from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, inverse_sigmoid, spread_points
 from detrkit.nn.recomputing import Recomputable
 from detrkit.nn.transformation import TRANSFORMATIONS, Transformation
-from detrkit.nn.transformer import Encoder, FeedForward
+from detrkit.nn.transformer import Encoder, FeedForward, cells_outside
 from detrkit.postprocess import Scored, sigmoid_detections, sigmoid_ensemble
 from detrkit.structures import Hidden, Memory, Predictions, Queries
 
@@ -263,20 +262,20 @@ class Model(nn.Module):
             assert isinstance(layer, DecoderLayer)
             layer.cross_attention.look_around()
 
-    def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Memory:
+    def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"] | None) -> Memory:
         """Backbone, projection to `dim`, position encoding, encoder."""
         return self.encode_features(tuple(self.backbone(images)), padding)
 
-    def encode_features(self, features: tuple[Float[Tensor, "b _ _ _"], ...], padding: Bool[Tensor, "b _ _"]) -> Memory:
+    def encode_features(
+        self, features: tuple[Float[Tensor, "b _ _ _"], ...], padding: Bool[Tensor, "b _ _"] | None
+    ) -> Memory:
         """What follows the backbone; `padding` in any resolution, that of the image or of its features."""
         x = self.projection(features[-1])
-        grid = (x.shape[-2], x.shape[-1])
-        outside = F.interpolate(padding[:, None].float(), size=grid)[:, 0].bool()
+        outside, hidden = cells_outside(padding, x)
         position = self.position(outside).to(x.dtype)
-        hidden = outside.flatten(1) if bool(padding.any()) else None
         tokens = x.flatten(2).transpose(1, 2)
         tokens = self.encoder(tokens, position, hidden)
-        return Memory(tokens, position, hidden, grid, features, x)
+        return Memory(tokens, position, hidden, (x.shape[-2], x.shape[-1]), features, x)
 
     def queries(self, batch_size: int) -> Queries:
         """The learned queries: a position and no content. All groups in training."""
@@ -309,13 +308,13 @@ class Model(nn.Module):
         return Predictions(*(fold_groups(each, hidden.groups) for each in answers))
 
     def forward(
-        self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"], queries: Queries | None = None
+        self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"] | None, queries: Queries | None = None
     ) -> Predictions:
         """Detect.
 
         Args:
             images: normalised (`detrkit.structures.NORMALIZATION_MEAN`), zeros where padded.
-            padding: True where padded.
+            padding: True where padded; None: nowhere.
             queries: what to ask; by default the learned queries.
         """
         queries = self.queries(len(images)) if queries is None else queries

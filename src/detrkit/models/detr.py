@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detrkit.losses.criterion import SetCriterion, SoftmaxClassification, TermWeights
 from detrkit.models._config import check
@@ -25,7 +24,7 @@ from detrkit.nn.groups import fold_groups, separated
 from detrkit.nn.heads import MLP, in_float32
 from detrkit.nn.position import LearnedPosition, SinePosition, encode_points, spread_points
 from detrkit.nn.recomputing import Recomputable
-from detrkit.nn.transformer import Encoder, FeedForward
+from detrkit.nn.transformer import Encoder, FeedForward, cells_outside
 from detrkit.postprocess import Scored, softmax_detections, softmax_ensemble
 from detrkit.structures import Hidden, Memory, Predictions, Queries
 
@@ -177,22 +176,22 @@ class Model(nn.Module):
                 assert isinstance(layer, DecoderLayer)
                 layer.cross_attention.key.weight.copy_(layer.cross_attention.query.weight)
 
-    def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Memory:
+    def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"] | None) -> Memory:
         """Backbone, projection to `dim`, position encoding, encoder."""
         return self.encode_features(tuple(self.backbone(images)), padding)
 
-    def encode_features(self, features: tuple[Float[Tensor, "b _ _ _"], ...], padding: Bool[Tensor, "b _ _"]) -> Memory:
+    def encode_features(
+        self, features: tuple[Float[Tensor, "b _ _ _"], ...], padding: Bool[Tensor, "b _ _"] | None
+    ) -> Memory:
         """What follows the backbone; `padding` in any resolution, that of the image or of its features."""
         x = self.projection(features[-1])
-        grid = (x.shape[-2], x.shape[-1])
-        outside = F.interpolate(padding[:, None].float(), size=grid)[:, 0].bool()
+        outside, hidden = cells_outside(padding, x)
         position = self.position(outside).to(x.dtype)
-        hidden = outside.flatten(1) if bool(padding.any()) else None
         tokens = x.flatten(2).transpose(1, 2)
         if self.config.position_in_content:
             tokens = tokens + position
         tokens = self.encoder(tokens, position, hidden)
-        return Memory(tokens, position, hidden, grid, features, x)
+        return Memory(tokens, position, hidden, (x.shape[-2], x.shape[-1]), features, x)
 
     def queries(self, batch_size: int) -> Queries:
         """The learned queries: a position and, unless they started on a grid, no content. All groups in training."""
@@ -221,13 +220,13 @@ class Model(nn.Module):
         return Predictions(in_float32(self.class_head, states), in_float32(self.box_head, states).sigmoid(), states)
 
     def forward(
-        self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"], queries: Queries | None = None
+        self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"] | None, queries: Queries | None = None
     ) -> Predictions:
         """Detect.
 
         Args:
             images: normalised (`detrkit.structures.NORMALIZATION_MEAN`), zeros where padded.
-            padding: True where padded.
+            padding: True where padded; None: nowhere.
             queries: what to ask; by default the learned queries.
         """
         queries = self.queries(len(images)) if queries is None else queries

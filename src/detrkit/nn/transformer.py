@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detrkit.nn.attention import Attention
 from detrkit.nn.dropout import Dropout, ReluDropout
 from detrkit.nn.recomputing import Recomputable
+
+
+def cells_outside(
+    padding: Bool[Tensor, "b _ _"] | None, x: Float[Tensor, "b _ h w"]
+) -> tuple[Bool[Tensor, "b h w"], Bool[Tensor, "b h*w"] | None]:
+    """Which cells of a map lie outside their image, and the same as a mask of tokens; no mask where nothing does.
+
+    Whether anything does is looked up on a processor alone. Elsewhere the look would wait for the device, which has the
+    backbone before it, and a mask that hides nothing is cheaper.
+
+    Args:
+        padding: True where padded, in any resolution; None: nowhere.
+        x: the map.
+    """
+    if padding is None:
+        return torch.zeros(len(x), *x.shape[2:], dtype=torch.bool, device=x.device), None
+    outside = F.interpolate(padding[:, None].float(), size=x.shape[2:])[:, 0].bool()
+    is_needless = padding.device.type == "cpu" and not padding.any()
+    return outside, None if is_needless else outside.flatten(1)
 
 
 class FeedForward(nn.Module):

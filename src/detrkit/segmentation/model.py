@@ -104,14 +104,14 @@ class Segmenter(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "b 3 h w"],
-        padding: Bool[Tensor, "b h w"],
+        padding: Bool[Tensor, "b h w"] | None,
         wanted: Callable[[Predictions], Wanted] | None = None,
     ) -> Segmented:
         """Detect and, where a training asks for it, judge the masks of some of the queries.
 
         Args:
             images: normalised, zeros where padded.
-            padding: True where padded.
+            padding: True where padded; None: nowhere.
             wanted: given the predictions, says which masks are to be learnt.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

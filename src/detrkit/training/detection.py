@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 from torch import nn
 
 from detrkit.checkpoint import TrainingState, fill, save_model, save_training
@@ -68,8 +67,7 @@ class DetectionSession(Session[PackedBatch | Batch]):
     def losses(self, model: nn.Module, batch: PackedBatch | Batch) -> Losses:
         """Predictions against targets; box terms are divided by the mean number of boxes over all processes."""
         ready = batch.to(self.device)
-        boxes = torch.tensor(float(sum(len(target.labels) for target in ready.targets)), device=self.device)
-        num_boxes = max(float(self.world.mean(boxes)), 1.0)
+        num_boxes = self.shared(sum(len(target.labels) for target in ready.targets))
         with self.arithmetic():
             predictions = model(self.laid_out(ready.images), ready.padding)
         return self.criterion(predictions, ready.targets, num_boxes)

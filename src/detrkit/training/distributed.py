@@ -43,6 +43,10 @@ class World:
         """The mean over all processes."""
         return self.sum(value) / self.size
 
+    def mean_of(self, number: float, device: torch.device) -> float:
+        """The mean of a number of each process; one process alone does not wait for its device."""
+        return number if self.size == 1 else float(self.mean(torch.tensor(number, device=device)))
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether it holds in any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=device)) > 0)

@@ -95,8 +95,7 @@ class EpisodeSession(Session[EpisodeBatch]):
     def losses(self, model: nn.Module, batch: EpisodeBatch) -> Losses:
         """Predictions against all instances of what is looked for; matching is binary, as there is but one class."""
         batch = batch.to(self.device)
-        boxes = torch.tensor(float(sum(len(target.labels) for target in batch.targets)), device=self.device)
-        num_boxes = max(float(self.world.mean(boxes)), 1.0)
+        num_boxes = self.shared(sum(len(target.labels) for target in batch.targets))
         with self.arithmetic():
             found = model(self.laid_out(batch.images), batch.padding, batch.asked, batch.source, batch.exemplars)
         targets = [target._replace(labels=target.labels + self.model.matched) for target in batch.targets]

@@ -33,8 +33,8 @@ _DROPOUT_STREAM = 3  # streams 1 and 2 shuffle and augment
 class Figures(NamedTuple):
     """What a step tells of itself.
 
-    `terms` are the names of the loss terms; `values` the total, the class error, the terms at the last layer, and the
-    gradient's norm before clipping.
+    `terms` are the names of the loss terms; `values`, on the CPU, the total, the class error, the terms at the last
+    layer, and the gradient's norm before clipping.
     """
 
     terms: tuple[str, ...]
@@ -151,14 +151,16 @@ def optimize(
     scaler.unscale_(session.optimizer)
     limit = session.optimization.clip if session.optimization.clip > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_([p for p in session.model.parameters() if p.grad is not None], limit)
-    if not scaler.is_enabled() and not torch.isfinite(norm):  # before it reaches the weights; fp16's scaler skips it
+    means = session.world.mean(torch.stack(figures).mean(0))
+    # Here, and for matching, a step waits for its device; the optimiser's work need not be done when this returns.
+    values = torch.cat([means, norm[None].to(session.device)]).cpu()
+    if not scaler.is_enabled() and not math.isfinite(values[-1]):  # not yet in the weights; fp16's scaler skips it
         raise NonFiniteError(_names(session, batches))
     scaler.step(session.optimizer)
     scaler.update()
     if session.average is not None:
         session.average.update(session.model)
-    means = session.world.mean(torch.stack(figures).mean(0))
-    return Figures(losses.names, torch.cat([means, norm[None].to(session.device)]))
+    return Figures(losses.names, values)
 
 
 def _losses(session: Session[Any], model: nn.Module, batch: Any) -> Losses:
@@ -285,7 +287,7 @@ def _step_event(
     clock: float,
     waited: float,
 ) -> Step:
-    """What a step tells of itself, which waits for the device.
+    """What a step tells of itself.
 
     Raises:
         NonFiniteError: fp16 overflows although the scaler can scale no lower.

@@ -102,9 +102,7 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
         with self.arithmetic():
             found, unasked = self._answer(model, batch)
         regions = self._targets(batch) if isinstance(batch, FeatureBatch) and self.unasked is not None else []
-        count, others_count = map(
-            self._shared, (batch.boxes.shape[:2].numel(), sum(len(one.labels) for one in regions))
-        )
+        count, others_count = map(self.shared, (batch.boxes.shape[:2].numel(), sum(len(one.labels) for one in regions)))
         losses = self.criterion(found, batch.boxes, self.model.group, count, names=batch.names)
         if self.unasked is not None and unasked is not None:
             others = self.unasked(unasked, regions, others_count)
@@ -122,10 +120,6 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
     def _targets(self, batch: FeatureBatch) -> list[Target]:
         """The regions of a batch, of the detector's last class."""
         return [region._replace(labels=region.labels + self._num_classes - 1) for region in batch.regions]
-
-    def _shared(self, count: int) -> float:
-        """The mean of a count over all processes, at least 1."""
-        return max(float(self.world.mean(torch.tensor(float(count), device=self.device))), 1.0)
 
     def names(self, batch: PatchBatch | FeatureBatch) -> Sequence[str]:
         """The images' files."""

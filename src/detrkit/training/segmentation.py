@@ -81,8 +81,7 @@ class SegmentationSession(Session[PackedBatch | Batch]):
     def losses(self, model: nn.Module, batch: PackedBatch | Batch) -> Losses:
         """Predictions against targets, and the masks of the last layer's matches; over the mean number of boxes."""
         ready = batch.to(self.device)
-        boxes = torch.tensor(float(sum(len(target.labels) for target in ready.targets)), device=self.device)
-        num_boxes = max(float(self.world.mean(boxes)), 1.0)
+        num_boxes = self.shared(sum(len(target.labels) for target in ready.targets))
         padded, matches = pad_targets(ready.targets), list[Matches]()
 
         def wanted(predictions: Predictions) -> Wanted:

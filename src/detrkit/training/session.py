@@ -128,6 +128,10 @@ class Session(ABC, Generic[SomeBatch]):
         """Within it, forward passes compute in the recipe's arithmetic."""
         return arithmetic(self.device, self.dtype)
 
+    def shared(self, count: int) -> float:
+        """The mean of a count over all processes, at least 1: what sums of losses are divided by."""
+        return max(self.world.mean_of(float(count), self.device), 1.0)
+
     def laid_out(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Images, or maps of them, in the memory layout that the recipe asks for."""
         wanted = torch.channels_last if self.optimization.channels_last else torch.contiguous_format
