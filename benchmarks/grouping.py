@@ -93,7 +93,7 @@ class Side:
     def batches(self, epoch: int) -> list[LoadedBatch]:
         """The batches of an epoch."""
         session = self.session
-        order = EpochBatches(session.count, session.optimization.batch_size, 0, total_steps=0, size=session.sizes)
+        order = EpochBatches(session.count, session.optimization.batch_size, 0, total_steps=0, size_of=session.size_of)
         order.start_step, order.total_steps = (each * order.steps_per_epoch for each in (epoch, epoch + 1))
         return list(training_batches(session.dataset, order, workers=0))
 

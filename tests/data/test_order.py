@@ -18,9 +18,9 @@ def size_of(key):
     return scale * height // 480, scale * width // 480
 
 
-def useful(sampler, size=size_of):
+def useful(sampler):
     """The share of all batches that is no padding."""
-    shown = [np.array([size(key) for key in batch]) for batch in sampler]
+    shown = [np.array([size_of(key) for key in batch]) for batch in sampler]
     return sum(sides.prod(1).sum() for sides in shown) / sum(len(sides) * sides.max(0).prod() for sides in shown)
 
 
@@ -93,7 +93,7 @@ def test_numbers_out_of_range_are_refused(arguments, message):
 def test_batches_of_like_sizes_are_hardly_padded(batch_size, least):
     steps = 1200 // batch_size
     chance = useful(EpochBatches(1200, batch_size, 0, total_steps=steps))
-    grouped = useful(EpochBatches(1200, batch_size, 0, total_steps=steps, size=size_of))
+    grouped = useful(EpochBatches(1200, batch_size, 0, total_steps=steps, size_of=size_of))
     assert grouped > least > chance + 0.1
 
 
@@ -101,26 +101,26 @@ def test_batches_of_like_sizes_are_hardly_padded(batch_size, least):
 def test_grouping_leaves_epochs_whole_and_depends_on_the_step_alone(count):
     steps = 2 * max(1, count // 4) + 3
     plain = list(EpochBatches(count, 4, 7, total_steps=steps))
-    whole = list(EpochBatches(count, 4, 7, total_steps=steps, size=size_of))
+    whole = list(EpochBatches(count, 4, 7, total_steps=steps, size_of=size_of))
     per_epoch = max(1, count // 4)
     for start in range(0, per_epoch, STRETCH):  # a stretch has the images that it had
         stretch = slice(start, min(start + STRETCH, per_epoch))
         assert sorted(itertools.chain(*whole[stretch])) == sorted(itertools.chain(*plain[stretch]))
     for start in (0, 1, STRETCH - 1, STRETCH, steps - 1):
-        assert list(EpochBatches(count, 4, 7, start_step=start, total_steps=steps, size=size_of)) == whole[start:]
+        assert list(EpochBatches(count, 4, 7, start_step=start, total_steps=steps, size_of=size_of)) == whole[start:]
     if count > 4:
         assert whole != plain
 
 
 def test_processes_share_a_grouped_batch():
-    whole = list(EpochBatches(200, 8, 0, total_steps=25, size=size_of))
-    parts = [list(EpochBatches(200, 4, 0, total_steps=25, rank=rank, world=2, size=size_of)) for rank in (0, 1)]
+    whole = list(EpochBatches(200, 8, 0, total_steps=25, size_of=size_of))
+    parts = [list(EpochBatches(200, 4, 0, total_steps=25, rank=rank, world=2, size_of=size_of)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
 def test_images_of_one_size_stay_where_they_are():
     plain = EpochBatches(500, 4, 3, total_steps=200)
-    assert list(EpochBatches(500, 4, 3, total_steps=200, size=lambda key: (480, 640))) == list(plain)
+    assert list(EpochBatches(500, 4, 3, total_steps=200, size_of=lambda key: (480, 640))) == list(plain)
 
 
 def test_companions_change_from_epoch_to_epoch():
@@ -131,7 +131,7 @@ def test_companions_change_from_epoch_to_epoch():
             frozenset(pair) for batch in batches for pair in itertools.combinations([key.index for key in batch], 2)
         }
 
-    batches = list(EpochBatches(96, 4, 0, total_steps=48, size=lambda key: (192, 193 + 2 * key.index % 63)))
+    batches = list(EpochBatches(96, 4, 0, total_steps=48, size_of=lambda key: (192, 193 + 2 * key.index % 63)))
     first, second = pairs(batches[:24]), pairs(batches[24:])
     assert len(first & second) < 0.15 * len(first)
 
@@ -139,7 +139,7 @@ def test_companions_change_from_epoch_to_epoch():
 def test_an_epoch_does_not_go_from_small_to_large():
     areas = [
         np.prod([size_of(key) for key in batch], 1).mean()
-        for batch in EpochBatches(4 * STRETCH, 4, 0, total_steps=STRETCH, size=size_of)
+        for batch in EpochBatches(4 * STRETCH, 4, 0, total_steps=STRETCH, size_of=size_of)
     ]
     assert abs(np.corrcoef(areas, np.arange(STRETCH))[0, 1]) < 0.3
     assert np.std(areas) > 3e4
@@ -173,5 +173,5 @@ def test_an_image_whose_size_nobody_stated(make_annotations):
     dataset = DetectionDataset(annotations, Training(**training_sizes(48)._asdict()), 3)
     assert dataset.size(Key(0, 1)) == (1, 1)
     assert dataset[Key(0, 1)].image.shape[1:] != (1, 1)
-    sampler = EpochBatches(len(dataset), 2, 0, total_steps=len(dataset) // 2, size=dataset.size)
+    sampler = EpochBatches(len(dataset), 2, 0, total_steps=len(dataset) // 2, size_of=dataset.size)
     assert len({key.index for batch in sampler for key in batch}) == len(dataset) // 2 * 2

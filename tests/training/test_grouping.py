@@ -99,4 +99,4 @@ def test_kept_features(tmp_path: Path) -> None:
 def test_crops_meet_by_chance(tmp_path: Path) -> None:
     fields = tiny(patches=2, patch_size=32, shortest=0, val_fraction=0.3, train_backbone=True)
     images = unlabelled(tmp_path / "images", 6)
-    assert prepare_patches(revise(PatchRecipe(), fields), images, World(), tmp_path / "run").sizes is None
+    assert prepare_patches(revise(PatchRecipe(), fields), images, World(), tmp_path / "run").size_of is None

@@ -29,7 +29,7 @@ class EpochBatches(Sampler[list[Key]]):
     process takes its slice. An incomplete last batch is left out (the next epoch's permutation brings other images into
     it). Where there are fewer images than a global batch holds, the permutation is repeated.
 
-    Images that share a batch are padded to the largest among them. Where `size` tells how large each is going to be,
+    Images that share a batch are padded to the largest among them. Where `size_of` tells how large each is going to be,
     those of a stretch of `STRETCH` batches are divided among these by their shapes (`alike`).
 
     Args:
@@ -40,7 +40,7 @@ class EpochBatches(Sampler[list[Key]]):
         total_steps: the step to stop before.
         rank: of this process.
         world: number of processes.
-        size: height and width in pixels that an example is going to have, each at least 1; the same whenever it is
+        size_of: height and width in pixels that an example is going to have, each at least 1; the same whenever it is
             asked. None: whatever meets in a batch meets.
 
     Raises:
@@ -57,7 +57,7 @@ class EpochBatches(Sampler[list[Key]]):
         total_steps: int,
         rank: int = 0,
         world: int = 1,
-        size: Callable[[Key], tuple[int, int]] | None = None,
+        size_of: Callable[[Key], tuple[int, int]] | None = None,
     ):
         for name, number, low in (
             ("count", count, 1),
@@ -73,7 +73,7 @@ class EpochBatches(Sampler[list[Key]]):
             raise UsageError("There is no such process", where="rank", got=rank, expected=f"0 … {world - 1}")
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.start_step, self.total_steps, self.rank, self.world = start_step, total_steps, rank, world
-        self.size = size
+        self.size_of = size_of
 
     @property
     def steps_per_epoch(self) -> int:
@@ -97,11 +97,11 @@ class EpochBatches(Sampler[list[Key]]):
         """The images of a stretch: a row for each global batch."""
         together = self.batch_size * self.world
         permutation = random_stream(_SHUFFLE_STREAM, self.seed, epoch).permutation(self.count)
-        whole = np.resize(permutation, (max(self.steps_per_epoch, 1), together))
+        whole = np.resize(permutation, (self.steps_per_epoch, together))
         order = whole[stretch * STRETCH : (stretch + 1) * STRETCH]
-        if self.size is None or together == 1:
+        if self.size_of is None or together == 1:
             return order
-        sizes = [self.size(Key(epoch, int(index))) for index in order.flat]
+        sizes = [self.size_of(Key(epoch, int(index))) for index in order.flat]
         return order.reshape(-1)[alike(sizes, together)].reshape(order.shape)
 
 

@@ -56,7 +56,7 @@ class DetectionSession(Session[PackedBatch | Batch]):
         return len(self.dataset)
 
     @property
-    def sizes(self) -> Callable[[Key], tuple[int, int]] | None:
+    def size_of(self) -> Callable[[Key], tuple[int, int]] | None:
         """Those of the augmented images, where the recipe asks for it."""
         return self.dataset.size if self.recipe.data.group_sizes else None
 

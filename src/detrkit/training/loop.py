@@ -200,7 +200,7 @@ def _batches(session: Session[Any], step: int) -> Iterator[Loaded[Any]]:
         total_steps=steps_per_epoch(session) * options.epochs * options.accumulate,
         rank=session.world.rank,
         world=session.world.size,
-        size=session.sizes,
+        size_of=session.size_of,
     )
     return session.batches(sampler)
 

@@ -80,7 +80,7 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
         return len(self.train)
 
     @property
-    def sizes(self) -> Callable[[Key], tuple[int, int]] | None:
+    def size_of(self) -> Callable[[Key], tuple[int, int]] | None:
         """Those of the features, where the recipe asks for it."""
         if isinstance(self.train, FeatureDataset) and self.recipe.pretext.group_sizes:
             return self.train.size

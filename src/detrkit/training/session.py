@@ -143,7 +143,7 @@ class Session(ABC, Generic[SomeBatch]):
         """Images of the training set, which an epoch sees once."""
 
     @property
-    def sizes(self) -> Callable[[Key], tuple[int, int]] | None:
+    def size_of(self) -> Callable[[Key], tuple[int, int]] | None:
         """Height and width that an example is going to have, to make up batches by; None: left to chance."""
         return None
 
