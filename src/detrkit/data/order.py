@@ -17,7 +17,7 @@ be padding, and of more hardly less."""
 
 CELL = 32
 """Sizes within one cell of so many pixels count as one. Else images would meet the same companions in every epoch
-wherever each has a size of its own, which does a training no good."""
+wherever each has a size of its own; trainings were worse for it (docs/lab-notes.md, "Who meets in a batch")."""
 
 _SHUFFLE_STREAM = 1  # `dataset` augments with stream 2
 
