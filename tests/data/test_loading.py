@@ -65,7 +65,10 @@ def test_images_are_packed_as_a_batch_of_normalised_ones(rng):
     expected = Batch.from_images([to_tensor(image) for image in images], multiple_of=8)
     packed = PackedImages.of(images, multiple_of=8)
     assert packed.pixels.dtype == torch.uint8
+    elsewhere = packed.normalised("meta")  # as on any device but a processor
     found, padding = packed.normalised()
+    assert [one.shape for one in elsewhere] == [found.shape, padding.shape]
+    assert elsewhere[0].stride() == found.stride()
     assert torch.equal(found, expected.images)
     assert torch.equal(padding, expected.padding)
     assert found.is_contiguous(memory_format=torch.channels_last)

@@ -66,7 +66,7 @@ class PackedImages(NamedTuple):
         Bytes go to the device, and become numbers there.
         """
         lines = self.pixels.permute(0, 2, 3, 1).flatten(2).to(device, non_blocking=True)
-        count, height, _, width = self.pixels.permute(0, 2, 1, 3).shape
+        count, _, height, width = self.pixels.shape
         on_cpu = lines.device.type == "cpu"
         shape = (count, height, width * 3)
         padded = _zeros(shape, np.float32) if on_cpu else torch.zeros(shape, device=device)
