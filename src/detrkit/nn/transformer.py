@@ -18,7 +18,7 @@ def cells_outside(
     """Which cells of a map lie outside their image, and the same as a mask of tokens; no mask where nothing does.
 
     Whether anything does is looked up on a processor alone. Elsewhere the look would wait for the device, which has the
-    backbone before it, and a mask that hides nothing is cheaper.
+    backbone before it.
 
     Args:
         padding: True where padded, in any resolution; None: nowhere.

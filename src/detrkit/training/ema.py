@@ -48,5 +48,6 @@ class Average:
         return self._averaged.module.state_dict()
 
     def _blend(self, averages: Sequence[Tensor], weights: Sequence[Tensor], seen: Tensor | int) -> None:
-        decay = min(self.decay, (1 + int(seen)) / (10 + int(seen)))
+        # `seen` is the same number as `steps`, but on the model's device, which would have to be waited for.
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(averages), list(weights), 1 - decay)
