@@ -21,6 +21,8 @@ def test_masks_travel_there_and_back(rng: np.random.Generator, height: int, widt
     assert np.array_equal(runs.decode(), masks)
     assert runs.known.all()
     assert np.array_equal(RunLengths.from_coco(runs.to_coco()).decode(), masks)
+    by_columns = np.ascontiguousarray(masks.transpose(0, 2, 1)).transpose(0, 2, 1)
+    assert RunLengths.encode(by_columns).bytes.tobytes() == runs.bytes.tobytes()
     assert runs.areas().tolist() == masks.sum((1, 2)).tolist()
     theirs = reference.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
     assert [one["counts"] for one in runs.to_coco()] == [one["counts"].decode() for one in theirs]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detrkit.arithmetic import arithmetic
 from detrkit.data.loading import LoadedImage
+from detrkit.data.packing import PackedImages
 from detrkit.masks import RunLengths
 from detrkit.models import Variant
 from detrkit.panoptic import PanopticMap
@@ -91,8 +92,7 @@ class Respondent:
 
     def _score(self, group: Sequence[LoadedImage], ensemble: bool) -> tuple[Segmented, list[Scored]]:
         """What the model says of images of one size, and its scored boxes."""
-        images = torch.stack([image.tensor for image in group]).to(self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images, _ = PackedImages.of([image.pixels for image in group]).normalised(self.device)
         sizes = torch.tensor([image.original for image in group], device=self.device)
         with arithmetic(self.device, self.dtype):
             if self.segmenter is None:

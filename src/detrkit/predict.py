@@ -391,7 +391,7 @@ def _check(threshold: float, batch_size: int) -> None:
 def _of_equal_size(window: Sequence[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:
     groups: dict[tuple[int, ...], list[LoadedImage]] = {}
     for image in window:
-        groups.setdefault(tuple(image.tensor.shape), []).append(image)
+        groups.setdefault(tuple(image.pixels.shape), []).append(image)
     for group in groups.values():
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]

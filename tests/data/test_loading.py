@@ -4,13 +4,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detrkit.data.dataset import DetectionDataset
-from detrkit.data.images import open_image
+from detrkit.data.images import open_image, open_pixels
 from detrkit.data.loading import load_images, training_batches
 from detrkit.data.order import EpochBatches
 from detrkit.data.packing import PackedImages
-from detrkit.data.transforms import Evaluation, Training, to_tensor, training_sizes
+from detrkit.data.transforms import Evaluation, Training, scale, to_pixels, to_tensor, training_sizes
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Batch
 
@@ -121,6 +122,30 @@ def test_images_come_in_order_resized_and_normalised(make_annotations, workers):
     assert [image.name for image in loaded] == [str(path), str(annotations.path(1)), "image 2", "image 3"]
     assert [tuple(image.tensor.shape) for image in loaded] == [(3, 32, 48)] * 3 + [(3, 64, 32)]
     assert torch.equal(loaded[0].tensor, to_tensor(EVALUATION(open_image(path))))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photograph_is_decoded_no_larger_than_needed(tmp_path, rng, workers):
+    noise = Image.fromarray(rng.integers(0, 256, (32, 48, 3), np.uint8))
+    for kind in ("jpeg", "png"):
+        noise.resize((480, 320)).save(tmp_path / f"photo.{kind}", exif=_turned() if kind == "jpeg" else None)
+    paths = [tmp_path / "photo.jpeg", tmp_path / "photo.png"]
+    photo, drawing = load_images(paths, shortest=40, longest=100, workers=workers)
+    quarter, _ = open_pixels(paths[0], lambda height, width: (4, None))
+    assert quarter.shape == (120, 80, 3)
+    assert torch.equal(photo.pixels, scale(torch.from_numpy(quarter).permute(2, 0, 1), 60, 40))
+    assert photo.original == (480, 320)
+    whole = scale(to_pixels(open_image(paths[0])), 60, 40)
+    assert 0 < (photo.pixels.float() - whole.float()).abs().mean() < 3
+    assert torch.equal(drawing.pixels, scale(to_pixels(open_image(paths[1])), 40, 60))
+    (unscaled,) = load_images(paths[:1], shortest=81, longest=300)
+    assert torch.equal(unscaled.pixels, scale(to_pixels(open_image(paths[0])), 121, 81))
+
+
+def _turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a viewer turns it by a quarter
+    return exif
 
 
 def test_no_images_at_all():

@@ -78,6 +78,17 @@ def test_a_shard_gives_the_pixels_of_the_folder(tmp_path, kind):
     assert not inside.problems.counts
 
 
+def test_photographs_are_decoded_smaller_where_that_is_enough(tmp_path):
+    (tmp_path / "folder").mkdir()
+    Image.new("RGB", (160, 120)).save(tmp_path / "folder" / "a.jpg")
+    shard = write_shard(tmp_path / "s.tar", [("a.jpg", (tmp_path / "folder" / "a.jpg").read_bytes())])
+    for source in (tmp_path / "folder", shard):
+        pictures = open_pictures(source)
+        assert [pictures.open(0, coarse=side).size for side in (0, 61, 60, 16)] == [
+            (160, 120), (160, 120), (80, 60), (40, 30)
+        ]  # fmt: skip
+
+
 def test_sources_of_all_kinds_together(tmp_path):
     folder = write_folder(tmp_path / "mixed", ["m.png", "deep/n.png"])
     write_shard(folder / "deep/s-0.tar", [("0.png", encoded(5)), ("1.png", encoded(6))])

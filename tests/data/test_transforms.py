@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detrkit.data.distortion import distort
 from detrkit.data.transforms import (
     Evaluation,
     Sample,
     Training,
     View,
     cut,
-    distort,
     flip_horizontally,
     flip_vertically,
     resize,
@@ -192,6 +192,17 @@ def test_a_view_spares_what_is_shown_at_a_fraction_of_its_size():
     assert spare(400, 800, (0, 0, 50, 100), (50, 100)) == 2
     assert spare(800, 400, (0, 0, 50, 100), (50, 100), quarters=1) == 2
     assert spare(400, 800, (0, 0, 50, 100), (50, 101)) == 1
+
+
+def test_evaluation_spares_by_the_side_that_is_shown_largest():
+    assert [Evaluation(shortest=100, longest=1000).spare(side, 2 * side) for side in (399, 400, 800, 9000)] == [
+        1,
+        2,
+        4,
+        8,
+    ]
+    assert Evaluation(shortest=100, longest=100).spare(400, 800) == 4
+    assert Evaluation(shortest=100, longest=1000).size(400, 800) == (100, 200)
 
 
 @given(st.integers(8, 400), st.integers(8, 400), st.integers(0, 10**6))

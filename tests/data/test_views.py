@@ -10,11 +10,13 @@ from detrkit.data.dataset import MOST_FAILURES, Key
 from detrkit.data.order import EpochBatches
 from detrkit.data.pictures import open_pictures
 from detrkit.data.problems import Problems
+from detrkit.data.transforms import REDUCTION
 from detrkit.data.views import LEAST, ViewAugmentation, ViewDataset, evaluation_views, view_batches
 from detrkit.errors import DataError, UsageError
 
 SIZE = 24
 PLAIN = ViewAugmentation(size=SIZE, flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
+VIEWS = np.zeros((2, SIZE, SIZE, 3), np.uint8)
 WHOLE = dataclasses.replace(PLAIN, smallest=1.0, most_elongated=1.0)
 
 
@@ -29,6 +31,10 @@ def folder(tmp_path: Path) -> Path:
 
 def dataset(folder: Path, augmentation: ViewAugmentation | None = None, seed: int = 0, **options) -> ViewDataset:
     return ViewDataset(open_pictures(folder), augmentation or ViewAugmentation(size=SIZE), seed, **options)
+
+
+def random(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def same(a, b):
@@ -93,6 +99,19 @@ def test_regions_lie_inside_and_have_the_wanted_shares_and_shapes(height, width)
         inside = shares[(sides < (width, height)).all(1)]
         assert np.histogram(inside, 3, (0.2, 0.5))[0].min() > 0.2 * len(inside)
     assert {0, width} <= set(boxes[:, [0, 2]].flat)  # the borders belong to it
+
+
+def test_a_large_photograph_is_decoded_smaller_and_every_view_keeps_its_pixels(tmp_path, monkeypatch):
+    augmentation = dataclasses.replace(PLAIN, smallest=0.25, most_elongated=2.0)
+    Image.new("RGB", (544, 544)).save(tmp_path / "large.jpg")
+    opened = open_pictures(tmp_path).open(0, coarse=augmentation.coarse)
+    assert opened.size == (136, 136)
+    sides = [box[2:] - box[:2] for seed in range(200) for box in augmentation._regions(136, 136, random(seed))]
+    assert REDUCTION * SIZE <= np.min(sides) <= 1.25 * REDUCTION * SIZE
+    sizes = []
+    monkeypatch.setattr(ViewAugmentation, "__call__", lambda self, image, rng: sizes.append(image.size) or VIEWS)
+    assert dataset(tmp_path, augmentation)[Key(0, 0)].first.shape == (3, SIZE, SIZE)
+    assert sizes == [(136, 136)]
 
 
 def test_a_view_shows_what_lies_in_its_region():

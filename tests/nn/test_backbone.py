@@ -35,6 +35,32 @@ def test_every_name_keeps_the_common_promises(name: str):
     assert all(value.requires_grad for stage in stages[2:] for module in stage for value in module.parameters())
 
 
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_processor_sees_some_images_at_a_time_where_nothing_is_learnt(name: str, monkeypatch: pytest.MonkeyPatch):
+    backbone = filled(build_backbone(name, levels=(8, 32)))
+    images = image(64, 96, count=5)
+    sizes: list[int] = []
+    maps = type(backbone).maps
+    monkeypatch.setattr(type(backbone), "maps", lambda self, part: sizes.append(len(part)) or maps(self, part))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    whole = backbone(images)
+    assert sizes == [5]
+    for at_once, parts in ((64 * 96, [2, 2, 1]), (1, [1] * 5), (10**6, [5])):
+        sizes.clear()
+        backbone.at_once = at_once
+        with torch.no_grad():
+            found = backbone(images)
+        assert sizes == parts
+        for one, other in zip(found, whole, strict=True):
+            torch.testing.assert_close(one, other.detach(), rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr("detrkit.nn.backbone.MOST_AT_ONCE", 3 * 64 * 96)
+    sizes.clear()
+    with torch.inference_mode():
+        backbone(images)
+    assert sizes == [3, 2]
+
+
 def test_names_are_sorted_and_none_is_forgotten():
     assert list(names()) == sorted(names())
     assert {"resnet18", "resnet34", "resnet50", "resnet101", "resnet-nano", "mobilenet_v2"} <= set(names())

@@ -65,7 +65,6 @@ class Book:
     def add(self, file: Path, name: str, found: Detections) -> None:
         """Keep, draw and tell what is in an image; `name` is the picture's place below the output folder."""
         from detrkit.cli._images import save_picture
-        from detrkit.data.images import open_image
         from detrkit.visualize import draw
 
         if not self.images:
@@ -82,7 +81,7 @@ class Book:
         if found.segments is not None:
             entry["masks"] = found.segments.to_coco()
         if self.pictures:
-            save_picture(draw(open_image(file), found), self.out / name)
+            save_picture(draw(file, found), self.out / name)
             entry["picture"] = name
         self.images.append(entry)
         number = len(self.images)

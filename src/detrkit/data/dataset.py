@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
 from detrkit.data.images import MAX_PIXELS, open_pixels
-from detrkit.data.transforms import Evaluation, Sample, Training, View, resized_size, sample_masks
+from detrkit.data.transforms import Evaluation, Sample, Training, View, sample_masks
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Target
 
@@ -231,7 +231,7 @@ class DetectionDataset(Dataset[TrainingItem]):
             rng = random_stream(_IMAGE_STREAM, self.seed, key.epoch, key.index)
             return self.transform.draw(height, width, rng).size
         if isinstance(self.transform, Evaluation):
-            return resized_size(height, width, self.transform.shortest, self.transform.longest)
+            return self.transform.size(height, width)
         return height, width
 
     def _open(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[tuple[int, int], View | None]]:

@@ -101,7 +101,11 @@ def open_image(
 
 
 def open_pixels(
-    path: Path, plan: Callable[[int, int], tuple[int, Plan]], *, max_pixels: int = MAX_PIXELS
+    source: str | Path | bytes,
+    plan: Callable[[int, int], tuple[int, Plan]],
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Plan]:
     """The pixels of `open_image`, or of a smaller image where that is enough.
 
@@ -110,15 +114,22 @@ def open_pixels(
     a third less time and gives the same bytes.
 
     Args:
-        path: an image file.
+        source: an image file, or its bytes.
         plan: asked once, of the upright image's height and width, before it is decoded: by how much it may be smaller
             (1, 2, 4 or 8), and whatever is to be handed back.
+        name: what to call the image in messages, where `source` is not a path.
         max_pixels: an image of more pixels is refused before it is decoded.
 
     Raises:
         DataError: as of `open_image`.
     """
-    return _open_file(path, str(path), max_pixels, lambda image: _planned(image, plan))
+
+    def make(image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], Plan]:
+        return _planned(image, plan)
+
+    if isinstance(source, bytes):
+        return _open_stream(io.BytesIO(source), len(source), name, max_pixels, make)
+    return _open_file(Path(source), name or str(source), max_pixels, make)
 
 
 def open_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

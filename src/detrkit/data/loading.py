@@ -11,15 +11,16 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem
-from detrkit.data.images import MAX_PIXELS, open_image
+from detrkit.data.images import MAX_PIXELS, open_image, open_pixels
 from detrkit.data.order import EpochBatches
 from detrkit.data.packing import PackedBatch, PackedImages, PackedMasks
-from detrkit.data.transforms import Evaluation, to_tensor
+from detrkit.data.transforms import Evaluation, scale, to_pixels, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Target
 
@@ -37,16 +38,21 @@ class LoadedBatch(NamedTuple):
 
 
 class LoadedImage(NamedTuple):
-    """An image that is ready for a model.
+    """An image of the size in which a model sees it.
 
-    `index`: its place among the sources. `tensor`: (3, h, w) float32, resized and normalised. `original`: height and
-    width of the upright original in pixels. `name`: its path, or what it is called in messages.
+    `index`: its place among the sources. `pixels`: (3, h, w), RGB bytes. `original`: height and width of the upright
+    original in pixels. `name`: its path, or what it is called in messages.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
-    tensor: Tensor
+    pixels: Tensor
     original: tuple[int, int]
     name: str
+
+    @property
+    def tensor(self) -> Float32[Tensor, "3 h w"]:
+        """The image, normalised."""
+        return to_tensor(self.pixels)
 
 
 class _Failure(NamedTuple):
@@ -150,10 +156,18 @@ class _Images(Dataset["LoadedImage | _Failure"]):
         source = self.sources[index]
         name = str(source) if isinstance(source, (str, Path)) else f"image {index}"
         try:
-            image = open_image(source, name=name, max_pixels=self.max_pixels)
+            if isinstance(source, (str, Path)):
+                array, original = open_pixels(source, self._plan, name=name, max_pixels=self.max_pixels)
+                pixels = torch.from_numpy(array).permute(2, 0, 1)
+            else:
+                pixels = to_pixels(open_image(source, name=name, max_pixels=self.max_pixels))
+                original = (int(pixels.shape[1]), int(pixels.shape[2]))
         except DataError as error:
             return _Failure.of(error, index)
-        return LoadedImage(index, to_tensor(self.resizing(image)), (image.height, image.width), name)
+        return LoadedImage(index, scale(pixels, *self.resizing.size(*original)), original, name)
+
+    def _plan(self, height: int, width: int) -> tuple[int, tuple[int, int]]:
+        return self.resizing.spare(height, width), (height, width)
 
 
 def training_batches(
@@ -241,7 +255,7 @@ def load_images(
     max_pixels: int = MAX_PIXELS,
     unreadable: Callable[[int, DataError], None] | None = None,
 ) -> Iterator[LoadedImage]:
-    """Open, resize and normalise images, in order.
+    """Open and resize images, in order; files are decoded no larger than is needed for that.
 
     Args:
         sources: whatever `open_image` takes.

@@ -62,8 +62,8 @@ class Pictures:
         """The path of an image; in a shard: `shard.tar/member`."""
         return f"{self.containers[self.rows[index]]}/{self.names[index]}"
 
-    def open(self, index: int, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """An image as upright RGB of 8 bits (`open_image`).
+    def open(self, index: int, *, max_pixels: int = MAX_PIXELS, coarse: int = 0) -> Image.Image:
+        """An image as upright RGB of 8 bits; limits as of `open_image`.
 
         Raises:
             DataError: it cannot be read; the message names it.
@@ -71,7 +71,7 @@ class Pictures:
         container, name = self.containers[self.rows[index]], self.name(index)
         offset, size = int(self.offsets[index]), int(self.sizes[index])
         if offset < 0:
-            return open_image(container / self.names[index], name=name, max_pixels=max_pixels)
+            return open_image(container / self.names[index], name=name, max_pixels=max_pixels, coarse=coarse)
         try:
             with container.open("rb") as file:
                 file.seek(offset)
@@ -82,7 +82,7 @@ class Pictures:
             raise DataError(
                 "The tar shard is shorter than it was when it was listed", where=name, remedy="Copy it again."
             )
-        return open_image(data, name=name, max_pixels=max_pixels)
+        return open_image(data, name=name, max_pixels=max_pixels, coarse=coarse)
 
     def select(self, indices: np.ndarray | Sequence[int]) -> Pictures:
         """The images of the given indices, in that order."""

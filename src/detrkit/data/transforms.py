@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
+from detrkit.data.distortion import distort
 from detrkit.errors import UsageError
 from detrkit.structures import NORMALIZATION_MEAN, NORMALIZATION_STD
 
@@ -29,11 +30,6 @@ PAPER_CROP_SIZES = (384, 600)
 REDUCTION = 2
 """How much larger than it is shown an image is decoded at least: what a decoder leaves of fine patterns is sharper than
 what resampling leaves, and models are used on images that were resampled."""
-
-# The strengths of the SSD distortion (Liu et al., ECCV 2016, section 3.2 and the authors' code).
-_BRIGHTNESS = 32
-_CONTRAST = _SATURATION = (0.5, 1.5)
-_HUE_DEGREES = 18
 
 
 class Sample(NamedTuple):
@@ -123,8 +119,18 @@ def to_tensor(image: Image.Image | UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor,
     return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).mul_(factor)
 
 
+def spare(factor: float) -> int:
+    """By how much an image may be smaller that is shown at 1 / `factor` of its size: 1, 2, 4 or 8.
+
+    `REDUCTION` is left over.
+    """
+    return max(power for power in (1, 2, 4, 8) if power * REDUCTION <= factor or power == 1)
+
+
 def scale(pixels: UInt8[Tensor, "3 _ _"], height: int, width: int) -> UInt8[Tensor, "3 height width"]:
     """An image of `height` × `width` pixels: bilinear and antialiased, to within 1 of 255 what Pillow makes of it."""
+    if pixels.shape[1:] == (height, width):
+        return pixels
     # Only of a block whose channels lie side by side does torch's kernel take whole pixels at a time.
     block = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
     return F.interpolate(block, (height, width), mode="bilinear", antialias=True)[0]
@@ -212,30 +218,6 @@ def whole_pixels(start: int, length: int, scaled: int, old: int) -> tuple[int, i
     return (first, end - first) if end > first else (int(start * old / scaled), 1)
 
 
-def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """SSD's photometric distortion: brightness, contrast, saturation and hue, each with probability one half.
-
-    Brightness moves by up to 32 of 255, contrast and saturation are multiplied by 0.5 … 1.5, hue turns by up to 18°;
-    contrast comes before or after saturation and hue. Source: Liu et al., SSD, ECCV 2016.
-    """
-    values = np.arange(256)
-    shift = rng.uniform(-_BRIGHTNESS, _BRIGHTNESS) * (rng.random() < 0.5)
-    contrast = rng.uniform(*_CONTRAST) if rng.random() < 0.5 else 1.0
-    saturation = rng.uniform(*_SATURATION) if rng.random() < 0.5 else 1.0
-    hue = rng.uniform(-_HUE_DEGREES, _HUE_DEGREES) * (rng.random() < 0.5)
-    contrast_first = rng.random() < 0.5
-
-    def table(function: np.ndarray) -> list[int]:
-        return [int(value) for value in np.clip(np.rint(function), 0, 255)]
-
-    image = image.point(table((values + shift) * (contrast if contrast_first else 1)) * 3)
-    if saturation != 1 or hue != 0:
-        turned = np.rint(values + hue * 256 / 360).astype(int) % 256
-        image = image.convert("HSV").point(turned.tolist() + table(values * saturation) + values.tolist())
-        image = image.convert("RGB")
-    return image if contrast_first else image.point(table(values * contrast) * 3)
-
-
 class View(NamedTuple):
     """How an image is to be shown; sizes and regions are of the turned image.
 
@@ -255,13 +237,14 @@ class View(NamedTuple):
     distorted: bool
 
     def spare(self, height: int, width: int) -> int:
-        """By how much an image of `height` × `width` pixels may be smaller: 1, 2, 4 or 8. `REDUCTION` is left over."""
+        """By how much an image of `height` × `width` pixels may be smaller (`spare`)."""
         sides = (width, height) if self.quarters % 2 else (height, width)
-        factor = min(
-            part * side / (scaled * shown)
-            for part, side, scaled, shown in zip(self.region[2:], sides, self.whole, self.size, strict=True)
+        return spare(
+            min(
+                part * side / (scaled * shown)
+                for part, side, scaled, shown in zip(self.region[2:], sides, self.whole, self.size, strict=True)
+            )
         )
-        return max(power for power in (1, 2, 4, 8) if power * REDUCTION <= factor or power == 1)
 
     def show(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The image that this was drawn for, or the same at another scale."""
@@ -365,7 +348,7 @@ class Evaluation:
     """The resizing that models are evaluated and used with (`resized_size`), nothing random.
 
     Sizes are those of the official code, and pixels are those of Pillow's bilinear filter, which it uses, to within
-    1 of 255.
+    1 of 255; but of a JPEG file that is larger than shown by `REDUCTION` times 2, 4 or 8, see `spare`.
 
     Attributes:
         shortest: wanted short side, in pixels.
@@ -384,9 +367,16 @@ class Evaluation:
 
     def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         """The image, resized; see `to_tensor`."""
-        return self.resized(Sample(to_pixels(image), np.zeros((0, 4)), np.zeros(0, np.int64))).image
+        return scale(to_pixels(image), *self.size(image.height, image.width))
 
     def resized(self, sample: Sample) -> Sample:
         """The image with its boxes and masks, resized."""
-        height, width = sample.image.shape[1:]
-        return resize(sample, *resized_size(height, width, self.shortest, self.longest))
+        return resize(sample, *self.size(*sample.image.shape[1:]))
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image of `height` × `width` pixels is going to have."""
+        return resized_size(height, width, self.shortest, self.longest)
+
+    def spare(self, height: int, width: int) -> int:
+        """By how much an image of `height` × `width` pixels may be smaller before it is resized (`spare`)."""
+        return spare(min(side / shown for side, shown in zip((height, width), self.size(height, width), strict=True)))

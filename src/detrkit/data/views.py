@@ -26,6 +26,7 @@ from detrkit.data.order import EpochBatches
 from detrkit.data.patches import normalised
 from detrkit.data.pictures import Pictures
 from detrkit.data.problems import Problems
+from detrkit.data.transforms import REDUCTION
 from detrkit.errors import DataError, UsageError
 
 LEAST = 16
@@ -105,6 +106,11 @@ class ViewAugmentation:
             if rng.random() < self.quarter_turn:
                 view[:] = np.rot90(view, int(rng.integers(1, 4))).copy()
         return views
+
+    @property
+    def coarse(self) -> int:
+        """The short side of an image, in pixels, beyond which it may be decoded at a smaller scale."""
+        return math.ceil(REDUCTION * self.size * math.sqrt(self.most_elongated / self.smallest))
 
     def _squares(self) -> PatchAugmentation:
         return PatchAugmentation(
@@ -223,7 +229,7 @@ class ViewDataset(Dataset[ViewItem]):
         return ViewItem(first, second, self.pictures.name(index), replaced)
 
     def _open(self, index: int) -> Image.Image:
-        image = self.pictures.open(index, max_pixels=self.max_pixels)
+        image = self.pictures.open(index, max_pixels=self.max_pixels, coarse=self.augmentation.coarse)
         if min(image.size) < LEAST:
             raise DataError(
                 "The image is too small to be seen in two views",

@@ -25,6 +25,9 @@ STAGES = 5
 
 TRANSFORMERS_PREFIX = "transformers:"
 
+MOST_AT_ONCE = 2**21
+"""Pixels that a processor has before it at most, however many threads it has: more takes memory and saves no time."""
+
 
 class Backbone(nn.Module, ABC):
     """Images to feature maps.
@@ -33,12 +36,14 @@ class Backbone(nn.Module, ABC):
         channels: channels of each returned level, finest level first.
         strides: true stride of each returned level in pixels, in the same order; with `dilated` the level named 32
             has the stride 16.
+        at_once: pixels of the images that go through it together on a processor, for each of its threads, where no
+            gradient is wanted. Measured: the wide maps of more images come and go without ever being in a cache.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    at_once: int = 5 * 2**17
 
-    @abstractmethod
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
         """The feature maps of the levels that were asked for, finest first.
 
@@ -49,6 +54,16 @@ class Backbone(nn.Module, ABC):
             A tensor (b, channels, ceil(h / stride), ceil(w / stride)) for each level; some networks of transformers
             round down instead, so take the size from the tensor.
         """
+        if images.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.maps(images)
+        limit = min(self.at_once * torch.get_num_threads(), MOST_AT_ONCE)
+        parts = torch.split(images, max(1, limit // max(1, images.shape[2] * images.shape[3])))
+        found = [self.maps(part) for part in parts]
+        return found[0] if len(found) == 1 else tuple(torch.cat(level) for level in zip(*found, strict=True))
+
+    @abstractmethod
+    def maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
+        """What `forward` returns, of images that go through the network together."""
 
     @abstractmethod
     def stages(self) -> tuple[Sequence[nn.Module], ...]:
@@ -234,7 +249,7 @@ class AutoBackbone(Backbone):
         self.strides = wanted
         self.channels = tuple(int(maps[index].shape[1]) for index in self._chosen)
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
+    def maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
         """The feature maps of the levels that were asked for, finest first."""
         maps = self.body(images).feature_maps
         return tuple(maps[index] for index in self._chosen)

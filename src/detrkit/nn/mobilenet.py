@@ -153,6 +153,7 @@ class MobileNetV2(Backbone):
 
     input_scale: Tensor
     input_shift: Tensor
+    at_once = 5 * 2**15
 
     def __init__(
         self, convention: Convention, *, levels: tuple[int, ...] = (32,), dilated: bool = False, head: bool = False
@@ -185,7 +186,7 @@ class MobileNetV2(Backbone):
         """Return the maps at the end of all stages that are built."""
         self._return(range(len(self._maps)))
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
+    def maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
         """The feature maps of the levels that were asked for, finest first."""
         x = torch.addcmul(self.input_shift, images, self.input_scale) if self.convention.centred else images
         features = []

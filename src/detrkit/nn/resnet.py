@@ -227,7 +227,7 @@ class ResNet(Backbone):
         """Return the outputs of all stages that are built."""
         self._return(range(self._depth))
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
+    def maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
         """The feature maps of the levels that were asked for, finest first."""
         x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1)

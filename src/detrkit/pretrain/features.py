@@ -23,12 +23,11 @@ from torch.utils.data import Dataset
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.crops import Crops, ImageResizing
 from detrkit.data.dataset import Key, random_stream
-from detrkit.data.images import MAX_PIXELS
 from detrkit.data.loading import item_batches
 from detrkit.data.order import EpochBatches
 from detrkit.data.pictures import Pictures
-from detrkit.data.regions import find_regions
-from detrkit.data.transforms import to_tensor
+from detrkit.data.regions import SHORTEST, find_regions
+from detrkit.data.transforms import REDUCTION, to_tensor
 from detrkit.documents import read_json
 from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.nn.pooling import pool_boxes
@@ -56,7 +55,8 @@ class _Pictures(Dataset[_Picture]):
         self.stride, self.regions = stride, regions
 
     def __getitem__(self, key: Key) -> _Picture:
-        image, name = self.pictures.open(key.index, max_pixels=MAX_PIXELS), self.pictures.name(key.index)
+        name = self.pictures.name(key.index)
+        image = self.pictures.open(key.index, coarse=REDUCTION * max(SHORTEST, *self.resizing.sizes))
         _, resized = self.resizing(image, np.random.default_rng(0))  # nothing of it is random
         size = (self._whole(resized.width), self._whole(resized.height))
         if not self.crops.is_large_enough(size[1], size[0]):

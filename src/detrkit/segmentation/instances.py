@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,8 +24,11 @@ def instance_masks(logits: Float[Tensor, "p m n"], size: tuple[int, int]) -> Run
         The masks, compressed as they are made, so that memory does not depend on how many there are.
     """
     chunk = max(1, AT_ONCE // (size[0] * size[1]))
-    parts = [
-        RunLengths.encode((F.interpolate(part[:, None].float(), size=size, mode="bilinear")[:, 0] > 0).cpu().numpy())
-        for part in torch.split(logits, chunk)
-    ]
+    parts = [RunLengths.encode(_resized(part, size).cpu().numpy()) for part in torch.split(logits, chunk)]
     return RunLengths.joined(parts if len(logits) else [])
+
+
+def _resized(logits: Float[Tensor, "p m n"], size: tuple[int, int]) -> Bool[Tensor, "p h w"]:
+    """Made column by column, which is how run lengths run."""
+    columns = F.interpolate(logits.mT[:, None].float(), size=size[::-1], mode="bilinear")[:, 0]
+    return (columns > 0).mT
