@@ -23,18 +23,16 @@ state.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from _device import now, operations, peak_rate
 from _memory import peak_added
+from _process import process
 from _report import machine, parser, show
 from safetensors.torch import save_file
 from safety_overhead import Case as Recipe
@@ -45,7 +43,6 @@ from torch.nn import functional as F
 
 from detrkit import models
 from detrkit.boxes import cxcywh_to_xyxy, elementwise_giou, pairwise_giou
-from detrkit.cli._memory import settle_memory
 from detrkit.nn import resnet
 from detrkit.nn.attention import Attention
 from detrkit.nn.backbone import build_backbone
@@ -222,26 +219,6 @@ def check(case: Case, data: Path, how: How) -> float:
     return apart
 
 
-@contextlib.contextmanager
-def process(side: str, threads: int) -> Iterator[ProcessPoolExecutor]:
-    """A process for one side, which gets its memory in the side's way; torch reads the environment as it starts."""
-    known = os.environ.get("THP_MEM_ALLOC_ENABLE")
-    if side != "plain":
-        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin, (side, threads)) as pool:
-        pool.submit(abs, 0).result()
-        if known is None:
-            os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
-        yield pool
-
-
-def begin(side: str, threads: int) -> None:
-    """Set a new process up."""
-    torch.set_num_threads(threads)
-    if side != "plain":
-        settle_memory()
-
-
 steps: list[Side] = []
 """What the process of a side holds."""
 
@@ -263,7 +240,7 @@ def measure_time(case: Case, data: Path, how: How, rounds: int, threads: int) ->
     """Seconds of each side in every round, after one that does not count."""
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     with contextlib.ExitStack() as stack:
-        pools = {side: stack.enter_context(process(side, threads)) for side in SIDES}
+        pools = {side: stack.enter_context(process(threads, settled=side != "plain")) for side in SIDES}
         for side, pool in pools.items():
             pool.submit(prepare, case, side, data, how).result()
         for number in range(rounds):
@@ -290,7 +267,7 @@ def measure(case: Case, data: Path, how: How, rounds: int, threads: int) -> dict
         needed = operations(Side(case, "ours", data, how, 0.1))
     memory = {}
     for side in SIDES:
-        with process(side, 1) as pool:
+        with process(1, settled=side != "plain") as pool:
             memory[side] = pool.submit(measure_memory, case, side, data, how).result()
     return {
         "seconds": times,
