@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,11 @@ def test_workers_change_nothing(detector: Detector, pictures: list[Image.Image])
         detector.predict(pictures, threshold=0.0), detector.predict(pictures, threshold=0.0, workers=2), strict=True
     ):
         same(one, other)
+
+
+def test_what_only_training_needs_is_not_loaded() -> None:
+    script = "import sys, detrkit; detrkit.load; sys.exit('scipy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_one_gives_one_and_a_list_gives_a_list(detector: Detector, pictures: list[Image.Image]) -> None:

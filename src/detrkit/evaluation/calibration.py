@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit, logit
 
 from detrkit.errors import UsageError
 
@@ -25,6 +23,8 @@ class Calibration(NamedTuple):
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """The probabilities, float64, of logits of any shape."""
+        from scipy.special import expit  # loading SciPy takes longer than loading detrkit, and few need it
+
         probabilities: np.ndarray = expit(np.asarray(logits, np.float64) / self.temperature + self.shift)
         return probabilities
 
@@ -64,6 +64,9 @@ def fit_calibration(logits: np.ndarray, right: np.ndarray) -> Calibration:
         UsageError: shapes that do not fit together, no logit, a logit that is not finite, logits that are all the
             same, none that is right, or none that is wrong.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit, logit
+
     logits, right = np.asarray(logits, np.float64), np.asarray(right, bool)
     _check_columns(logits=logits, right=right)
     for bad, what in (

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrkit.boxes import cxcywh_to_xyxy, pairwise_giou
@@ -81,6 +80,8 @@ def assign(cost: Float[Tensor, "layer b q t"], targets: PaddedTargets) -> Matche
         NonFiniteError: a cost is NaN or infinite; names the images. Costs of padded objects count too, because they
             are the only ones of an image without objects.
     """
+    from scipy.optimize import linear_sum_assignment  # loading it takes 0.3 s, and only training needs it
+
     table = cost.detach().float().cpu().numpy()
     finite = np.isfinite(table)
     if not finite.all():

@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import ndtr
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -295,6 +294,8 @@ def _even(likeness: np.ndarray, kinship: tuple[float, float]) -> float:
         likeness: of all peaks in some images.
         kinship: mean and deviation of how alike things of the kind are.
     """
+    from scipy.special import ndtr
+
     mean, deviation = kinship
     falling = -np.sort(-likeness)
     recall = 1 - ndtr((falling - CLEAR * mean) / deviation)
