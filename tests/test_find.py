@@ -117,6 +117,22 @@ def test_a_turned_example_is_boxed_as_people_see_it(detector: Detector, files: l
         detector.find(tmp_path / "turned.png", (10.0, 100.0, 34.0, 124.0), files[0])
 
 
+def test_an_example_is_read_as_what_is_searched(
+    detector: Detector, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    photograph = draw(EXAMPLE, seed=9)
+    photograph.resize((photograph.width * 8, photograph.height * 8)).save(tmp_path / "large.jpg")
+    seen: list[torch.Tensor] = []
+    for name in ("show", "search"):
+        plain = getattr(Finder, name)
+        monkeypatch.setattr(
+            Finder, name, lambda self, image, *others, plain=plain: seen.append(image) or plain(self, image, *others)
+        )
+    detector.find(tmp_path / "large.jpg", tuple(8 * side for side in RED), tmp_path / "large.jpg")
+    assert len(seen) == 2
+    assert torch.equal(*seen)
+
+
 def test_a_grey_example_is_an_example(detector: Detector, files: list[Path], tmp_path: Path):
     grey = draw(EXAMPLE, seed=9).convert("L")
     grey.save(tmp_path / "grey.png")
@@ -286,7 +302,7 @@ def test_the_image_of_examples_is_looked_at_once_for_all_its_boxes(
     )
     list(find(detector, things, [files[1]], Search(combine="max")))
     assert sorted(count for count, _ in shown) == [2, 4]
-    assert len(opened) == 4  # two images, to measure their boxes and to look at them
+    assert len(opened) == 2  # two images, to measure their boxes; to be looked at they are read as others are
     # Each thing has its own boxes, in order.
     (_, there), (_, here) = shown
     ((red, blue),) = seen
@@ -322,7 +338,7 @@ def test_what_is_usual_is_told_by_images_from_the_first_to_the_last(
     ):
         read.clear()
         list(find(detector, [thing], images))
-        assert read == [expected, [file.name for file in images]]
+        assert read == [expected, ["example.png"], [file.name for file in images]]
     assert levelled == [2, 2, 2, 1]
 
 

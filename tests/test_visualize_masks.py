@@ -15,7 +15,7 @@ from detrkit.masks import RunLengths
 from detrkit.panoptic import PanopticMap
 from detrkit.structures import Category, Detections
 from detrkit.visualize.colours import PALETTE, PAPER, colours_apart
-from detrkit.visualize.tint import VEIL, outline
+from detrkit.visualize.tint import VEIL, outline, tint
 
 TABLE = (Category(1, "cat"), Category(2, "dog"), Category(3, "sky", is_thing=False))
 GREY = (128, 128, 128)
@@ -83,6 +83,25 @@ def test_masks_scale_with_the_picture(side):
     assert at(picture, round(40 * scale), round(60 * scale)) == PALETTE[0]
     assert at(picture, round(40 * scale) - 2, round(60 * scale)) == GREY
     assert at(picture, round(120 * scale) + 1, round(60 * scale)) == GREY
+
+
+def test_only_the_place_of_the_masks_is_touched_and_all_of_it(rng: np.random.Generator):
+    picture = Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8))
+    before = np.array(picture)
+    for masks in (
+        [box_mask(0, 0, 20, 30), box_mask(10, 20, 60, 50)],
+        [box_mask(100, 90, 160, 120)],
+        [box_mask(0, 119, 160, 120), box_mask(0, 0, 0, 0)],
+        [box_mask(0, 0, 0, 0)],
+    ):
+        colours = [(250, 10, 20), (30, 200, 40)][: len(masks)]
+        tinted = np.asarray(tint(picture, RunLengths.encode(np.stack(masks)), colours, 2))
+        assert np.array_equal(picture, before)
+        wanted = before.astype(np.float64)
+        for mask, colour in [*zip(masks, colours, strict=True)][::-1]:
+            wanted[mask] = before[mask] * (1 - VEIL) + np.array(colour) * VEIL
+            wanted[mask & outline(mask, 2)] = colour
+        assert np.abs(tinted - wanted).max() <= 1
 
 
 def test_a_mask_that_is_not_known_leaves_its_box():

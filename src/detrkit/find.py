@@ -17,7 +17,6 @@ from PIL import Image
 from detrkit.boxes import nms, xyxy_to_cxcywh
 from detrkit.data.images import open_image
 from detrkit.data.loading import load_images
-from detrkit.data.transforms import Evaluation, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.one_shot.finder import Finder, Shown, Sought, seek
 from detrkit.one_shot.model import OneShot
@@ -138,15 +137,15 @@ def _drawn(things: Sequence[Thing]) -> list[_Drawn]:
     return list(drawn.values())
 
 
-def _opened(one: _Drawn) -> tuple[Image.Image, np.ndarray]:
-    """The upright image and its boxes, (e, 4), inside it."""
-    image = _open(one.picture)
-    return image, np.stack([_checked(box, image, _called(one.picture)) for box in one.boxes])
+def _inside(one: _Drawn, height: int, width: int) -> np.ndarray:
+    """Its boxes, (e, 4), inside the image of this size."""
+    return np.stack([_checked(box, height, width, _called(one.picture)) for box in one.boxes])
 
 
 def _smallest(one: _Drawn) -> float:
     """The shortest side of its boxes, as a share of the image's shorter side; the image is not kept."""
-    image, boxes = _opened(one)
+    image = _open(one.picture)
+    boxes = _inside(one, image.height, image.width)
     return float((boxes[:, 2:] - boxes[:, :2]).min()) / min(image.size)
 
 
@@ -158,7 +157,7 @@ def _called(picture: Picture) -> str:
     return str(picture) if isinstance(picture, str | Path) else "the image of an example"
 
 
-def _checked(box: Box, image: Image.Image, name: str) -> np.ndarray:
+def _checked(box: Box, height: int, width: int, name: str) -> np.ndarray:
     """A box of at least one pixel inside its image.
 
     Raises:
@@ -170,7 +169,7 @@ def _checked(box: Box, image: Image.Image, name: str) -> np.ndarray:
         raise UsageError(
             "This is no box", where=name, got=box, expected="left, top, right, bottom in pixels"
         ) from error
-    size = f"{image.width} × {image.height} pixels"
+    size = f"{width} × {height} pixels"
     if not all(map(math.isfinite, (x0, y0, x1, y1))):
         raise UsageError("The box of the example is not finite", where=name, got=(x0, y0, x1, y1))
     if x1 - x0 < 1 or y1 - y0 < 1:
@@ -181,7 +180,7 @@ def _checked(box: Box, image: Image.Image, name: str) -> np.ndarray:
             expected="left < right and top < bottom, in pixels",
             remedy="Give two corners: left, top, right, bottom.",
         )
-    if x0 < -1 or y0 < -1 or x1 > image.width + 1 or y1 > image.height + 1:
+    if x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1:
         raise UsageError(
             "The box of the example lies outside its image",
             where=name,
@@ -189,7 +188,7 @@ def _checked(box: Box, image: Image.Image, name: str) -> np.ndarray:
             expected=f"inside {size}",
             remedy="Boxes are left, top, right, bottom in pixels of the upright image.",
         )
-    cut = np.clip([x0, y0, x1, y1], 0, [image.width, image.height] * 2)
+    cut = np.clip([x0, y0, x1, y1], 0, [width, height] * 2)
     if min(cut[2:] - cut[:2]) < 1:
         raise UsageError(
             "The box of the example lies outside its image", where=name, got=box, expected=f"inside {size}"
@@ -239,10 +238,11 @@ def _looked_at(finder: Finder, drawn: Sequence[_Drawn], sizes: tuple[int, int], 
     """The examples of each of the things, and after them what it is not; every image is encoded once."""
     found: list[dict[int, Shown]] = [{} for _ in range(count)]
     for one in drawn:
-        image, boxes = _opened(one)
-        inside = torch.from_numpy(boxes / np.array([image.width, image.height] * 2)).float()
-        resized = to_tensor(Evaluation(shortest=sizes[0], longest=sizes[1])(image)).to(finder.device)
-        shown = finder.show(resized, xyxy_to_cxcywh(inside))
+        # Read as what is searched is, so that an example looks like itself.
+        (image,) = load_images([one.picture], shortest=sizes[0], longest=sizes[1])
+        height, width = image.original
+        inside = torch.from_numpy(_inside(one, height, width) / (width, height, width, height)).float()
+        shown = finder.show(image.tensor.to(finder.device), xyxy_to_cxcywh(inside))
         for row, (number, place) in enumerate(one.owners):
             found[number][place] = shown.select([row])
     return [Shown.joined([rows[place] for place in sorted(rows)]) for rows in found]

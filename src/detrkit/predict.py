@@ -130,7 +130,9 @@ class Detector:
         """Find the objects.
 
         Args:
-            images: one picture or a list of them: file, PIL image, or RGB array (height, width, 3) of uint8.
+            images: one picture or a list of them: file, PIL image, or RGB array (height, width, 3) of uint8. A JPEG
+                file that is shown at a quarter of its size or less is decoded at a smaller scale, so its answer may
+                differ a little from that for its pixels.
             threshold: least score that is reported, in [0, 1]; None: the detector's own (`Detector.threshold`).
             ensemble: let all decoder layers answer together, overlaps suppressed.
             batch_size: at most so many images go through the model at once.

@@ -195,14 +195,12 @@ def test_a_view_spares_what_is_shown_at_a_fraction_of_its_size():
 
 
 def test_evaluation_spares_by_the_side_that_is_shown_largest():
-    assert [Evaluation(shortest=100, longest=1000).spare(side, 2 * side) for side in (399, 400, 800, 9000)] == [
-        1,
-        2,
-        4,
-        8,
-    ]
+    sized = Evaluation(shortest=100, longest=1000)
+    assert [sized.spare(side, 2 * side) for side in (399, 400, 800, 9000)] == [1, 2, 4, 8]
+    assert sized.size(399, 400) == (100, 100)
+    assert sized.spare(399, 400) == sized.spare(400, 399) == 1  # one side by 3.99, the other by 4
     assert Evaluation(shortest=100, longest=100).spare(400, 800) == 4
-    assert Evaluation(shortest=100, longest=1000).size(400, 800) == (100, 200)
+    assert sized.size(400, 800) == (100, 200)
 
 
 @given(st.integers(8, 400), st.integers(8, 400), st.integers(0, 10**6))

@@ -59,6 +59,13 @@ def test_a_processor_sees_some_images_at_a_time_where_nothing_is_learnt(name: st
     with torch.inference_mode():
         backbone(images)
     assert sizes == [3, 2]
+    sizes.clear()
+    with torch.no_grad():
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            backbone(images)
+        backbone.to("meta")(images.to("meta"))
+    assert sizes == [5, 5]
 
 
 def test_names_are_sorted_and_none_is_forgotten():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,7 @@ from detrkit.pretrain.features import (
 from detrkit.pretrain.up_detr import DISTINCT, UpDetr, criterion
 from detrkit.structures import FeatureBatch
 
+MODULE = sys.modules[extract.__module__]
 STRIDE, PLACES, SEED = 16, 4, 5
 RESIZING = ImageResizing(sizes=(48, 64), longest=96, flip=0.5)
 SIZES = ((80, 60), (50, 70), (64, 64), (90, 60), (60, 80))  # width, height; most are no whole number of cells
@@ -114,6 +116,19 @@ class TestExtraction:
             assert torch.equal(mirrored, turned.flip(-1))
             assert torch.equal(back, plain.flip(-1))
             assert not torch.equal(plain, turned), "else a cell could be told by being the very same"
+
+    def test_a_large_photograph_is_opened_no_larger_than_is_looked_at(
+        self, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (tmp_path / "photographs").mkdir()
+        Image.new("RGB", (1280, 1024)).save(tmp_path / "photographs" / "large.jpg")
+        sizes: list[tuple[int, int]] = []
+        plain = MODULE.find_regions
+        monkeypatch.setattr(
+            MODULE, "find_regions", lambda image, limit: sizes.append(image.size) or plain(image, limit)
+        )
+        keep(backbone, open_pictures(tmp_path / "photographs"), tmp_path / "kept", regions=3)
+        assert sizes == [(320, 256)], "regions are looked for at a short side of 128"
 
     def test_what_is_kept_does_not_depend_on_workers(
         self, store: FeatureStore, backbone: Backbone, pictures: Path, tmp_path: Path
@@ -195,15 +210,16 @@ class TestExtraction:
     ):
         seen: list[int] = []
         (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:60])
-        Image.new("RGB", (400, 12)).save(pictures / "3.png")
+        (pictures / "3.png").unlink()
+        Image.new("RGB", (8000, 512)).save(pictures / "3.jpg")
         store = keep(backbone, open_pictures(pictures), tmp_path / "kept", on_picture=lambda: seen.append(1))
         assert [Path(name).name for name in store.names] == ["0.png", "2.png", "4.png"]
         assert len(seen) == len(SIZES), "those that are left out are done, too"
         assert len(store.lost) == 2
         unreadable, narrow = store.lost
         assert unreadable.startswith(str(pictures / "1.png"))
-        assert narrow.startswith(str(pictures / "3.png"))
-        assert "400 × 12 pixels" in narrow
+        assert narrow.startswith(str(pictures / "3.jpg"))
+        assert "8000 × 512 pixels" in narrow
         assert FeatureStore(tmp_path / "kept").lost == store.lost
         assert store.maps(2, mirrored=False)[0].shape[1:] == (5, 4), "the map of picture 4, which is now the third"
 

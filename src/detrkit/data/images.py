@@ -101,7 +101,7 @@ def open_image(
 
 
 def open_pixels(
-    source: str | Path | bytes,
+    source: str | Path,
     plan: Callable[[int, int], tuple[int, Plan]],
     *,
     name: str = "",
@@ -114,22 +114,16 @@ def open_pixels(
     a third less time and gives the same bytes.
 
     Args:
-        source: an image file, or its bytes.
+        source: an image file.
         plan: asked once, of the upright image's height and width, before it is decoded: by how much it may be smaller
             (1, 2, 4 or 8), and whatever is to be handed back.
-        name: what to call the image in messages, where `source` is not a path.
+        name: what to call the image in messages, where that is not the path.
         max_pixels: an image of more pixels is refused before it is decoded.
 
     Raises:
         DataError: as of `open_image`.
     """
-
-    def make(image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], Plan]:
-        return _planned(image, plan)
-
-    if isinstance(source, bytes):
-        return _open_stream(io.BytesIO(source), len(source), name, max_pixels, make)
-    return _open_file(Path(source), name or str(source), max_pixels, make)
+    return _open_file(Path(source), name or str(source), max_pixels, lambda image: _planned(image, plan))
 
 
 def open_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 from PIL import Image
-from scipy import ndimage
 
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.data.files import upright_size
@@ -119,8 +118,10 @@ def to_colours(numbers: np.ndarray) -> Image.Image:
 def objects_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The numbers in a picture (height, width) but 0, the box around the pixels of each (xyxy in pixels) and its area
     in pixels."""
+    from scipy.ndimage import find_objects
+
     numbers, places, areas = np.unique(values, return_inverse=True, return_counts=True)
-    slices = ndimage.find_objects(places.reshape(values.shape) + 1)
+    slices = find_objects(places.reshape(values.shape) + 1)
     boxes = np.array([(across.start, down.start, across.stop, down.stop) for down, across in slices], np.float64)
     chosen = numbers > 0
     return numbers[chosen].astype(np.int64), boxes.reshape(-1, 4)[chosen], areas[chosen].astype(np.float64)

@@ -23,9 +23,8 @@ class Calibration(NamedTuple):
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """The probabilities, float64, of logits of any shape."""
-        from scipy.special import expit  # loading SciPy takes longer than loading detrkit, and few need it
-
-        probabilities: np.ndarray = expit(np.asarray(logits, np.float64) / self.temperature + self.shift)
+        raised = np.asarray(logits, np.float64) / self.temperature + self.shift
+        probabilities: np.ndarray = np.exp(-np.logaddexp(0.0, -raised))
         return probabilities
 
 

@@ -26,7 +26,8 @@ STAGES = 5
 TRANSFORMERS_PREFIX = "transformers:"
 
 MOST_AT_ONCE = 2**21
-"""Pixels that a processor has before it at most, however many threads it has: more takes memory and saves no time."""
+"""Pixels that a processor has before it at most, however many threads it has: a bound for memory, which binds from
+three or four threads on."""
 
 
 class Backbone(nn.Module, ABC):

@@ -61,8 +61,9 @@ def conv2d(
     """
     if _is_direct.get() or torch.compiler.is_compiling():
         return F.conv2d(x, _scaled(weight, scale), bias, *settings)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
     result: Tensor = _Convolution.apply(x, weight, bias, settings, scale)  # type: ignore[no-untyped-call]
     return result

@@ -294,11 +294,9 @@ def _even(likeness: np.ndarray, kinship: tuple[float, float]) -> float:
         likeness: of all peaks in some images.
         kinship: mean and deviation of how alike things of the kind are.
     """
-    from scipy.special import ndtr
-
     mean, deviation = kinship
     falling = -np.sort(-likeness)
-    recall = 1 - ndtr((falling - CLEAR * mean) / deviation)
+    recall = 1 - torch.special.ndtr(torch.from_numpy((falling - CLEAR * mean) / deviation)).numpy()
     return float(falling[np.argmax(recall**2 / np.arange(1, len(falling) + 1))])
 
 

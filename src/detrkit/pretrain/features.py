@@ -60,10 +60,11 @@ class _Pictures(Dataset[_Picture]):
         _, resized = self.resizing(image, np.random.default_rng(0))  # nothing of it is random
         size = (self._whole(resized.width), self._whole(resized.height))
         if not self.crops.is_large_enough(size[1], size[0]):
+            whole = self.pictures.open(key.index)  # of its own size
             raise DataError(
                 "The image is too small or too narrow to choose places in",
                 where=name,
-                got=f"{image.width} × {image.height} pixels",
+                got=f"{whole.width} × {whole.height} pixels",
             )
         regions = find_regions(image, self.regions) if self.regions else np.zeros((0, 4))
         return _Picture(to_tensor(image.resize(size, Image.Resampling.BILINEAR)), regions, name)
