@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from detrkit import models
-from detrkit.arithmetic import choose_dtype
+from detrkit.arithmetic import choose_device, choose_dtype
 from detrkit.checkpoint import save_model
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.errors import DataError, ModelError, UsageError
-from detrkit.predict import Detector, choose_device, load
+from detrkit.predict import Detector, load
 from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category, Detections
 from detrkit.training.validation import detect, label_table
@@ -79,6 +79,12 @@ def test_workers_change_nothing(detector: Detector, pictures: list[Image.Image])
 def test_what_only_training_needs_is_not_loaded() -> None:
     script = "import sys, detrkit; detrkit.load; sys.exit('scipy' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_detector_says_in_a_line_what_it_is(detector: Detector) -> None:
+    assert repr(detector) == "<Detector detr, images of 64 pixels on cpu: bolt, nut, washer>"
+    many = replace(detector, preset="detr-nano", categories=tuple(Category(n, f"c{n}") for n in range(9)))
+    assert repr(many) == "<Detector detr-nano, images of 64 pixels on cpu: c0, c1, c2, c3, c4 and 4 more>"
 
 
 def test_one_gives_one_and_a_list_gives_a_list(detector: Detector, pictures: list[Image.Image]) -> None:

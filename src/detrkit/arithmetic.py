@@ -1,4 +1,4 @@
-"""In what arithmetic a model computes: chosen in one place, the same for training and use."""
+"""On which device and in what arithmetic a model computes: chosen in one place, the same for training and use."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ from detrkit.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 """`auto`: bf16 where the machine has instructions for it, else fp32."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the first of cuda, mps and cpu that is there.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError("There is no such device here", got=name, remedy="Use --device cpu.") from error
+    return device
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -20,7 +20,7 @@ from torch import nn
 
 from detrkit import models
 from detrkit.answers import Respondent
-from detrkit.arithmetic import Precision, choose_dtype
+from detrkit.arithmetic import Precision, choose_device, choose_dtype
 from detrkit.data.loading import LoadedImage, load_images
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
@@ -46,7 +46,7 @@ _CPU = torch.device("cpu")
 _WINDOW = 8  # batches' worth of images among which equal sizes are brought together
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Detector:
     """A model with what it needs to be used on images: its variant, its categories, its device.
 
@@ -71,6 +71,13 @@ class Detector:
     one_shot: OneShot | None = None
     segmenter: Segmenter | None = None
     dtype: torch.dtype = torch.float32
+
+    def __repr__(self) -> str:
+        names = ", ".join(category.name for category in self.categories[:5])
+        more = f" and {len(self.categories) - 5} more" if len(self.categories) > 5 else ""
+        masks = "" if self.segmenter is None else ", with masks"
+        kind = self.preset or self.variant.__name__.rpartition(".")[2]
+        return f"<Detector {kind}{masks}, images of {self.image_size[0]} pixels on {self.device}: {names}{more}>"
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -365,22 +372,6 @@ def load(name: str | Path, *, device: str = "auto", precision: Precision = "fp32
     return Detector(
         saved.model, variant, saved.categories, saved.preset, chosen, saved.about, one_shot, saved.segmenter, dtype
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name; `auto` is the first of cuda, mps and cpu that is there.
-
-    Raises:
-        UsageError: no such device on this machine.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError("There is no such device here", got=name, remedy="Use --device cpu.") from error
-    return device
 
 
 def _check(threshold: float, batch_size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -66,6 +67,29 @@ def test_the_format_of_annotations_can_be_said(detrkit, data, results, trained):
         assert part in said.err
     with pytest.raises(package.errors.DataError, match="No data set is recognised"):
         package.evaluate(trained, data, annotations="yolo")
+
+
+def test_categories_that_the_model_does_not_know_are_named(detrkit, data, trained, tmp_path):
+    shutil.copytree(data, tmp_path / "more")
+    for file in (tmp_path / "more").rglob("*.json"):
+        content = json.loads(file.read_text())
+        if "categories" in content:
+            content["categories"].append({"id": 77, "name": "yeti"})
+            file.write_text(json.dumps(content))
+    said = detrkit("evaluate", trained, tmp_path / "more")
+    assert said.code == 0
+    assert "The model does not know 1 of the 3 categories and finds none of their objects: yeti." in said.err
+    assert "does not know" not in detrkit("evaluate", trained, data).err
+
+
+def test_segments_of_things_alone_are_refused_before_anything_is_evaluated(
+    detrkit, data, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("detrkit.cli.evaluate._judged", None)
+    said = detrkit("evaluate", trained, data, "--segments", tmp_path / "segments.json")
+    assert said.code == 2
+    assert "no segments to write" in said.err
+    assert "--annotations coco_panoptic" in said.err
 
 
 def test_what_cannot_be_evaluated(detrkit, data, trained, tmp_path, results):

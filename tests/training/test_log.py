@@ -114,6 +114,21 @@ def test_the_status_is_the_last_one(run: Path) -> None:
     assert (status["state"], status["step"], status["total_steps"]) == ("finished", 10, 10)
 
 
+def test_a_run_that_goes_on_counts_the_time_that_it_took_before(drawn: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        detrkit.train(drawn, out=run, on_event=stop, **tiny())
+    status = read_json(run / "status.json")
+    (run / "status.json").write_text(json.dumps({**status, "seconds": 5000.0}))
+    detrkit.train(drawn, out=run, resume=True, **tiny())
+    assert 5000 < read_json(run / "status.json")["seconds"] < 5600
+
+
 def test_the_model_is_the_best_checkpoint_and_says_its_figures(run: Path) -> None:
     assert content(run / "model") == content(run / "checkpoints" / "best")
     detector = detrkit.load(run)

@@ -19,7 +19,7 @@ from detrkit.structures import Batch, Target
 from detrkit.training.detection import DetectionSession
 from detrkit.training.distributed import World
 from detrkit.training.loop import optimize
-from detrkit.training.optimizer import make_optimizer, rate_factor, set_rates
+from detrkit.training.optimizer import make_optimizer, note_on_warmup, rate_factor, set_rates
 from detrkit.training.recipe import OptimizationOptions
 from detrkit.training.setup import prepare
 
@@ -134,6 +134,14 @@ def test_what_cannot_be_frozen_is_refused(drawn: Path) -> None:
 )
 def test_the_rate_at_a_step_of_thirty(options: dict[str, Any], step: int, expected: float) -> None:
     assert rate_factor(step, 30, OptimizationOptions(**options)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("warmup", "total", "told"), [(0, 10, False), (4, 9, False), (5, 10, True), (200, 68, True)])
+def test_a_training_that_is_mostly_warm_up_is_told_so(warmup: int, total: int, told: bool) -> None:
+    said = note_on_warmup(total, OptimizationOptions(warmup=warmup))
+    assert bool(said) == told
+    if told:
+        assert f"during {warmup} steps, and the training has {total}" in said[0]
 
 
 def test_the_rate_is_what_the_weights_move_by(drawn: Path) -> None:

@@ -88,7 +88,8 @@ class SegmentBook:
     def outcome(self) -> Outcome:
         """Sum up on standard error, and say all of it where a program reads."""
         self.terminal.note(
-            f"{count(self.segments, 'segment')} in {count(len(self._images), 'image')}. Files lie in {self.out}."
+            f"{count(self.segments, 'segment')} in {count(len(self._images), 'image')}. "
+            f"{'Pictures and files' if self.pictures else 'Files'} lie in {self.out}."
         )
         unreadable = list(self.unreadable.values())
         note_unreadable(unreadable, self.out, self.terminal)

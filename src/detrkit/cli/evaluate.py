@@ -70,9 +70,18 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         terminal.note(line)
     if not len(annotations):
         raise DataError("The split has no images", where=annotations.source or options.data, got=options.split)
+    if options.segments is not None and (detector is None or all(one.is_thing for one in annotations.categories)):
+        raise UsageError(
+            "There are no segments to write",
+            where="--segments",
+            expected="a model with a mask head, and annotations in which some categories are stuff",
+            remedy="Where a folder holds panoptic annotations beside others: --annotations coco_panoptic.",
+        )
     if detector is not None and detector.one_shot is not None:
         return _by_example(options, detector, annotations, terminal)
     refuse_draws(options.draws, options.shots)
+    if detector is not None:
+        _note_unknown(detector, annotations, terminal)
     metrics, detections, maps = _judged(options, detector, annotations, terminal)
     document = {"model": options.model, "data": options.data, "split": options.split, **figures_document(metrics)}
     heading = f"{options.model} on {count(metrics.images, 'image')} with {count(metrics.boxes, 'box', 'boxes')}"
@@ -97,6 +106,17 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         document["report"] = options.report / "report.html"
         text.append(f"Report: {options.report / 'report.html'}")
     return Outcome(document, text="\n".join(text))
+
+
+def _note_unknown(detector: Detector, annotations: Annotations, terminal: Terminal) -> None:
+    known = {category.name for category in detector.categories}
+    unknown = [category.name for category in annotations.categories if category.name not in known]
+    if 0 < len(unknown) < len(annotations.categories):
+        names = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        terminal.note(
+            f"The model does not know {len(unknown)} of the {len(annotations.categories)} categories and "
+            f"finds none of their objects: {names}. Categories go by name."
+        )
 
 
 def _by_example(options: Options, detector: Detector, annotations: Annotations, terminal: Terminal) -> Outcome:

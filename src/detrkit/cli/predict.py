@@ -80,10 +80,10 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         book.fill(answers, images, "Detecting")
     finally:
         book.close(threshold=options.threshold)
-    outcome = book.outcome()
+    outcome = book.outcome(threshold=options.threshold)
     if book.images and 10 * book.boxes < len(book.images):
         terminal.note(
-            f"Hardly anything scores {options.threshold:g} or more. "
+            f"Hardly anything scores {options.threshold:.2g} or more. "
             "A detector that has learnt little is unsure of what it finds: a lower --threshold shows it."
         )
     return outcome

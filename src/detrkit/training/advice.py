@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from detrkit import models
+from detrkit.arithmetic import choose_device
 from detrkit.data.annotations import Annotations
 from detrkit.errors import Error, ModelError
 from detrkit.nn.weights import find_weight_file
-from detrkit.predict import choose_device
 from detrkit.training import recipe as recipes
 from detrkit.training.checkup import resolution_of
 from detrkit.training.distributed import processors

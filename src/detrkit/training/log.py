@@ -39,7 +39,7 @@ class RunFolder:
     def __init__(self, out: Path, session: Session[Any], data: str):
         self.out, self.session, self.data = out, session, data
         self._window: list[Step] = []
-        self._started = time.monotonic()
+        self._started, self._before = time.monotonic(), 0.0
         self._step = self._total = self._saved = self._skipped = 0
         self._per_epoch = 1
         self._alarms: dict[str, Warned] = {}
@@ -99,6 +99,7 @@ class RunFolder:
         about = {"path": self.data, **self.session.describe(), "notes": list(event.notes)}
         write_text_whole(self.out / "data.json", json.dumps(about, indent=1))
         self._rewind(event.step, event.pending)
+        self._before = _seconds_so_far(self.out / "status.json") if event.step else 0.0
         self._saved, self._skipped = event.step, event.skipped
         self._status("training", event.step)
 
@@ -141,7 +142,7 @@ class RunFolder:
             "state": state,
             "step": step,
             "total_steps": self._total,
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": round(self._before + time.monotonic() - self._started, 1),
             "saved": self._saved,
             "skipped": self._skipped,
             "alarms": [{"alarm": one.alarm, "message": one.message} for one in self._alarms.values()],
@@ -229,6 +230,14 @@ def summarize(window: list[Step]) -> dict[str, Any]:
         "images_per_second": round(sum(step.images for step in window) / max(seconds, 1e-9), 2),
         "waited": round(sum(step.waited for step in window) / max(seconds, 1e-9), 3),
     }
+
+
+def _seconds_so_far(file: Path) -> float:
+    """How long a run that goes on has taken already; 0 where it cannot be told."""
+    try:
+        return max(0.0, float(json.loads(file.read_text(encoding="utf-8"))["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _belongs_before(line: str, checkpoint: int, is_pending: bool) -> bool:

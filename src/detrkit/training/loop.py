@@ -23,7 +23,7 @@ from detrkit.losses.matching import NonFiniteError
 from detrkit.training.events import Evaluated, Event, Skipped, Started, Step, Stopped, WentBack
 from detrkit.training.guard import Guard
 from detrkit.training.interruption import Interrupted, Interruption
-from detrkit.training.optimizer import rate_factor, set_rates
+from detrkit.training.optimizer import note_on_warmup, rate_factor, set_rates
 from detrkit.training.recovery import Checkpoints, Position
 from detrkit.training.session import Loaded, Session, Validation
 
@@ -68,7 +68,8 @@ def fit(
     total = per_epoch * options.epochs
     loader = _batches(session, position.step)
     wrapped = world.wrap(session.model, session.device)
-    yield Started(position.step, total, per_epoch, notes, position.pending, position.skipped)
+    said = (*notes, *note_on_warmup(total, options))
+    yield Started(position.step, total, per_epoch, said, position.pending, position.skipped)
     if position.pending:
         position = yield from _end_epoch(checkpoints, position, interruption)
     clock = time.perf_counter()

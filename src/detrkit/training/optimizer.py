@@ -90,6 +90,16 @@ def rate_factor(step: int, total_steps: int, options: OptimizationOptions) -> fl
     return rise
 
 
+def note_on_warmup(total_steps: int, options: OptimizationOptions) -> tuple[str, ...]:
+    """What to say of a training of which half or more is warm-up."""
+    if not options.warmup or 2 * options.warmup < total_steps:
+        return ()
+    return (
+        f"The learning rate rises during {options.warmup:,} steps, and the training has {total_steps:,}: it "
+        "will hardly learn anything. Take more --epochs, or a shorter --warmup",
+    )
+
+
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's rate to its base rate times `factor`."""
     for group in optimizer.param_groups:

@@ -108,7 +108,9 @@ def _finished(out: Path, figures: dict[str, float], count: int) -> PretrainedRun
     if lost := replaced(out):
         problems.append(f"{lost:,} of {count:,} training images could not be used; replaced.jsonl names them")
     if (file := left_out(out)).is_file() and (named := len(file.read_text(encoding="utf-8").splitlines())):
-        problems.append(f"{named:,} images could not be used; {file.name} names them")
+        images = "1 image" if named == 1 else f"{named:,} images"
+        names = "it" if named == 1 else "them"
+        problems.append(f"{images} could not be used; {file.name} names {names}")
     return PretrainedRun(
         out,
         figures,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from detrkit import models
-from detrkit.arithmetic import choose_dtype
+from detrkit.arithmetic import choose_device, choose_dtype
 from detrkit.checkpoint import SavedModel
 from detrkit.convert.keys import shortened
 from detrkit.data import formats
@@ -24,7 +24,6 @@ from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.models import Variant
 from detrkit.nn.recomputing import recompute
 from detrkit.nn.weights import RANDOM, load_backbone_weights
-from detrkit.predict import choose_device
 from detrkit.sources import architecture_of, differences, open_model
 from detrkit.training.checkup import notes_before
 from detrkit.training.detection import DetectionSession
