@@ -238,9 +238,10 @@ def test_results_and_progress_go_separate_ways(detrkit, data, tmp_path):
 
 def test_the_ending_names_the_annotations_that_were_meant(detrkit, data, recipe_of, tmp_path):
     plain = detrkit("train", data, "--out", tmp_path / "run", *TINY).out
-    meant = detrkit("train", data, "--out", tmp_path / "run", "--annotations", "coco", *TINY).out
     assert f"{data} --report" in plain
-    assert f"{data} --annotations coco --report" in meant
+    for more in ([], ["--masks"]):
+        meant = detrkit("train", data, "--out", tmp_path / "run", "--annotations", "coco", *more, *TINY).out
+        assert f"{data} --annotations coco --report" in meant
 
 
 def test_the_document(detrkit, data, trained, tmp_path):

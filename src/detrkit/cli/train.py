@@ -178,7 +178,8 @@ def _ending(options: Options, figures: dict[str, float]) -> str:
         found = "Best " + ", ".join(f"{said} {share(figures[name])}" for name, said in parts if name in figures)
     else:
         found = f"Best AP {share(figures['AP'])} (AP50 {share(figures['AP50'])})" if figures else "Trained"
-    named = options.recipe.data.annotations if isinstance(options.recipe, Recipe) else ""
+    recipe: Any = options.recipe  # of boxes or of masks
+    named = recipe.data.annotations
     meant = f" --annotations {shell(named)}" if named else ""
     return (
         f"{found}. The model lies in {options.out / 'model'}; plots, samples and metrics beside it.\n"

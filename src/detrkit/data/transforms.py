@@ -29,7 +29,7 @@ PAPER_CROP_SIZES = (384, 600)
 
 REDUCTION = 2
 """How much larger than it is shown an image is decoded at least: what a decoder leaves of fine patterns is sharper than
-what resampling leaves, and models are used on images that were resampled."""
+what resampling leaves."""
 
 
 class Sample(NamedTuple):
