@@ -85,8 +85,8 @@ class SegmentBook:
         told_of = {**told, "images": self._images, "unreadable": list(self.unreadable.values())}
         write_text_whole(self.out / "detections.json", json.dumps(told_of, indent=1))
 
-    def outcome(self) -> Outcome:
-        """Sum up on standard error, and say all of it where a program reads."""
+    def outcome(self, **further: Any) -> Outcome:
+        """Sum up on standard error, and say all of it where a program reads; `further` is said besides."""
         self.terminal.note(
             f"{count(self.segments, 'segment')} in {count(len(self._images), 'image')}. "
             f"{'Pictures and files' if self.pictures else 'Files'} lie in {self.out}."
@@ -95,4 +95,4 @@ class SegmentBook:
         note_unreadable(unreadable, self.out, self.terminal)
         images = [{**image, **annotation} for image, annotation in zip(self._images, self._annotations, strict=True)]
         document = {"out": self.out, "segments": self.segments, "images": images, "unreadable": unreadable}
-        return Outcome(document, exit_code=DataError.exit_code if unreadable else 0)
+        return Outcome({**document, **further}, exit_code=DataError.exit_code if unreadable else 0)

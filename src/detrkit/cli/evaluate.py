@@ -61,6 +61,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     from detrkit.data import formats
     from detrkit.evaluation import write_panoptic, write_report, write_results
     from detrkit.training.by_example import refuse_draws
+    from detrkit.training.validation import has_stuff
 
     _check_files(options)
     detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
@@ -70,7 +71,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         terminal.note(line)
     if not len(annotations):
         raise DataError("The split has no images", where=annotations.source or options.data, got=options.split)
-    if options.segments is not None and (detector is None or all(one.is_thing for one in annotations.categories)):
+    has_segmenter = detector is not None and detector.segmenter is not None
+    if options.segments is not None and not (has_segmenter and has_stuff(annotations)):
         raise UsageError(
             "There are no segments to write",
             where="--segments",
@@ -91,12 +93,6 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         document["results"] = options.results
         text.append(f"Detections: {options.results}")
     if options.segments is not None:
-        if not maps:
-            raise UsageError(
-                "There are no segments to write",
-                where="--segments",
-                expected="a model with a mask head, and data in which some categories are stuff",
-            )
         write_panoptic(options.segments, options.segments.with_suffix(""), annotations, maps)
         document["segments"] = options.segments
         text.append(f"Segments: {options.segments}")

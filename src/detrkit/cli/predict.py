@@ -106,4 +106,4 @@ def _cut_up(options: Options, detector: Detector, images: Mapping[Path, str], te
         book.fill(answers, images, "Cutting up")
     finally:
         book.close(detector.categories, threshold=threshold)
-    return book.outcome()
+    return book.outcome(threshold=threshold)

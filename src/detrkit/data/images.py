@@ -104,7 +104,6 @@ def open_pixels(
     source: str | Path,
     plan: Callable[[int, int], tuple[int, Plan]],
     *,
-    name: str = "",
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Plan]:
     """The pixels of `open_image`, or of a smaller image where that is enough.
@@ -117,13 +116,12 @@ def open_pixels(
         source: an image file.
         plan: asked once, of the upright image's height and width, before it is decoded: by how much it may be smaller
             (1, 2, 4 or 8), and whatever is to be handed back.
-        name: what to call the image in messages, where that is not the path.
         max_pixels: an image of more pixels is refused before it is decoded.
 
     Raises:
         DataError: as of `open_image`.
     """
-    return _open_file(Path(source), name or str(source), max_pixels, lambda image: _planned(image, plan))
+    return _open_file(Path(source), str(source), max_pixels, lambda image: _planned(image, plan))
 
 
 def open_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

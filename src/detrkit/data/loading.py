@@ -20,7 +20,7 @@ from detrkit.data.dataset import DetectionDataset, Key, TrainingItem
 from detrkit.data.images import MAX_PIXELS, open_image, open_pixels
 from detrkit.data.order import EpochBatches
 from detrkit.data.packing import PackedBatch, PackedImages, PackedMasks
-from detrkit.data.transforms import Evaluation, scale, to_pixels, to_tensor
+from detrkit.data.transforms import Evaluation, scale, to_tensor
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Target
 
@@ -157,14 +157,14 @@ class _Images(Dataset["LoadedImage | _Failure"]):
         name = str(source) if isinstance(source, (str, Path)) else f"image {index}"
         try:
             if isinstance(source, (str, Path)):
-                array, original = open_pixels(source, self._plan, name=name, max_pixels=self.max_pixels)
-                pixels = torch.from_numpy(array).permute(2, 0, 1)
+                decoded, original = open_pixels(source, self._plan, max_pixels=self.max_pixels)
+                pixels = scale(torch.from_numpy(decoded).permute(2, 0, 1), *self.resizing.size(*original))
             else:
-                pixels = to_pixels(open_image(source, name=name, max_pixels=self.max_pixels))
-                original = (int(pixels.shape[1]), int(pixels.shape[2]))
+                image = open_image(source, name=name, max_pixels=self.max_pixels)
+                pixels, original = self.resizing(image), (image.height, image.width)
         except DataError as error:
             return _Failure.of(error, index)
-        return LoadedImage(index, scale(pixels, *self.resizing.size(*original)), original, name)
+        return LoadedImage(index, pixels, original, name)
 
     def _plan(self, height: int, width: int) -> tuple[int, tuple[int, int]]:
         return self.resizing.spare(height, width), (height, width)

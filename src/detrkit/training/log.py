@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from detrkit import __version__
-from detrkit.documents import parse_json
+from detrkit.documents import parse_json, read_json
 from detrkit.errors import Error, MissingExtraError
 from detrkit.training.distributed import processors
 from detrkit.training.events import Evaluated, Event, Saved, Skipped, Started, Step, Stopped, Warned, WentBack
@@ -235,7 +235,7 @@ def summarize(window: list[Step]) -> dict[str, Any]:
 def _seconds_so_far(file: Path) -> float:
     """How long a run that goes on has taken already; 0 where it cannot be told."""
     try:
-        return max(0.0, float(json.loads(file.read_text(encoding="utf-8"))["seconds"]))
+        return max(0.0, float(read_json(file)["seconds"]))
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
 

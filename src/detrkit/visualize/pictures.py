@@ -78,8 +78,7 @@ def draw(
     if detections.segments is not None:
         has_mask = detections.segments.areas() > 0
         colours = colours_apart(detections.labels, boxes)
-        if has_mask.any():
-            picture = tint(picture, detections.segments, colours, width)
+        picture = tint(picture, detections.segments, colours, width)
     pen = ImageDraw.Draw(picture)
     for row in range(len(detections))[::-1]:
         # A mask says where a thing ends; its box only ties the label to it, unless it is to be set apart.
