@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from detrkit.data import formats
 
@@ -30,6 +32,16 @@ def test_a_clean_data_set(detrkit, data):
     assert (said.code, said.err) == (0, "")
     assert "Clean: nothing is wrong with it." in said.out
     assert "train: 4 images, 4 boxes, 2 classes" in said.out
+
+
+def test_notes_are_left_to_people(detrkit, data, tmp_path):
+    shutil.copytree(data, tmp_path / "alike")
+    pixels = np.asarray(Image.open(tmp_path / "alike" / "train" / "1.png").convert("RGB"))
+    Image.fromarray(np.clip(pixels, 0, 254) + 1).save(tmp_path / "alike" / "val" / "1.png")
+    said = detrkit("doctor", tmp_path / "alike")
+    assert said.code == 0
+    assert "similar-image-in-two-splits (note)" in said.out
+    assert "Clean: nothing is wrong with it. The notes are for you to judge." in said.out
 
 
 def test_what_is_repairable(detrkit, ill):

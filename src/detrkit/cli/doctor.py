@@ -139,7 +139,7 @@ def _verdict(told: Diagnosis) -> str:
         name: len({one.kind for one in told.findings if one.severity == name}) for name in ("broken", "repairable")
     }
     if told.verdict == "clean":
-        return "Clean: nothing is wrong with it."
+        return "Clean: nothing is wrong with it." + (" The notes are for you to judge." if told.findings else "")
     if not kinds["broken"]:
         return f"Repairable: {count(kinds['repairable'], 'kind')} of finding."
     return (
