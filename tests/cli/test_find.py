@@ -105,6 +105,13 @@ def test_pictures_lines_and_files(detrkit, images, trained, example, searched, t
     assert "train" not in said.err
 
 
+def test_where_nothing_is_found_the_threshold_is_named(detrkit, images, trained, example, searched, tmp_path):
+    said = detrkit("find", trained, *example, images, "--out", tmp_path / "found", "--threshold", "0.95")
+    assert "Nothing scores 0.95 or more: a lower --threshold" in said.err
+    said = detrkit("find", trained, *example, images, "--out", tmp_path / "found", "--threshold", "0.85")
+    assert "Nothing scores" not in said.err
+
+
 def test_one_document(detrkit, images, trained, example, searched, tmp_path):
     out = tmp_path / "found"
     said = detrkit("find", trained, *example, images, "--out", out, "--no-pictures", "--json")

@@ -112,6 +112,15 @@ def test_pictures_lines_and_files(detrkit, images, trained, tmp_path):
     assert predict.summary(first["names"]) == lines[0].partition(": ")[2]
 
 
+def test_pictures_of_an_earlier_run_are_told_apart(detrkit, images, trained, tmp_path):
+    out = tmp_path / "found"
+    assert "lay there before" not in detrkit("predict", trained, images, "--out", out).err
+    said = detrkit("predict", trained, images / "b", "--out", out)
+    assert "3 other pictures in it, such as a/1.png, lay there before." in said.err
+    said = detrkit("predict", trained, images, "--out", out, "--no-pictures")
+    assert "4 other pictures in it, such as 1.png, lay there before." in said.err
+
+
 def test_the_coco_file_is_a_data_set(detrkit, images, trained, tmp_path):
     out = tmp_path / "found"
     detrkit("predict", trained, images, "--out", out, "--threshold", "0", "--no-pictures")

@@ -63,6 +63,7 @@ def test_segments_are_written_as_cocos_tools_read_them(
     document = json.loads((out / "panoptic.json").read_text())
     assert [category["isthing"] for category in document["categories"]] == [1, 1]
     for image, annotation in zip(document["images"], document["annotations"], strict=True):
+        assert Path(annotation["file_name"]) == Path(image["file_name"]).with_suffix(".png")
         pixels = np.asarray(Image.open(out / "panoptic" / annotation["file_name"])).astype(int)
         assert pixels.shape == (image["height"], image["width"], 3)
         ids = pixels @ (1, 256, 256**2)
@@ -72,6 +73,23 @@ def test_segments_are_written_as_cocos_tools_read_them(
     assert said.document["segments"] == sum(len(one["segments_info"]) for one in document["annotations"])
     again = detrkit("predict", segmented, data / "val", "--panoptic", "--out", out)
     assert again.code == 0, "its own folder may be written again"
+    assert "lay there before" not in again.err
+
+
+def test_no_png_of_segments_takes_the_place_of_another_or_of_a_picture(
+    detrkit: Detrkit, segmented: Path, tmp_path: Path
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "cut"
+    for name in ("panoptic/a.png", "a.jpg", "a.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40), (90, 20, 20)).save(photos / name)
+    assert detrkit("predict", segmented, photos, "--panoptic", "--out", out, "--threshold", "0").code == 0
+    document = json.loads((out / "panoptic.json").read_text())
+    pairs = zip(document["images"], document["annotations"], strict=True)
+    maps = {image["file_name"]: annotation["file_name"] for image, annotation in pairs}
+    assert maps == {"a.jpg": "a.png.png", "a.png": "a.png.png.png", "panoptic/a.png": "panoptic/a.png"}
+    for name in (*maps, *(f"panoptic/{name}" for name in maps.values())):
+        assert (out / name).is_file()
 
 
 def test_segments_need_a_mask_head_and_the_last_layer(

@@ -115,10 +115,26 @@ class Book:
             f"{count(self.boxes, 'object')} in {count(len(self.images), 'image')}. "
             f"{'Pictures and files' if self.pictures else 'Files'} lie in {self.out}."
         )
+        note_others(self.out, [entry["picture"] for entry in self.images if "picture" in entry], self.terminal)
         unreadable = list(self.unreadable.values())
         note_unreadable(unreadable, self.out, self.terminal)
         document = {"out": self.out, "objects": self.boxes, "images": self.images, "unreadable": unreadable}
         return Outcome({**document, **further}, exit_code=DataError.exit_code if unreadable else 0)
+
+
+def note_others(out: Path, own: Iterable[str], terminal: Terminal) -> None:
+    """Say that an output folder holds pictures that were not made now.
+
+    Args:
+        out: the folder.
+        own: the pictures that were, by their place in it.
+        terminal: where it is said.
+    """
+    from detrkit.data.files import walk_images
+
+    others = set(walk_images(out)).difference(own)
+    if others:
+        terminal.note(f"{count(len(others), 'other picture')} in it, such as {min(others)}, lay there before.")
 
 
 def note_unreadable(unreadable: Sequence[str], out: Path, terminal: Terminal) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from detrkit.cli._book import note_unreadable, summary
+from detrkit.cli._book import note_others, note_unreadable, summary
 from detrkit.cli._terminal import Outcome, Terminal, count
 from detrkit.errors import DataError
 
@@ -37,6 +37,8 @@ class SegmentBook:
         self.unreadable: dict[int, str] = {}
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
+        self._written: list[str] = []
+        self._taken: set[str] = set()
 
     def leave_out(self, index: int, error: DataError) -> None:
         """Note that an image cannot be read."""
@@ -45,6 +47,7 @@ class SegmentBook:
     def fill(self, answers: Iterable[PanopticMap], images: Mapping[Path, str], doing: str) -> None:
         """Add all answers as they come, and show how far it is; arguments as of the book of detections."""
         by_name = {str(file): file for file in images}
+        self._taken.update(images.values())
         with self.terminal.counting(len(images), doing) as tick:
             for found in answers:
                 file = by_name[found.source]
@@ -57,15 +60,26 @@ class SegmentBook:
         from detrkit.visualize import draw_panoptic
 
         number, (height, width) = len(self._images) + 1, found.image_size
-        png = self.out / FOLDER / f"{number:06d}.png"
-        png.parent.mkdir(parents=True, exist_ok=True)
-        png.write_bytes(found.to_png())
+        png = self._free_name(name)
+        place = self.out / FOLDER / png
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(found.to_png())
+        self._written.append(f"{FOLDER}/{png}")
         if self.pictures:
             save_picture(draw_panoptic(file, found), self.out / name)
+            self._written.append(name)
         self._images.append({"id": number, "file_name": name, "height": height, "width": width})
-        self._annotations.append(found.to_coco(number, png.name))
+        self._annotations.append(found.to_coco(number, png))
         self.segments += len(found)
         self.terminal.result(f"{file}: {summary(found.names)}")
+
+    def _free_name(self, name: str) -> str:
+        """What the PNG of a picture is called: as COCO has it, like the picture, unless another is called so."""
+        png = PurePosixPath(name).with_suffix(".png").as_posix()
+        while f"{FOLDER}/{png}" in self._taken:
+            png = f"{png}.png"
+        self._taken.add(f"{FOLDER}/{png}")
+        return png
 
     def close(self, categories: tuple[Category, ...], **told: Any) -> None:
         """Write the files; `told` is what else `detections.json` says, above the images."""
@@ -91,6 +105,7 @@ class SegmentBook:
             f"{count(self.segments, 'segment')} in {count(len(self._images), 'image')}. "
             f"{'Pictures and files' if self.pictures else 'Files'} lie in {self.out}."
         )
+        note_others(self.out, self._written, self.terminal)
         unreadable = list(self.unreadable.values())
         note_unreadable(unreadable, self.out, self.terminal)
         images = [{**image, **annotation} for image, annotation in zip(self._images, self._annotations, strict=True)]

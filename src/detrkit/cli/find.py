@@ -136,6 +136,11 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     is_calibrated = calibration_of(detector.about) is not None
     if not is_calibrated:
         terminal.note("Scores say how alike a place is, and are no probabilities: the model was never calibrated.")
+    if book.images and not book.boxes:
+        terminal.note(
+            f"Nothing scores {search.threshold:g} or more: a lower --threshold shows what is most alike, and more "
+            "examples make it clearer what is meant."
+        )
     outcome = book.outcome(things=_counts(things), calibrated=is_calibrated)
     written = _written(annotating, found, options.model, terminal) if annotating else None
     return dataclasses.replace(outcome, document={**(outcome.document or {}), "annotations": written})
