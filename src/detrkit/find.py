@@ -95,7 +95,7 @@ def find(
     sizes = _sizes(detector, finder, search, smallest)
     usual = _usual(detector, finder, images, sizes)
     if usual:
-        finder.adapt(usual)
+        finder = finder.adapted(usual)
     with torch.inference_mode():
         shown = _looked_at(finder, drawn, sizes, len(things))
         sought = [_sought(thing, one, search) for thing, one in zip(things, shown, strict=True)]

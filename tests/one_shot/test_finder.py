@@ -36,8 +36,7 @@ def truth(picture, squares, colour: str, side: int = 24) -> Tensor:
 
 
 def adapted(finder: Finder) -> Finder:
-    finder.adapt([to_tensor(SCENE), to_tensor(EXAMPLE)])
-    return finder
+    return finder.adapted([to_tensor(SCENE), to_tensor(EXAMPLE)])
 
 
 def found(finder: Finder, sought: Sought, picture=SCENE):
@@ -214,14 +213,15 @@ def test_a_calibration_makes_other_scores_and_no_other_order(raw: Finder):
 
 def test_what_is_usual_changes_raw_looks_and_no_learnt_ones(raw: Finder):
     before = raw.show(*shown(EXAMPLE, 8, 12)).looks
-    adapted(raw)
-    assert (raw.show(*shown(EXAMPLE, 8, 12)).looks - before).abs().max() > 1e-3
+    knowing = adapted(raw)
+    assert (knowing.show(*shown(EXAMPLE, 8, 12)).looks - before).abs().max() > 1e-3
+    torch.testing.assert_close(raw.show(*shown(EXAMPLE, 8, 12)).looks, before, atol=0, rtol=0)
     maps = [raw.model.see(to_tensor(one)[None]).memory.features[-1][0] for one in (SCENE, EXAMPLE)]
     mean = torch.cat([one.flatten(1) for one in maps], 1).mean(1)
-    torch.testing.assert_close(raw.model.usual, mean, atol=1e-4, rtol=1e-4)
+    assert knowing.usual is not None
+    torch.testing.assert_close(knowing.usual.mean, mean, atol=1e-4, rtol=1e-4)
     learnt = Finder(small(), "windows")
-    adapted(learnt)
-    assert not learnt.model.usual.any()
+    assert adapted(learnt) is learnt
 
 
 def test_windows_are_of_the_examples_size_and_stay_inside(raw: Finder):

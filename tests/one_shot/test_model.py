@@ -16,7 +16,7 @@ from detrkit import models
 from detrkit.boxes import cxcywh_to_xyxy
 from detrkit.errors import UsageError
 from detrkit.nn.pooling import pool_boxes
-from detrkit.one_shot.background import whitening
+from detrkit.one_shot.background import usual_in
 from detrkit.one_shot.model import MIRRORED, OneShot
 from detrkit.prompts import ask
 from detrkit.structures import Batch
@@ -158,14 +158,14 @@ def test_padding_changes_no_look(variant: str, width: int):
         )
         shown = [model.show(one, where, boxes[0, :1]) for one, where in ((encoded, there), (alone, here))]
         torch.testing.assert_close(shown[0].prompts, shown[1].prompts, atol=1e-4, rtol=1e-4)
-    expected = [[1, 1], [1, 0.5], [0.5, 1]]
+    expected = [[1, 1], [90 / 96, 50 / 128], [37 / 96, 121 / 128]]
     torch.testing.assert_close(encoded.extent, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_looks_everywhere_are_looks_at_boxes(variant: str):
     model = small(variant, cells=2)
-    encoded = model.see(torch.randn(1, 3, 64, 80))
+    encoded = model.see(torch.randn(1, 3, 70, 53))
     x, y, size = torch.tensor([0.0, 0.2, 0.5]), torch.tensor([0.1, 0.4]), (0.3, 0.45)
     everywhere = model.look_everywhere(encoded, x, y, size)
     assert everywhere.shape == (2, 3, 16)
@@ -182,7 +182,7 @@ def test_raw_looks_are_the_whitened_means_of_parts():
     encoded = model.see(torch.randn(1, 3, 64, 64))
     features = encoded.memory.features[-1][0]
     other = torch.randn(features.shape[0], 5, 6)
-    model.adapt([features, other])
+    usual = usual_in([features, other])
     box = torch.tensor([[0.5, 0.5, 0.5, 0.5]])
     x0, y0, x1, y1 = cxcywh_to_xyxy(box)[0].tolist()
     parts = []
@@ -190,15 +190,16 @@ def test_raw_looks_are_the_whitened_means_of_parts():
         for column in range(2):
             w, h = (x1 - x0) / 2, (y1 - y0) / 2
             part = torch.tensor([[x0 + (column + 0.5) * w, y0 + (row + 0.5) * h, w, h]])
-            parts.append((pool_boxes(features, part)[0] - model.usual) @ model.whitening)
+            parts.append((pool_boxes(features, part)[0] - usual.mean) @ usual.whitening)
     expected = torch.nn.functional.normalize(torch.cat(parts), dim=0)
-    torch.testing.assert_close(model.look(encoded, torch.tensor([0]), box[None])[0, 0], expected, atol=1e-4, rtol=1e-4)
+    look = model.look(encoded.without(usual), torch.tensor([0]), box[None])[0, 0]
+    torch.testing.assert_close(look, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_whitened_features_are_centred_alike_and_told_apart(generator: torch.Generator):
     mixing = torch.randn(4, 4, generator=generator)
     maps = [(mixing @ torch.randn(4, h * 40, generator=generator) + 3).view(4, h, 40) for h in (20, 30)]
-    mean, matrix = whitening(maps)
+    mean, matrix = usual_in(maps)
     tokens = torch.cat([one.flatten(1) for one in maps], 1)
     torch.testing.assert_close(mean, tokens.mean(1), atol=1e-4, rtol=1e-4)
     white = (tokens - mean[:, None]).T @ matrix
@@ -210,7 +211,7 @@ def test_whitened_features_are_centred_alike_and_told_apart(generator: torch.Gen
 
 
 def test_a_single_colour_can_be_whitened():
-    mean, matrix = whitening([torch.ones(3, 4, 4)])
+    mean, matrix = usual_in([torch.ones(3, 4, 4)])
     assert torch.isfinite(matrix).all()
     torch.testing.assert_close(mean, torch.ones(3))
 
@@ -233,8 +234,6 @@ def test_what_makes_no_sense_is_refused():
         small(width=-1)
     with pytest.raises(UsageError, match="place; got 'above'; expected position, content, both"):
         OneShot.__init__.__wrapped__(OneShot.__new__(OneShot), small().detector, place="above")  # types unchecked
-    with pytest.raises(UsageError, match="not adapted"):
-        small(width=16).adapt([torch.ones(256, 2, 2)])
 
 
 @pytest.mark.parametrize("size", [(64, 80), (50, 37), (90, 5), (1, 16)])
@@ -251,7 +250,22 @@ def test_images_are_continued_as_in_a_mirror(size: tuple[int, int]):
     np.testing.assert_array_equal(given[0].numpy(), expected)
     # Of the map only what is image is kept.
     torch.testing.assert_close(encoded.memory.features[-1], backbone(image)[0])
-    assert encoded.extent.tolist() == [[1, 1]] * 2
+    assert encoded.extent.tolist() == [[pytest.approx(side / (side + -side % STRIDE)) for side in size]] * 2
+
+
+@pytest.mark.parametrize("width", [4 * STRIDE, 4 * STRIDE + 1, 5 * STRIDE - 1])
+def test_a_place_looks_the_same_however_wide_the_image_is(width: int):
+    model = small(width=0, cells=1)
+    model.detector.backbone = Samples(model.detector.backbone.channels[-1])
+    wide = torch.randn(1, 3, 2 * STRIDE, 6 * STRIDE)
+    seen = []
+    for image in (wide, wide[..., :width]):
+        height, whole = image.shape[-2:]
+        place = torch.tensor([[[3.5 * STRIDE / whole, STRIDE / height, STRIDE / whole, STRIDE / height]]])
+        padding = torch.zeros(1, height, whole, dtype=torch.bool)
+        seen += [model.look(one, torch.tensor([0]), place) for one in (model.see(image), model.encode(image, padding))]
+    for other in seen[1:]:
+        torch.testing.assert_close(other, seen[0], atol=1e-4, rtol=1e-4)
 
 
 def test_a_border_hardly_shows_in_windows():

@@ -142,15 +142,6 @@ def test_what_says_that_it_finds_by_example():
     assert calibration_of(ABOUT) == Calibration(1.5, -0.25)
 
 
-def test_a_model_keeps_no_trace_of_the_images_that_were_searched(tmp_path: Path):
-    model = small(width=0)
-    model.adapt([torch.randn(256, 4, 4)[: model.usual.shape[0]]])
-    folder = written(tmp_path / "model", model)
-    assert "usual" not in load_file(folder / "one_shot.safetensors")
-    again = attach(small().detector, {"one_shot": {"options": {"width": 0}}}, folder)
-    assert not again.usual.any()
-
-
 def test_weights_of_another_detector_do_not_fit(tmp_path: Path):
     folder = written(tmp_path / "model", small())
     with pytest.raises(ModelError):

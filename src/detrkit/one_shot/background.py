@@ -8,6 +8,7 @@ Classification", ECCV 2012). No label is needed.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,8 +18,20 @@ SHRINKAGE = 0.3
 """How far the covariance is drawn towards one of independent features of equal variance; in units of its mean."""
 
 
-def whitening(maps: Iterable[Float[Tensor, "f _ _"]]) -> tuple[Float[Tensor, " f"], Float[Tensor, "f f"]]:
-    """The mean of features, and the matrix that makes them uncorrelated and equally strong.
+class Usual(NamedTuple):
+    """The mean of features, and the matrix that makes them uncorrelated and equally strong."""
+
+    mean: Float[Tensor, " f"]
+    whitening: Float[Tensor, "f f"]
+
+    def taken_from(self, maps: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
+        """What is unusual in maps. To whiten them is to whiten every mean over them."""
+        centred = maps.float() - self.mean[:, None, None]
+        return torch.einsum("bfhw,fg->bghw", centred, self.whitening)
+
+
+def usual_in(maps: Iterable[Float[Tensor, "f _ _"]]) -> Usual:
+    """What is usual in maps.
 
     Args:
         maps: the backbone's, one an image, without padding; at least one.
@@ -31,4 +44,4 @@ def whitening(maps: Iterable[Float[Tensor, "f _ _"]]) -> tuple[Float[Tensor, " f
     values, vectors = torch.linalg.eigh(products / count - mean[:, None] * mean)
     values = values.clamp(min=0)
     matrix = vectors / (values + SHRINKAGE * values.mean()).clamp(min=1e-12).sqrt()
-    return mean.float().to(one.device), matrix.float().to(one.device)
+    return Usual(mean.float().to(one.device), matrix.float().to(one.device))

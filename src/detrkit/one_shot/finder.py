@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from detrkit.boxes import cxcywh_to_xyxy, nms
 from detrkit.errors import UsageError
 from detrkit.evaluation.calibration import Calibration
+from detrkit.one_shot.background import Usual, usual_in
 from detrkit.one_shot.model import Encoded, OneShot
 from detrkit.postprocess import MOST, Scored
 
@@ -57,7 +58,6 @@ KINSHIP = (0.2, 0.1)
 
 NONE = Calibration(1.0, 0.0)
 """Logits as they are."""
-
 
 CLEAR = 0.85
 """How alike others of a kind are expected to be, as a share of how alike the examples are: people draw clear cases."""
@@ -116,6 +116,7 @@ class Finder:
         candidates: which places are looked at.
         calibration: makes probabilities of logits.
         overlap: places that overlap a better one by more than this (IoU) are dropped; 1: none.
+        usual: features of no interest; of use where the model has not learnt what looks are.
         scales: sizes of windows, as multiples of the examples' mean size.
     """
 
@@ -123,6 +124,7 @@ class Finder:
     candidates: Candidates = "queries"
     calibration: Calibration = NONE
     overlap: float = 0.5
+    usual: Usual | None = None
     scales: tuple[float, ...] = SCALES
 
     @property
@@ -130,11 +132,12 @@ class Finder:
         """Where it computes."""
         return self.model.sharpness.device
 
-    @torch.no_grad()  # not inference mode, whose tensors the model could not be used with elsewhere
-    def adapt(self, images: Iterable[Float[Tensor, "3 _ _"]]) -> None:
-        """Let a model that has not learnt what looks are know what is usual in the images that are searched."""
-        if not self.model.width:
-            self.model.adapt(self.model.see(image[None]).memory.features[-1][0] for image in images)
+    @torch.inference_mode()
+    def adapted(self, images: Iterable[Float[Tensor, "3 _ _"]]) -> Finder:
+        """The same, knowing what is usual in the images that are searched, where looks are not learnt."""
+        if self.model.width:
+            return self
+        return replace(self, usual=usual_in(self.model.see(image[None]).memory.features[-1][0] for image in images))
 
     @torch.inference_mode()
     def show(self, image: Float[Tensor, "3 h w"], boxes: Float[Tensor, "e 4"]) -> Shown:
@@ -159,7 +162,7 @@ class Finder:
             return list(sought)
         peaks: list[list[np.ndarray]] = [[] for _ in sought]
         for image in images:
-            encoded = self.model.see(image[None])
+            encoded = self.model.see(image[None]).without(self.usual)
             for number, one in enumerate(sought):
                 (_, logits), *_ = self._windows(encoded, one, (image.shape[1], image.shape[2]))
                 peaks[number].append((logits / one.slope + one.even).cpu().numpy())
@@ -194,9 +197,9 @@ class Finder:
 
     def _encode(self, image: Float[Tensor, "3 h w"]) -> Encoded:
         if self.candidates == "windows":
-            return self.model.see(image[None])
+            return self.model.see(image[None]).without(self.usual)
         padding = torch.zeros(1, *image.shape[1:], dtype=torch.bool, device=image.device)
-        return self.model.encode(image[None], padding)
+        return self.model.encode(image[None], padding).without(self.usual)
 
     def _asked(self, encoded: Encoded, sought: Sequence[Sought]) -> list[tuple[Tensor, Tensor]]:
         """The places that queries propose for each thing, xyxy, with their logits."""

@@ -9,7 +9,6 @@ score. That can be trained, and means something before any training. It holds a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from detrkit.errors import UsageError
 from detrkit.nn.heads import MLP
 from detrkit.nn.pooling import pool_grids, pool_lattice
-from detrkit.one_shot.background import whitening
+from detrkit.one_shot.background import Usual
 from detrkit.prompts import Place, ask
 from detrkit.structures import Memory, Predictions
 
@@ -30,23 +29,29 @@ SHARPNESS = 8.0
 ALIKE = 0.5
 """The likeness (cosine) that, at first, counts neither for nor against a match."""
 
-
 DISTINCT = 4.0
 """How much larger than a token a prompt starts."""
-
 
 MIRRORED = 2
 """Cells of the map by which images are continued on each side before places are compared."""
 
 
 class Encoded(NamedTuple):
-    """Images that can be searched for many things: what the encoder made of them, and how much of each map is image.
+    """Images that can be searched for many things.
 
-    `extent` is the share of the map's height and width that is not padding.
+    Attributes:
+        memory: what the encoder made of them.
+        compared: the backbone's maps, in which places are compared.
+        extent: height and width of each image, as shares of what the cells of its map stand for.
     """
 
     memory: Memory
+    compared: Float[Tensor, "b f h w"]
     extent: Float[Tensor, "b 2"]
+
+    def without(self, usual: Usual | None) -> Encoded:
+        """The same, with places compared by what is unusual in them."""
+        return self if usual is None else self._replace(compared=usual.taken_from(self.compared))
 
 
 class Exemplars(NamedTuple):
@@ -89,8 +94,6 @@ class OneShot(nn.Module):
         parts = channels * cells * cells
         self.look_norm = nn.LayerNorm(parts) if width else None
         self.look_head = MLP(parts, width, width) if width else None
-        self.register_buffer("usual", torch.zeros(channels), persistent=False)
-        self.register_buffer("whitening", torch.eye(channels), persistent=False)
         self.sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
         self.offset = nn.Parameter(torch.tensor(ALIKE))
 
@@ -115,27 +118,12 @@ class OneShot(nn.Module):
         own.weight.copy_(DISTINCT * projection.weight[:, :, 0, 0])
         own.bias.copy_(DISTINCT * projection.bias)
 
-    usual: Float[Tensor, " f"]
-    whitening: Float[Tensor, "f f"]
-
-    def adapt(self, maps: Iterable[Float[Tensor, "f _ _"]]) -> None:
-        """Compare features by what is unusual in images, of which these are the backbone's maps.
-
-        Raises:
-            UsageError: looks are learnt, and need no such help.
-        """
-        if self.width:
-            raise UsageError("A model that has learnt what looks are is not adapted to images")
-        self.usual, self.whitening = whitening(maps)
-
     def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Encoded:
         """All that is done to images once, whatever is looked for in them."""
         detector: Any = self.detector
         memory = detector.encode(images, padding)
-        stride, grid = detector.backbone.strides[-1], memory.features[-1].shape[-2:]
         pixels = torch.stack([(~padding).any(2).sum(1), (~padding).any(1).sum(1)], -1)
-        cells = (pixels + stride - 1) // stride  # as many as the image alone would have
-        return Encoded(memory, cells / torch.tensor(grid, device=images.device))
+        return self._encoded(memory, pixels)
 
     def see(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
         """What the backbone alone says of images without padding: enough to compare places with exemplars.
@@ -146,7 +134,15 @@ class OneShot(nn.Module):
         rows, columns = (_mirrored(side, backbone.strides[-1]).to(images.device) for side in images.shape[-2:])
         features = (backbone(images[..., rows[:, None], columns])[-1][..., MIRRORED:-MIRRORED, MIRRORED:-MIRRORED],)
         none = images.new_zeros(len(images), 0, 0)
-        return Encoded(Memory(none, none, None, (0, 0), features), images.new_ones(len(images), 2))
+        pixels = torch.tensor([images.shape[-2:]], device=images.device).expand(len(images), 2)
+        return self._encoded(Memory(none, none, None, (0, 0), features), pixels)
+
+    def _encoded(self, memory: Memory, pixels: Int64[Tensor, "b 2"]) -> Encoded:
+        backbone: Any = self.detector.backbone
+        features = memory.features[-1]
+        # The last cell of a side stands for pixels that the image does not have, where the stride does not divide it.
+        whole = torch.tensor(features.shape[-2:], device=pixels.device) * backbone.strides[-1]
+        return Encoded(memory, features, pixels / whole)
 
     def show(self, encoded: Encoded, image: Int64[Tensor, " e"], boxes: Float[Tensor, "e 4"]) -> Exemplars:
         """What is kept of exemplars.
@@ -171,22 +167,15 @@ class OneShot(nn.Module):
             image: which of them each row of places is in.
             boxes: cxcywh in [0, 1] of the unpadded image; they get no gradient.
         """
-        maps = self._compared(encoded.memory.features[-1])[image]
-        return self._look(self._parts(maps, encoded.extent[image], boxes, self.cells))
+        return self._look(self._parts(encoded.compared[image], encoded.extent[image], boxes, self.cells))
 
     def look_everywhere(
         self, encoded: Encoded, x: Float[Tensor, " x"], y: Float[Tensor, " y"], size: tuple[float, float]
     ) -> Float[Tensor, "y x w"]:
-        """What boxes of one size look like in the first image, which has no padding, with corners at `x` and `y`."""
-        (features,) = self._compared(encoded.memory.features[-1][:1])
-        return self._look(pool_lattice(features, x, y, size, self.cells))
-
-    def _compared(self, maps: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
-        """The maps in which places are compared; whitening them is whitening every mean over them."""
-        if self.width:
-            return maps
-        centred = maps.float() - self.usual[:, None, None]
-        return torch.einsum("bfhw,fg->bghw", centred, self.whitening)
+        """What boxes of one size look like in the first image, with corners at `x` and `y`, all in [0, 1] of it."""
+        height, width = encoded.extent[0].tolist()
+        part = (size[0] * width, size[1] * height)
+        return self._look(pool_lattice(encoded.compared[0], x * width, y * height, part, self.cells))
 
     def _look(self, parts: Float[Tensor, "*n c f"]) -> Float[Tensor, "*n w"]:
         looks = parts.flatten(-2)
@@ -262,7 +251,7 @@ class OneShot(nn.Module):
     def _parts(
         self, maps: Float[Tensor, "e f h w"], extent: Float[Tensor, "e 2"], boxes: Float[Tensor, "e n 4"], cells: int
     ) -> Float[Tensor, "e n c f"]:
-        """The features of the parts of places, in maps of which some is padding."""
+        """The features of the parts of places, in maps that stand for more than the image."""
         height, width = extent[:, None].unbind(-1)
         return pool_grids(maps, boxes * torch.stack([width, height, width, height], -1), cells)
 
