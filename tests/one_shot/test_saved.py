@@ -17,7 +17,7 @@ from detrkit.checkpoint import TrainingState, read_tensors
 from detrkit.errors import ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.one_shot.model import OneShot
-from detrkit.one_shot.saved import attach, calibration_of, fill, is_one_shot, save
+from detrkit.one_shot.saved import calibration_of, fill, is_one_shot, save
 from detrkit.whole import standing
 
 CALIBRATION = {"temperature": 1.5, "shift": -0.25}
