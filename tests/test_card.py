@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 from training.drawing import tiny_recipe
 
 from detrkit import card, hub, models
 from detrkit.checkpoint import load_model, save_model
 from detrkit.errors import ModelError, UsageError
+from detrkit.holders import save_segmenter
+from detrkit.predict import load
+from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category
-from detrkit.training.recipe import to_toml
+from detrkit.training.mask_recipe import SegmentationRecipe
+from detrkit.training.recipe import revise, to_toml
 
 CATEGORIES = (Category(1, "red|blue <cell>"), Category(2, "plaque"))
 METRICS = {"AP": 0.61234, "AP50": 0.9, "AP75": None, "APs": 0.5}
@@ -74,6 +79,41 @@ def test_the_folder_is_all_that_is_needed(finished: Path, tmp_path: Path) -> Non
         ("README.md", "config.json", "model.safetensors")
     )
     assert "![" not in (tmp_path / "bare" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def segmenting(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a training of masks."""
+    run = tmp_path_factory.mktemp("run") / "masks"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "model")
+    architecture = {**tiny_recipe().model.architecture, "num_classes": 2, "image_size": 64, "longest": 96}
+    segmenter = Segmenter(models.build("detr-nano", **architecture), attention="peak")
+    about = {"epoch": 3, "metrics": {**METRICS, "mask_AP": 0.5, "mask_AP50": 0.75}}
+    save_segmenter(run / "model", segmenter, preset="detr-nano", categories=CATEGORIES, about=about)
+    recipe = revise(SegmentationRecipe(), {"model": "detr-nano", "mask_attention": "peak"})
+    (run / "recipe.toml").write_text(to_toml(recipe))
+    return run
+
+
+def test_a_mask_head_travels_with_its_detector(segmenting: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "mask_head.safetensors" in card.assemble(segmenting, "jane/cells", out)
+    found = load(out).predict(Image.new("RGB", (64, 48)), threshold=0.0)
+    assert found.masks is not None
+    assert len(found.masks) == len(found) > 0
+    text = (out / "README.md").read_text()
+    head = ModelCard(text).data
+    assert head.pipeline_tag == "image-segmentation"
+    assert {"object-detection", "image-segmentation"} < set(head.tags)
+    assert [(one.task_type, one.metric_name, one.metric_value) for one in head.eval_results] == [
+        ("object-detection", "AP", 0.6123),
+        ("object-detection", "AP50", 0.9),
+        ("image-segmentation", "AP", 0.5),
+        ("image-segmentation", "AP50", 0.75),
+    ]
+    assert "2 categories, each with its mask," in text
+    assert 'mask_attention = "peak"' in text
 
 
 def test_the_head_is_what_the_hub_reads(finished: Path) -> None:

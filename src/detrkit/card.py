@@ -21,12 +21,14 @@ from detrkit.checkpoint import SavedModel, load_model, model_folder
 from detrkit.convert import is_huggingface
 from detrkit.documents import read_json
 from detrkit.errors import ModelError, UsageError
+from detrkit.holders import MASK_HEAD, has_mask_head
 from detrkit.one_shot.saved import is_one_shot
 from detrkit.pretrain.saved import is_pretrained
 from detrkit.sources import architecture_of
 from detrkit.structures import Category
 from detrkit.training import recipe as recipes
-from detrkit.training.recipe import Recipe
+from detrkit.training.recipe import AnyRecipe
+from detrkit.training.tasks import of_task
 from detrkit.whole import write_whole
 
 CATEGORIES_SHOWN = 100
@@ -44,11 +46,16 @@ class Story(NamedTuple):
 
     model: SavedModel
     folder: Path
-    recipe: Recipe | None
+    recipe: AnyRecipe | None
     data: dict[str, Any]
     environment: dict[str, Any]
     status: dict[str, Any]
     pictures: dict[str, Path]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model has a mask head."""
+        return has_mask_head(self.model.about)
 
 
 def push(source: str | Path, name: str, *, private: bool = False, license: str = "", pictures: bool = True) -> str:
@@ -90,7 +97,7 @@ def assemble(source: str | Path, name: str, out: Path, *, license: str = "", pic
     shown = story.pictures if pictures else {}
 
     def write(to: Path) -> None:
-        for file in ("config.json", "model.safetensors"):
+        for file in ("config.json", "model.safetensors", *([f"{MASK_HEAD}.safetensors"] if story.has_masks else [])):
             shutil.copyfile(story.folder / file, to / file)
         for picture in shown.values():
             shutil.copyfile(picture, to / _file_name(picture))
@@ -143,7 +150,7 @@ def read(source: Path) -> Story:
     return Story(
         model,
         folder,
-        recipes.read(source / "recipe.toml"),
+        recipes.read(source / "recipe.toml", of_task("", source / "recipe.toml")),
         **files,
         pictures={what: file for what, file in pictures.items() if file.is_file()},
     )
@@ -168,34 +175,42 @@ def model_card(story: Story, name: str, *, license: str = "", pictures: bool = T
 
 
 def _head(story: Story, name: str, license: str) -> dict[str, Any]:
-    head: dict[str, Any] = {"library_name": "detrkit", "pipeline_tag": "object-detection"}
-    head["tags"] = list(dict.fromkeys(["object-detection", "detr", story.model.variant.replace("_", "-")]))
+    tasks = {"object-detection": ""} | ({"image-segmentation": "mask_"} if story.has_masks else {})
+    head: dict[str, Any] = {"library_name": "detrkit", "pipeline_tag": list(tasks)[-1]}
+    head["tags"] = list(dict.fromkeys([*tasks, "detr", story.model.variant.replace("_", "-")]))
     if license:
         head["license"] = license
     if began := _hub_start(story):
         head["base_model"] = began[0]
-    known = {key: value for key, value in _metrics(story).items() if key in ("AP", "AP50", "AP75")}
-    if story.data and known:
-        data = _data_name(story)
-        result = {
-            "task": {"type": "object-detection"},
-            "dataset": {"name": data, "type": re.sub(r"\W+", "-", data).lower(), "split": "validation"},
-            "metrics": [{"type": "map", "name": key, "value": round(value, 4)} for key, value in known.items()],
-        }
-        head["model-index"] = [{"name": name.partition("/")[2], "results": [result]}]
+    results = [_result(story, task, prefix) for task, prefix in tasks.items()] if story.data else []
+    if results := [result for result in results if result["metrics"]]:
+        head["model-index"] = [{"name": name.partition("/")[2], "results": results}]
     return head
+
+
+def _result(story: Story, task: str, prefix: str) -> dict[str, Any]:
+    """The figures of a task as the hub's tables read them; `prefix` is what their names begin with."""
+    data, known = _data_name(story), _metrics(story)
+    named = [(name, known.get(prefix + name)) for name in ("AP", "AP50", "AP75")]
+    return {
+        "task": {"type": task},
+        "dataset": {"name": data, "type": re.sub(r"\W+", "-", data).lower(), "split": "validation"},
+        "metrics": [
+            {"type": "map", "name": name, "value": round(value, 4)} for name, value in named if value is not None
+        ],
+    }
 
 
 def _what(story: Story) -> str:
     model = story.model
     config: Any = model.model.config
     number = sum(parameter.numel() for parameter in model.model.parameters())
-    began = _hub_start(story)
+    began, categories = _hub_start(story), "category" if len(model.categories) == 1 else "categories"
     return (
         f"An object detector of the DETR family: variant `{model.variant}`, preset {_preset(model)}, "
         f"{number / 1e6:.1f} million parameters. It finds up to {config.num_queries} objects of "
-        f"{len(model.categories)} categories in images that it resizes to {config.image_size} pixels on the shorter "
-        f"side and at most {config.longest} on the longer."
+        f"{len(model.categories)} {categories}{', each with its mask,' if story.has_masks else ''} in images that it "
+        f"resizes to {config.image_size} pixels on the shorter side and at most {config.longest} on the longer."
         + (f" Its training started from [{began[0]}](https://huggingface.co/{began[0]})." if began else "")
     )
 
@@ -215,6 +230,7 @@ def _use(name: str, story: Story) -> str:
         if isinstance(threshold, float)
         else "Detections count from a score of 0.5; pass `threshold` for another."
     )
+    masks = ", masks" if story.has_masks else ""
     return f"""\
 ## Use
 
@@ -228,7 +244,7 @@ detrkit predict {name} IMAGES --out found
 import detrkit
 
 detector = detrkit.load("{name}")
-found = detector.predict("image.jpg")  # boxes (x1, y1, x2, y2 in pixels), scores, labels, names
+found = detector.predict("image.jpg")  # boxes (x1, y1, x2, y2 in pixels), scores, labels, names{masks}
 ```
 
 {said} To train it further on images of your own: `detrkit train DATA --init {name} --out RUN`."""
@@ -272,8 +288,9 @@ def _training(story: Story) -> str:
     recipe = story.recipe
     if recipe is None:
         return ""
-    base, rows = recipes.of_preset(recipe.model.model), [("field", "this run", "recipe of the preset")]
-    for name, (section, _, _) in recipes.fields().items():
+    base = recipes.of_preset(recipe.model.model, type(recipe)())
+    rows = [("field", "this run", "recipe of the preset")]
+    for name, (section, _, _) in recipes.fields(type(recipe)).items():
         here, there = (_told(name, getattr(getattr(one, section), name), story) for one in (recipe, base))
         if here != there and name not in _OF_THE_MACHINE:
             rows.append((f"`{name}`", here, there))
