@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detrkit.boxes import xyxy_to_cxcywh
-from detrkit.nn.pooling import pool_boxes, pool_grids, pool_lattice
+from detrkit.nn.pooling import extents, pool_boxes, pool_grids, pool_lattice
 
 GRID = 32  # corners lie on this grid of the image, so that shares of cells are exact fractions
 
@@ -160,3 +160,10 @@ def test_parts_teach_maps_and_no_boxes_beyond_them():
     assert features.grad is not None
     assert features.grad[..., 0].min() > 0
     assert features.grad[..., 1:].abs().max() <= 1e-6
+
+
+def test_an_image_ends_within_a_cell_where_the_stride_does_not_divide_its_side():
+    images, padding = torch.zeros(2, 3, 37, 64), torch.zeros(2, 37, 64, dtype=torch.bool)
+    padding[1, 20:] = padding[1, :, 49:] = True
+    torch.testing.assert_close(extents(images, None, (3, 4), 16), torch.tensor([[37 / 48, 1.0]] * 2))
+    torch.testing.assert_close(extents(images, padding, (3, 4), 16), torch.tensor([[37 / 48, 1], [20 / 48, 49 / 64]]))

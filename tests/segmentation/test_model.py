@@ -139,7 +139,7 @@ def test_how_many_are_computed_together_changes_nothing(batch: Batch) -> None:
 def test_attention_is_normalised_as_it_is_said(attention: Any, total: float, batch: Batch) -> None:
     head = segmenter(attention=attention).mask_head
     memory, hidden = some_memory(batch)
-    maps = head.attention_maps(head.prepare(memory), torch.tensor([0, 1]), hidden)
+    maps = head.attention_maps(head.prepare(memory, torch.ones(2, 2)), torch.tensor([0, 1]), hidden)
     torch.testing.assert_close(maps.sum((1, 2, 3)), torch.full((2,), total))
     if attention == "per-head":
         torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 4))
@@ -152,6 +152,17 @@ def some_memory(batch: Batch) -> tuple[Memory, Tensor]:
     with torch.no_grad():
         memory = detector.encode(batch.images[:2], batch.padding[:2])
     return memory, torch.randn(2, 32)
+
+
+def test_the_head_is_told_a_box_where_it_is_however_wide_the_image_is() -> None:
+    model = segmenter(fields={"stride": 16}).eval()
+    images = torch.randn(1, 3, 32, 65)
+    with torch.no_grad():
+        canvas = model(images, None).canvas
+        padded = model(F.pad(images, (0, 31)), torch.arange(96).expand(1, 32, 96) >= 65).canvas
+    assert canvas.base.shape[-2:] == (2, 5)
+    assert canvas.extent.tolist() == [[1, pytest.approx(65 / 80)]]
+    assert padded.extent.tolist() == [[1, pytest.approx(65 / 96)]]
 
 
 def test_a_frozen_detector_stays_as_it_is_and_keeps_nothing(batch: Batch) -> None:

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from detrkit.boxes import cxcywh_to_xyxy
+
+
+def extents(
+    images: Float[Tensor, "b _ h w"], padding: Bool[Tensor, "b h w"] | None, grid: tuple[int, int], stride: int
+) -> Float[Tensor, "b 2"]:
+    """Height and width of each image, as shares of what the cells of its map stand for.
+
+    Where the stride does not divide a side, the last cell stands for pixels that the image does not have.
+
+    Args:
+        images: zeros where padded.
+        padding: True where padded; None: nowhere.
+        grid: rows and columns of the map.
+        stride: of the map, in pixels.
+    """
+    if padding is None:
+        pixels = torch.tensor([images.shape[-2:]], device=images.device).expand(len(images), 2)
+    else:
+        pixels = torch.stack([(~padding).any(2).sum(1), (~padding).any(1).sum(1)], -1)
+    return pixels / (torch.tensor(grid, device=images.device) * stride)
 
 
 def pool_boxes(features: Float[Tensor, "f h w"], boxes: Float[Tensor, "p 4"]) -> Float[Tensor, "p f"]:

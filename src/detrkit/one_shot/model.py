@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from detrkit.errors import UsageError
 from detrkit.nn.heads import MLP
-from detrkit.nn.pooling import pool_grids, pool_lattice
+from detrkit.nn.pooling import extents, pool_grids, pool_lattice
 from detrkit.one_shot.background import Usual
 from detrkit.prompts import Place, ask
 from detrkit.structures import Memory, Predictions
@@ -122,8 +122,7 @@ class OneShot(nn.Module):
         """All that is done to images once, whatever is looked for in them."""
         detector: Any = self.detector
         memory = detector.encode(images, padding)
-        pixels = torch.stack([(~padding).any(2).sum(1), (~padding).any(1).sum(1)], -1)
-        return self._encoded(memory, pixels)
+        return self._encoded(memory, images, padding)
 
     def see(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
         """What the backbone alone says of images without padding: enough to compare places with exemplars.
@@ -134,15 +133,15 @@ class OneShot(nn.Module):
         rows, columns = (_mirrored(side, backbone.strides[-1]).to(images.device) for side in images.shape[-2:])
         features = (backbone(images[..., rows[:, None], columns])[-1][..., MIRRORED:-MIRRORED, MIRRORED:-MIRRORED],)
         none = images.new_zeros(len(images), 0, 0)
-        pixels = torch.tensor([images.shape[-2:]], device=images.device).expand(len(images), 2)
-        return self._encoded(Memory(none, none, None, (0, 0), features), pixels)
+        return self._encoded(Memory(none, none, None, (0, 0), features), images, None)
 
-    def _encoded(self, memory: Memory, pixels: Int64[Tensor, "b 2"]) -> Encoded:
+    def _encoded(
+        self, memory: Memory, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"] | None
+    ) -> Encoded:
         backbone: Any = self.detector.backbone
         features = memory.features[-1]
-        # The last cell of a side stands for pixels that the image does not have, where the stride does not divide it.
-        whole = torch.tensor(features.shape[-2:], device=pixels.device) * backbone.strides[-1]
-        return Encoded(memory, features, pixels / whole)
+        height, width = features.shape[-2:]
+        return Encoded(memory, features, extents(images, padding, (height, width), backbone.strides[-1]))
 
     def show(self, encoded: Encoded, image: Int64[Tensor, " e"], boxes: Float[Tensor, "e 4"]) -> Exemplars:
         """What is kept of exemplars.

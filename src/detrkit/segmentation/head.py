@@ -36,7 +36,7 @@ class Canvas(NamedTuple):
         base: the first convolution of the projected map, without what the attention maps add to it.
         keys: what queries are compared with.
         outside: True where a position is padding; None where nothing is.
-        extent: the share of the maps' height and width that is image and not padding.
+        extent: height and width of each image, as shares of what the cells of its map stand for.
         skips: the backbone's finer maps at the widths of the layers that take them, coarsest first.
     """
 
@@ -100,8 +100,13 @@ class MaskHead(nn.Module):
             with torch.no_grad():  # few maps among many features: at first they count as much
                 first.weight[:, -maps:] *= (dim / maps) ** 0.5
 
-    def prepare(self, memory: Memory) -> Canvas:
-        """What all queries of the images share."""
+    def prepare(self, memory: Memory, extent: Float[Tensor, "b 2"]) -> Canvas:
+        """What all queries of the images share.
+
+        Args:
+            memory: of the images.
+            extent: height and width of each image, as shares of what the cells of the memory stand for.
+        """
         assert memory.projected is not None
         height, width = memory.grid
         first, key = self.layers[0], self.attention_key
@@ -111,11 +116,6 @@ class MaskHead(nn.Module):
         keys = key(memory.tokens).transpose(1, 2).reshape(len(memory.tokens), dim, height, width)
         outside = None if memory.padding is None else memory.padding.view(-1, height, width)
         finer = memory.features[-2::-1]
-        if outside is None:
-            extent = base.new_ones(len(base), 2)
-        else:
-            inside = torch.stack([(~outside).any(2).sum(1), (~outside).any(1).sum(1)], -1)
-            extent = inside / torch.tensor([height, width], device=inside.device)
         skips = tuple(adapt(features) for adapt, features in zip(self.adapters, finer, strict=True))
         return Canvas(base, keys, outside, extent, skips)
 

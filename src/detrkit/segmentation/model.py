@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from detrkit.errors import UsageError
 from detrkit.losses.functional import dice_loss, mask_focal_loss
 from detrkit.losses.matching import Matches
+from detrkit.nn.pooling import extents
 from detrkit.segmentation.head import Canvas, MaskHead
 from detrkit.structures import Predictions, Target
 
@@ -118,7 +119,8 @@ class Segmenter(nn.Module):
             detector: Any = self.detector
             memory = detector.encode(images, padding)
             predictions = detector.predict(detector.decode(memory, detector.queries(len(images))))
-        canvas = self.mask_head.prepare(memory)
+        extent = extents(images, padding, memory.grid, detector.backbone.strides[-1])
+        canvas = self.mask_head.prepare(memory, extent)
         terms = None if wanted is None else self._judge(canvas, predictions, wanted(predictions))
         return Segmented(predictions, canvas, terms)
 
