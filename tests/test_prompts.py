@@ -30,7 +30,7 @@ def learned(count: int, sets: int, images: int = 1) -> Queries:
 def test_every_group_sees_exactly_itself(layout: tuple[int, int, int, int]):
     count, groups, prompts, sets = layout
     group = group_of_queries(count, groups)
-    asked = ask(learned(count, sets), torch.randn(1, prompts, 4), group)
+    asked = ask(learned(count, sets), torch.randn(1, prompts, 4), groups)
     owners = [(one, patch) for one in range(sets) for patch in group.tolist() if patch < prompts]
     expected = [[mine != other for other in owners] for mine in owners]
     assert asked.blocked is not None
@@ -66,9 +66,9 @@ def test_groups_without_queries_are_refused(count: int, groups: int):
 @pytest.mark.parametrize("sets", [1, 2])
 def test_prompts_are_added_where_they_belong(place: str, sets: int):
     queries, prompts = learned(5, sets, images=2), torch.randn(2, 2, 4)
-    group = torch.tensor([0, 0, 1, 1, 2])  # the last group has no prompt
+    group = [0, 0, 1, 1, 2]  # the last group has no prompt
     keep = torch.tensor([[1.0, 0, 1, 1, 1], [1, 1, 0, 0.5, 1]])
-    asked = ask(queries, prompts, group, keep, place)
+    asked = ask(queries, prompts, 3, keep, place)
     for image in range(2):
         for one in range(sets):
             for query in range(4):
@@ -84,6 +84,6 @@ def test_what_queries_may_not_see_stays_so():
     queries = Queries(
         torch.zeros(1, 3, 4), torch.zeros(1, 3, 4), torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 0]]).bool()
     )
-    asked = ask(queries, torch.zeros(1, 2, 4), torch.tensor([0, 0, 1]))
+    asked = ask(queries, torch.zeros(1, 2, 4), 2)
     assert asked.blocked is not None
     assert asked.blocked.int().tolist() == [[0, 1, 1], [0, 0, 1], [1, 1, 0]]

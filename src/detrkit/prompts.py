@@ -44,8 +44,8 @@ def apart(group: Int64[Tensor, " q"]) -> Bool[Tensor, "q q"]:
 
 def ask(
     queries: Queries,
-    prompts: Float[Tensor, "b g d"],
-    group: Int64[Tensor, " n"],
+    prompts: Float[Tensor, "b p d"],
+    groups: int = 1,
     keep: Float[Tensor, "b n"] | None = None,
     place: Place = "position",
 ) -> Queries:
@@ -55,8 +55,8 @@ def ask(
 
     Args:
         queries: a model's own; where they are several sets (`Queries.groups`), every set is asked for everything.
-        prompts: one feature for each group, as wide as a query. Queries of a group that has none are left out.
-        group: the group of each query of a set.
+        prompts: one feature for each group, as wide as a query. Queries of groups that have none are left out.
+        groups: that the queries of a set are divided into (`group_of_queries`).
         keep: factor of a query's prompt: 0 where the query is to do without.
         place: what of a query the prompt is added to.
 
@@ -64,16 +64,20 @@ def ask(
         The queries that have a prompt, in their order. Those of different groups or sets may not attend to each other.
     """
     sets = queries.groups
-    asked = group < prompts.shape[1]
-    group, everywhere = group[asked], asked.repeat(sets)
+    count = queries.content.shape[1] // sets
+    asked = -(-prompts.shape[1] * count // groups)  # the first ones, so that nobody waits for a device to say which
+    group = group_of_queries(count, groups, prompts.device)[:asked]
     added = prompts[:, group]
     if keep is not None:
-        added = added * keep[:, asked, None]
+        added = added * keep[:, :asked, None]
     added = added.repeat(1, sets, 1)
     blocked = apart(group).repeat(sets, sets)
     if queries.blocked is not None:
-        blocked = blocked | queries.blocked[everywhere][:, everywhere]
-    content, position = queries.content[:, everywhere], queries.position[:, everywhere]
+        own = queries.blocked.view(sets, count, sets, count)[:, :asked, :, :asked]
+        blocked = blocked | own.reshape(blocked.shape)
+    content, position = (
+        one.view(len(one), sets, count, -1)[:, :, :asked].flatten(1, 2) for one in (queries.content, queries.position)
+    )
     return Queries(
         content + added if place != "position" else content,
         position + added if place != "content" else position,

@@ -59,8 +59,10 @@ class Target(NamedTuple):
 
     def to(self, device: torch.device | str) -> Target:
         """The same target on another device."""
-        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
-        return Target(self.labels.to(device), self.boxes.to(device), self.name, masks)
+        early = torch.device(device).type != "cpu"  # where it is not, numbers would be read before they are there
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=early)
+        labels, boxes = (part.to(device, non_blocking=early) for part in (self.labels, self.boxes))
+        return Target(labels, boxes, self.name, masks)
 
 
 class Batch(NamedTuple):

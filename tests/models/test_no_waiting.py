@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from detrkit import models
+from detrkit.one_shot.model import OneShot
+from detrkit.pretrain.up_detr import UpDetr
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +44,19 @@ def test_a_forward_pass(preset: str, training: bool, padded: bool) -> None:
     found = model(*inputs(padded=padded))
     assert found.logits.device.type == "meta"
     assert found.boxes.shape[1:] == (2, found.logits.shape[2], 4)
+
+
+@pytest.mark.parametrize("preset", ["detr-nano", "conditional-detr-nano"])
+@pytest.mark.parametrize("patches", [3, 2])
+def test_a_pass_of_pre_training(preset: str, patches: int) -> None:
+    task = UpDetr(models.build(preset, **SMALL), patches=3, shuffle=True).to("meta").train()
+    found = task(*inputs(padded=True), torch.zeros(2, patches, 3, 32, 32, device="meta"))
+    assert found.boxes.shape[1:] == (2, 2 * patches, 4)
+
+
+@pytest.mark.parametrize("preset", ["detr-nano", "conditional-detr-nano"])
+def test_a_pass_of_find_by_example(preset: str) -> None:
+    model = OneShot(models.build(preset, **SMALL), width=16).to("meta").train()
+    which = torch.zeros(3, dtype=torch.int64, device="meta")
+    found = model(*inputs(padded=True), which, which, torch.zeros(3, 4, device="meta"))
+    assert found.boxes.shape[1:] == (3, 6, 4)

@@ -28,8 +28,7 @@ def plain_answers(model: OneShot, image: Tensor, padding: Tensor, prompt: Tensor
     """What the detector answers about one image, its queries told of a prompt by hand."""
     queries = model.detector.queries(1)
     if prompt is not None:
-        group = torch.zeros(queries.content.shape[1], dtype=torch.int64)
-        queries = ask(queries, prompt[None, None], group, place=model.place)
+        queries = ask(queries, prompt[None, None], place=model.place)
     return model.detector(image[None], padding[None], queries)
 
 

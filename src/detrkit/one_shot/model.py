@@ -200,8 +200,7 @@ class OneShot(nn.Module):
         memory = encoded.memory.select(image)
         queries = detector.queries(len(image))
         if prompts.shape[1]:
-            everyone = torch.zeros(queries.content.shape[1] // queries.groups, dtype=torch.int64, device=image.device)
-            queries = ask(queries, prompts[:, None], everyone, place=self.place)
+            queries = ask(queries, prompts[:, None], place=self.place)
         hidden = detector.decode(memory, queries)
         if only_last:
             hidden = hidden._replace(states=hidden.states[-1:])

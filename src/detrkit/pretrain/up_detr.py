@@ -199,7 +199,7 @@ class UpDetr(nn.Module):
             order = torch.randperm(len(self.group), device=features.device)
             every = torch.cat([order + start * len(order) for start in range(queries.groups)])
             queries = queries._replace(content=queries.content[:, every], position=queries.position[:, every])
-        asked = ask(queries, self.patch_projection(features), self.group, self._keep(len(features)), self.place)
+        asked = ask(queries, self.patch_projection(features), self.patches, self._keep(len(features)), self.place)
         logits, boxes, hidden = detector.predict(detector.decode(memory, asked))
         reconstructed = None if self.reconstruction_head is None else self.reconstruction_head(hidden)
         return PatchPredictions(logits, boxes, reconstructed, features)
@@ -253,7 +253,7 @@ class PatchCriterion:
         labels = torch.full((images, count), found.logits.shape[-1] - self._beyond(), device=boxes.device)
         called = tuple(names) or tuple(f"image {index} of the batch" for index in range(images))
         targets = PaddedTargets(labels, boxes, (count,) * images, called)
-        matches = self._matches(found, targets, group[group < count])
+        matches = self._matches(found, targets, group[: found.logits.shape[2]])
         losses = self.detection.terms(found, targets, matches, num_boxes)
         if found.reconstructed is None:
             return losses
