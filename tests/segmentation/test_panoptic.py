@@ -96,21 +96,6 @@ def test_only_strays_are_an_empty_map():
     assert not merged.ids.any()
 
 
-def test_padding_is_cut_off(generator):
-    logits = torch.randn(3, 6, 8, generator=generator)
-    scores, labels = torch.full((3,), 0.9), torch.tensor([0, 1, 2])
-
-    def asked(logits, size, extent=None):
-        merged = merge(logits, scores, labels, IS_THING, size, extent=extent, stray=0)
-        return merged.queries[merged.ids - 1]
-
-    inside, padded = asked(logits[:, :3, :4], (24, 32)), asked(logits, (24, 32), (3.0, 4.0))
-    assert torch.equal(inside[:20, :28], padded[:20, :28])  # beyond, the cells of the padding have their say
-    whole = asked(logits, (48, 64))
-    assert torch.equal(whole[:24, :32], padded)
-    assert torch.equal(whole[:20, :28], asked(logits, (20, 28), (2.5, 3.5)))  # an edge that falls between cells
-
-
 def test_halves_are_merged_like_floats(generator):
     logits = torch.randn(3, 6, 8, generator=generator).half()
     scores, labels = torch.full((3,), 0.9), torch.tensor([0, 1, 2])

@@ -40,7 +40,6 @@ def merge(
     is_thing: Bool[Tensor, " c"],
     size: tuple[int, int],
     *,
-    extent: tuple[float, float] | None = None,
     threshold: float = THRESHOLD,
     stray: int = STRAY,
 ) -> Merged:
@@ -60,8 +59,6 @@ def merge(
         labels: that class.
         is_thing: for each class, whether it is a thing.
         size: height and width of the original image in pixels.
-        extent: height and width of the unpadded image in cells of `logits`, from the upper left corner; None where they
-            hold no padding.
         threshold: a query makes a segment where its score is above this.
         stray: a segment of so many pixels at most is dropped.
 
@@ -77,7 +74,7 @@ def merge(
     if bool(is_thing.all()):
         kept = torch.cat([kept, torch.zeros_like(kept[:1])])
         owners = torch.cat([owners, torch.full_like(owners[:1], len(order))])
-    resized = _Resized(kept, size, extent or (float(logits.shape[1]), float(logits.shape[2])))
+    resized = _Resized(kept, size)
     found = owners[resized.greatest(torch.arange(size[0], device=logits.device))]
     areas = torch.bincount(found.flatten(), minlength=len(kept))
     stays = areas > stray
@@ -106,20 +103,18 @@ def _owners(labels: Int64[Tensor, " k"], is_thing: Bool[Tensor, " c"]) -> Int64[
 class _Resized:
     """Logits of masks, resized bilinearly to the size of the image as far as they are asked for."""
 
-    def __init__(self, logits: Tensor, size: tuple[int, int], extent: tuple[float, float]):
-        self.logits = logits
-        self.size = size
-        self.extent = extent
+    def __init__(self, logits: Tensor, size: tuple[int, int]):
+        self.logits, self.size = logits, size
 
     def greatest(self, rows: Int64[Tensor, " r"], queries: Int64[Tensor, " k"] | None = None) -> Int64[Tensor, "r w"]:
         """Which query has the greatest logit at each pixel of some rows of the image, among all or some queries."""
         logits = self.logits if queries is None else self.logits[queries]
         width = self.size[1]
         columns = torch.arange(width, device=rows.device)
-        left, right, across = _neighbours(columns, width, self.extent[1], logits.shape[2])
+        left, right, across = _neighbours(columns, width, logits.shape[2])
         answers = []
         for chunk in torch.split(rows, max(1, AT_ONCE // (len(logits) * width))):
-            top, bottom, down = _neighbours(chunk, self.size[0], self.extent[0], logits.shape[1])
+            top, bottom, down = _neighbours(chunk, self.size[0], logits.shape[1])
             cells, (above, below) = torch.unique(torch.stack([top, bottom]), return_inverse=True)
             band = logits[:, cells].float()
             band = torch.lerp(band[..., left], band[..., right], across)
@@ -130,11 +125,11 @@ class _Resized:
 
 
 def _neighbours(
-    pixels: Int64[Tensor, " p"], count: int, extent: float, cells: int
+    pixels: Int64[Tensor, " p"], count: int, cells: int
 ) -> tuple[Int64[Tensor, " p"], Int64[Tensor, " p"], Float[Tensor, " p"]]:
     """The two cells between which each pixel's centre lies along an axis, and how far it is from the first to the
-    second: `count` pixels lie on `extent` of the `cells`.
+    second: `count` pixels lie on `cells`.
     """
-    place = ((pixels + 0.5) * (extent / count) - 0.5).clamp(0, cells - 1)
+    place = ((pixels + 0.5) * (cells / count) - 0.5).clamp(0, cells - 1)
     first = place.long()
     return first, (first + 1).clamp(max=cells - 1), place - first
