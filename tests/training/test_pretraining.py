@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -82,6 +83,10 @@ def notes_of(out: Path) -> str:
 
 def lines_of(out: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in without_times(out) if line["event"] == event]
+
+
+def test_the_public_function_shows_what_it_takes() -> None:
+    assert list(inspect.signature(detrkit.pretrain).parameters)[:2] == ["images", "out"]
 
 
 @pytest.mark.parametrize("model", ["detr-nano", "conditional-detr-nano"])

@@ -1,11 +1,13 @@
 """Pretext tasks: each holds a model, brings its loss, and needs no labels.
 
-The package is also the function `detrkit.pretrain(images, out=…)`.
+The package is also the function `detrkit.pretrain(images, out=…)`; `help(detrkit.training.pretraining.pretrain)` shows
+what it takes and gives.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,11 @@ class _CallableModule(ModuleType):
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return importlib.import_module(_FUNCTION).pretrain(*args, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Of the function, for editors and shells that show it."""
+        return inspect.signature(importlib.import_module(_FUNCTION).pretrain)
 
 
 sys.modules[__name__].__class__ = _CallableModule
