@@ -112,12 +112,14 @@ def test_transparency_shows_white(tmp_path):
     ("values", "expected"),
     [
         (np.array([[0, 30000, 65535]], np.uint16), [0, 117, 255]),
-        (np.array([[0, 2048, 4000]], np.uint16), [0, 128, 249]),
+        (np.array([[0, 2048, 4095]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 2048, 4100]], np.uint16), [0, 127, 255]),  # a little brighter is no other image
         (np.array([[0, 100, 200]], np.uint16), [0, 100, 200]),
         (np.array([[0, 0, 0]], np.uint16), [0, 0, 0]),
         (np.array([[-100, 0, 100]], np.int32), [0, 128, 255]),
         (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
-        (np.array([[0, 50.4, 200]], np.float32), [0, 50, 200]),
+        (np.array([[0, 0.25, 0.5]], np.float32), [0, 64, 128]),
+        (np.array([[0, 50, 200]], np.float32), [0, 64, 255]),
         (np.array([[np.nan, np.inf, 1000]], np.float32), [0, 0, 255]),
     ],
 )
@@ -138,6 +140,16 @@ def test_first_of_several_frames(tmp_path):
     path = tmp_path / "a.webp"
     picture().save(path, save_all=True, append_images=[Image.new("RGB", (60, 40))], lossless=True)
     assert close(open_image(path), picture(), 0.01)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1)])
+def test_arrays_of_16_bits_are_read_as_files_of_16_bits_are(shape):
+    assert np.asarray(open_image(np.array([0, 2048, 4100], np.uint16).reshape(shape)))[0, :, 0].tolist() == [
+        0,
+        127,
+        255,
+    ]
+    assert np.asarray(open_image(np.array([0, 100, 200], np.uint16).reshape(shape)))[0, :, 0].tolist() == [0, 100, 200]
 
 
 def test_arrays():

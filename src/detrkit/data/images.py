@@ -48,7 +48,6 @@ _UPRIGHT = {
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-_INTEGER_RANGES = (255, 4095, 65535)
 _CONVERT = "Convert it to JPEG or PNG."
 _LOOKALIKES = (
     (rb"\s*<", "The file holds a web page or XML, not an image", "Download the image again."),
@@ -69,13 +68,15 @@ def open_image(
     """Open an image as upright RGB of 8 bits, fully decoded.
 
     The EXIF orientation is applied, so height and width are those that a viewer shows. Of several frames or pages the
-    first is taken. Transparent pixels are laid over white. Integers of more than 8 bits are scaled from the smallest
-    of the ranges 0-255, 0-4095 (12-bit cameras) and 0-65535 that holds the image's maximum; floats from 0-1 or 0-255;
-    anything else from its own minimum and maximum, and values that are not finite become 0.
+    first is taken. Transparent pixels are laid over white. Of integers of more than 8 bits the image's maximum becomes
+    white, or 255 where that is more; of floats the maximum, or 1; and 0 becomes black, or the minimum where that is
+    less. (A range of so many bits would be a guess from the maximum, and a series of images change its brightness where
+    the guess does.) Values that are not finite count as 0.
 
     Args:
-        source: a JPEG, PNG, WebP, BMP or TIFF file (a path, or its bytes), a Pillow image, or a uint8 array of shape
-            (height, width, 3) in RGB order, (height, width, 4) with alpha, (height, width, 1) or (height, width).
+        source: a JPEG, PNG, WebP, BMP or TIFF file (a path, or its bytes), a Pillow image, or an array of uint8 or
+            uint16 and shape (height, width, 3) in RGB order, (height, width, 4) with alpha, (height, width, 1) or
+            (height, width).
         name: what to call the image in messages, where `source` is not a path.
         max_pixels: an image of more pixels is refused before it is decoded. Pillow's own limit holds as well.
         coarse: where it is not 0, a JPEG may be decoded at a half, a quarter or an eighth of its size, so long as both
@@ -344,9 +345,7 @@ def _range(image: Image.Image) -> tuple[float, float]:
     parts = (_finite(band) for _, band in _bands(image))
     extremes = [(float(values.min()), float(values.max())) for values in parts]
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
-    ranges = (1, 255) if image.mode == "F" else _INTEGER_RANGES
-    fitting = [upper for upper in ranges if low >= 0 and high <= upper]
-    return (0.0, float(fitting[0])) if fitting else (low, high)
+    return (0.0, max(high, 1.0 if image.mode == "F" else 255.0)) if low >= 0 else (low, high)
 
 
 def _finite(image: Image.Image) -> np.ndarray:
@@ -359,12 +358,14 @@ def _to_8_bits(image: Image.Image, low: float, factor: float) -> Image.Image:
 
 
 def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
+    if array.dtype == np.uint16 and array.size:
+        array = np.rint(array * (255 / max(255, int(array.max())))).astype(np.uint8)
     if array.dtype != np.uint8:
         raise DataError(
             "The array of an image has the wrong type",
             where=name,
             got=array.dtype,
-            expected="uint8",
+            expected="uint8 or uint16",
             remedy="Scale it to 0-255 and convert it: array.astype('uint8').",
         )
     plain = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
