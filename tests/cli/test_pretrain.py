@@ -12,12 +12,12 @@ from PIL import Image
 
 from detrkit.cli import main, pretrain
 from detrkit.cli._options import parse
-from detrkit.cli._progress import News
 from detrkit.errors import UsageError
 from detrkit.training import pretext, pretraining
 from detrkit.training.events import Evaluated, Saved
 from detrkit.training.pretext import BackboneRecipe, PatchRecipe
 from detrkit.training.recipe import Recipe, read, revise, to_toml
+from detrkit.training.telling import News
 
 LITTLE = (*TINY, "--patches", "2", "--patch-size", "32", "--shortest", "0", "--epochs", "1", "--val-fraction", "0.3")
 

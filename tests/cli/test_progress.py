@@ -87,10 +87,19 @@ def test_plain_lines(capsys, clock):
         "Training for 100 steps, 10 an epoch",
         "epoch 0.20 of 10, step 2 of 100, 17:58 min left, loss 2.000, class 0.500, l1 0.250, giou 1.000, "
         "class error 50%, lr 0.0001, 4.0 images/s, waiting 25%",
-        "Cannot read bad.jpg; another image stands in for it",
+        "Another image stands in for one that cannot be read: bad.jpg",
         "epoch 1 evaluated in 1:05 min: AP 0.250, AP50 0.500, AP75 –, best so far",
         "epoch 2 evaluated in 1:05 min: AP 0.125, AP50 0.500, AP75 –",
     ]
+
+
+def test_an_image_that_cannot_be_read_is_named_once(capsys, clock):
+    show = PlainProgress(Terminal(clock=clock))
+    show(STARTED)
+    for number, replaced in ((1, ("a.jpg",)), (2, ("b.jpg | a.jpg", "a.jpg")), (3, ("b.jpg",))):
+        show(step(number, replaced=replaced))
+    said = [line for line in capsys.readouterr().err.splitlines() if "cannot be read" in line]
+    assert [line.rpartition(": ")[2] for line in said] == ["a.jpg", "b.jpg"]
 
 
 TROUBLE = (
@@ -165,7 +174,7 @@ def test_the_live_view(clock):
     assert "epoch 1/10 evaluating" in later.get()
     text = shown.getvalue()
     assert "a note" in text
-    assert "Cannot read bad[0].jpg" in text
+    assert "cannot be read: bad[0].jpg" in text
     assert text.count("AP50") == 1
     assert "       1   0.250   0.500       –   1:05 min  ★ best so far" in text
     assert text.count("★") == 1

@@ -250,7 +250,7 @@ def test_the_document(detrkit, data, trained, tmp_path):
     said = detrkit("train", data, "--out", out, "--resume", "--json")
     assert said.code == 0
     assert (said.document["run"], said.document["model"]) == (str(out), str(out / "model"))
-    assert "Going on at step 2 of 2 steps" in said.err
+    assert "This training has taken all its steps: 2 steps" in said.err
 
 
 def test_data_and_weights_that_are_missing(detrkit, data, tmp_path):

@@ -14,7 +14,7 @@ from detrkit.cli._terminal import PLAIN_SECONDS, Terminal, duration, share
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from detrkit.training.events import Evaluated, Event, Preparing, Skipped, Started, Step, Warned, WentBack
+    from detrkit.training.events import Evaluated, Event, Started, Step
 
 RECENT = 50
 """Steps over which live figures are averaged."""
@@ -96,20 +96,6 @@ class Pace:
         ]
 
 
-class News:
-    """What evaluations have to say, each thing when it arises and not again while it lasts."""
-
-    def __init__(self) -> None:
-        self._known: set[str] = set()
-
-    def __call__(self, event: Evaluated) -> list[str]:
-        """The notes that the evaluation before did not have; what stands after a colon are figures."""
-        subjects = {note.partition(":")[0]: note for note in event.notes}
-        fresh = [note for subject, note in subjects.items() if subject not in self._known]
-        self._known = set(subjects)
-        return fresh
-
-
 class PlainProgress:
     """Lines without any control codes, for files and build servers.
 
@@ -118,12 +104,15 @@ class PlainProgress:
     """
 
     def __init__(self, terminal: Terminal):
-        self.terminal, self.pace, self._news = terminal, Pace(terminal), News()
+        from detrkit.training.telling import Complaints, News
+
+        self.terminal, self.pace, self._news, self._complaints = terminal, Pace(terminal), News(), Complaints()
         self._said = terminal.clock()
 
     def __call__(self, event: Event) -> None:
         """Show what happened."""
         from detrkit.training.events import Evaluated, Preparing, Skipped, Started, Step, Warned, WentBack
+        from detrkit.training.telling import opening, preparation
 
         if isinstance(event, Preparing):
             if event.done == event.total or self.terminal.clock() - self._said >= PLAIN_SECONDS:
@@ -135,7 +124,7 @@ class PlainProgress:
                 self.terminal.note(line)
         elif isinstance(event, Step):
             self.pace.add(event)
-            for line in complaints(event):
+            for line in self._complaints(event):
                 self.terminal.note(line)
             if self.terminal.clock() - self._said >= PLAIN_SECONDS:
                 self._said = self.terminal.clock()
@@ -143,7 +132,7 @@ class PlainProgress:
                 left = f"{duration(self.pace.left)} left"
                 self.terminal.note(", ".join([place, left, *self.pace.figures()]))
         elif isinstance(event, Skipped | WentBack | Warned):
-            for line in complaints(event):
+            for line in self._complaints(event):
                 self.terminal.note(line)
         elif isinstance(event, Evaluated):
             figures = ", ".join(f"{name} {share(event.figures[name])}" for name in event.headline)
@@ -165,8 +154,10 @@ class LiveProgress:
         from rich.live import Live
         from rich.progress import BarColumn, Progress, TextColumn
 
+        from detrkit.training.telling import Complaints, News
+
         self.terminal, self.pace, self.evaluate_every = terminal, Pace(terminal), evaluate_every
-        self._news = News()
+        self._news, self._complaints = News(), Complaints()
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -188,6 +179,7 @@ class LiveProgress:
     def __call__(self, event: Event) -> None:
         """Show what happened."""
         from detrkit.training.events import Evaluated, Preparing, Skipped, Started, Step, Warned, WentBack
+        from detrkit.training.telling import opening, preparation
 
         if isinstance(event, Preparing):
             self._bar.update(self._task, total=event.total, completed=event.done, description=preparation(event))
@@ -197,11 +189,11 @@ class LiveProgress:
                 self.terminal.console.print(line)
             self._bar.update(self._task, total=event.total_steps, completed=event.step, description="starting")
         elif isinstance(event, Step):
-            for line in complaints(event):
+            for line in self._complaints(event):
                 self.terminal.console.print(line, style="yellow")
             self._show(event)
         elif isinstance(event, Skipped | WentBack | Warned):
-            for line in complaints(event):
+            for line in self._complaints(event):
                 self.terminal.console.print(line, style="yellow")
         elif isinstance(event, Evaluated):
             self._add_line(event)
@@ -250,31 +242,6 @@ def _columns(cells: list[str], headline: tuple[str, ...]) -> str:
     """A line of the table of evaluations: the epoch, the figures of the headline, the time."""
     widths = (8, *(max(8, len(name) + 2) for name in headline), 11)
     return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-
-
-def preparation(event: Preparing) -> str:
-    """How far it is with what is done once."""
-    return f"Every image goes through the backbone once: {event.done:,} of {event.total:,}"
-
-
-def opening(event: Started) -> list[str]:
-    """What is said before the first step."""
-    lines = list(event.notes)
-    steps = f"{event.total_steps:,} steps, {event.steps_per_epoch:,} an epoch"
-    lines.append(f"Going on at step {event.step:,} of {steps}" if event.step else f"Training for {steps}")
-    return lines
-
-
-def complaints(event: Step | Skipped | WentBack | Warned) -> list[str]:
-    """What went wrong without ending the training, or is over."""
-    from detrkit.training.events import Step, Warned
-
-    if isinstance(event, Step):
-        return [f"Cannot read {place}; another image stands in for it" for place in event.replaced]
-    if isinstance(event, Warned):
-        message = event.message.rstrip(".")
-        return [message] if event.cleared else [f"Warning, step {event.step:,}: {message}. {event.remedy}".rstrip()]
-    return [event.message]
 
 
 def how_to_go_on(out: Path, command: str) -> str:

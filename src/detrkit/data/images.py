@@ -222,7 +222,7 @@ def _too_large(got: str, name: str, max_pixels: int) -> DataError:
         where=name,
         got=got,
         expected=f"at most {max_pixels:,} pixels",
-        remedy="Cut it into tiles or scale it down, or raise max_pixels.",
+        remedy="Cut it into tiles, or scale it down.",
     )
 
 

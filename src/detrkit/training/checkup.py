@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,4 +52,4 @@ def resolution_of(model: str, config: Any, image_size: int = 0) -> Resolution:
 def notes_before(train: Annotations, val: Annotations, data: str | Path) -> list[str]:
     """What a training should know of its data before it begins, as far as it is to be found in a moment."""
     found = [str(finding) for finding in examine_briefly(train, val)]
-    return [*found, f"More of this, and a clean copy: detrkit doctor {data}"] if found else []
+    return [*found, f"More of this, and a clean copy: detrkit doctor {shlex.quote(str(data))}"] if found else []

@@ -22,6 +22,7 @@ from detrkit.training.loop import fit
 from detrkit.training.recipe import AnyRecipe
 from detrkit.training.recovery import has_checkpoint
 from detrkit.training.session import Session
+from detrkit.training.telling import Logged
 from detrkit.whole import standing
 
 WEIGHTS_NOTES = ("Start from ", "Backbone ", "Backbone: ")
@@ -48,7 +49,7 @@ def conduct(
         out: the run folder.
         data: where the data lie, for people.
         resume: go on with the run in `out` where its last checkpoint stands.
-        on_event: called with every event in the main process.
+        on_event: called with every event in the main process; by default `Logged`.
 
     Returns:
         The figures of the best checkpoint by name; empty if nothing was evaluated.
@@ -67,7 +68,7 @@ def conduct(
         raise UsageError(
             "This folder holds a run already",
             where=out,
-            remedy="Say --resume to go on with it, or choose another --out.",
+            remedy="Go on with it (--resume; in Python resume=True), or choose another folder.",
         )
     best = _best_figures(out) if resume else {}
     with world() as here, _threads(recipe.run.threads):
@@ -81,8 +82,7 @@ def conduct(
             listeners.append(folder)
             if recipe.run.tensorboard:
                 listeners.append(TensorBoard(out / "tensorboard"))
-            if on_event is not None:
-                listeners.append(on_event)
+            listeners.append(on_event or Logged(session.describe()["splits"]))
         try:
             events = fit(session, out, resume=resume, interruption=interruption)
             with interruption.listening(), closing(events):
@@ -145,7 +145,7 @@ def _check_same(out: Path, recipe: AnyRecipe) -> None:
             "The run was begun with another recipe",
             where=out,
             got=", ".join(differing),
-            remedy=f"Resume with --recipe {file}.",
+            remedy=f"Resume with --recipe {file}, or begin a new run with what this one has learnt: --init {out}.",
         )
 
 

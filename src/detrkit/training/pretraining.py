@@ -61,7 +61,8 @@ def pretrain(
         recipe: a recipe of the task, a TOML file, or the name of one that comes with the package; by default the one
             of the task and the preset, where there is one. A run that goes on has its own.
         resume: go on with the run in `out` where its last checkpoint stands.
-        on_event: called with every event, such as a step or an evaluation.
+        on_event: called with every event, such as a step or an evaluation. By default Python's logging is told, under
+            the name `detrkit`: warnings are seen, and the course of it after `logging.basicConfig(level=logging.INFO)`.
         **fields: any field of the recipe, such as `model="detr-r50"` or `epochs=50`.
 
     Returns:

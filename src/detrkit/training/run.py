@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 from detrkit import models
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
-from detrkit.errors import DataError
+from detrkit.errors import DataError, UsageError
 from detrkit.evaluation.run import Metrics
 from detrkit.one_shot.protocol import DRAWS
 from detrkit.panoptic import PanopticMap
@@ -78,7 +78,8 @@ def train(
         recipe: a recipe of the task, a TOML file, or the name of a recipe that comes with the package; by default the
             one named like the model's preset, where there is one. A run that goes on has its own.
         resume: go on with the run in `out` where its last checkpoint stands.
-        on_event: called with every event, such as a step or an evaluation.
+        on_event: called with every event, such as a step or an evaluation. By default Python's logging is told, under
+            the name `detrkit`: warnings are seen, and the course of it after `logging.basicConfig(level=logging.INFO)`.
         notes: what the run notes first, such as why its recipe is what it is.
         **fields: any field of the recipe, such as `model="detr-r50"`, `epochs=50`, `lr=1e-4`, or
             `init="facebook/detr-resnet-50"` to start from the weights, and with the architecture, of another model.
@@ -91,6 +92,10 @@ def train(
         ModelError: weights that are missing or do not fit.
         UsageError: a task or field that does not exist, or an `out` that holds another run.
     """
+    if not isinstance(data, str | Path):
+        raise UsageError(
+            "A training has one data set", where="data", got=type(data).__name__, expected="its folder or its file"
+        )
     out = Path(out)
     check_folder(out)
     if resume and recipe is None and (out / "recipe.toml").exists():
