@@ -18,7 +18,7 @@ import detrkit
 from detrkit.data import formats
 from detrkit.data.doctor import Resolution, examine, examine_briefly
 from detrkit.data.doctor.boxes import report
-from detrkit.data.doctor.classes import same_names
+from detrkit.data.doctor.classes import _slips, same_names
 from detrkit.data.doctor.fixing import turn
 from detrkit.data.doctor.kinds import KINDS
 from detrkit.data.doctor.pictures import ALIKE, most_alike, outlines
@@ -287,3 +287,19 @@ def test_the_public_doctor_knows_the_model(clean):
 
 def test_every_problem_has_a_place_among_the_kinds():
     assert set(POLICIES) < set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_slip"),
+    [
+        ("RBC", "RCB", True),
+        ("platelet", "platelets", True),
+        ("car", "cat", False),
+        ("RBC", "WBC", False),
+        ("ab", "ba", False),
+        ("part 12", "part 21", False),
+    ],
+)
+def test_two_spellings_of_a_name_are_told_from_two_names(one: str, other: str, is_slip: bool) -> None:
+    table = (Category(1, one), Category(2, other))
+    assert bool(list(_slips(table))) is is_slip

@@ -262,6 +262,7 @@ def _data_text(document: dict[str, Any]) -> str:
             lines.append(f"  heights {low_h} to {high_h}, widths {low_w} to {high_w} pixels")
         if part["boxes"]:
             lines.append(f"  at most {count(part['most_boxes'], 'box', 'boxes')} in an image")
+        if part["masks"]:
             lines.append(f"  masks of {part['masks']:,} of {count(part['boxes'], 'box', 'boxes')}")
         if part["stuff"]["classes"]:
             for kind in ("things", "stuff"):

@@ -84,7 +84,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         text = f"{self.loaded} tensors from {self.source}"
-        return f"{text}; not used: {_listed(self.ignored)}" if self.ignored else text
+        others = f"{len(self.ignored)} of the file are of layers that the backbone does not have"
+        return f"{text}; {others}, such as {self.ignored[0]}" if self.ignored else text
 
 
 @dataclass(frozen=True)

@@ -121,12 +121,23 @@ def _is_slip(one: str, other: str) -> bool:
         return False
     if re.findall(r"\d+", one) != re.findall(r"\d+", other):
         return False
+    if _are_swapped(one, other):
+        return True
     words, others = re.split(r"[\s_\-]+", one), re.split(r"[\s_\-]+", other)
     if len(words) == len(others):
         differing = [pair for pair in zip(words, others, strict=True) if pair[0] != pair[1]]
         if any(min(map(len, pair)) <= _SHORT for pair in differing):
             return False
     return difflib.SequenceMatcher(None, one, other).ratio() >= SPELT_ALIKE
+
+
+def _are_swapped(one: str, other: str) -> bool:
+    """Whether two neighbouring letters changed places, which in short names leaves little that is alike."""
+    differing = [place for place in range(min(len(one), len(other))) if one[place] != other[place]]
+    if len(one) != len(other) or len(one) <= _SHORT or len(differing) != 2 or differing[1] - differing[0] != 1:
+        return False
+    first, second = differing
+    return one[first] == other[second] and one[second] == other[first]
 
 
 def object_findings(
