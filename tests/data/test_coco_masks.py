@@ -160,6 +160,17 @@ def test_a_mask_is_drawn_at_the_size_that_the_image_turns_out_to_have(tmp_path):
         formats.read(path, check_files=False, masks=True)
 
 
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (HEIGHT, WIDTH)])
+def test_a_mask_is_drawn_at_the_size_of_the_upright_image_and_not_of_the_stored_one(tmp_path, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "a.png", exif=exif)
+    (found,) = formats.read(put(tmp_path, [[TRIANGLE], [SQUARE]], size=size), masks=True).values()
+    assert found.image_sizes.tolist() == [[HEIGHT, WIDTH]]
+    np.testing.assert_array_equal(found.masks.encoded(slice(0, 2)).decode(), [oracle([TRIANGLE]), oracle([SQUARE])])
+    assert found.problems.counts == ({"size-mismatch": 1} if size != (HEIGHT, WIDTH) else {})
+
+
 def test_images_of_impossible_size_get_no_mask(tmp_path):
     found = opened(
         tmp_path, [[TRIANGLE], {"size": [2**20, 2**20], "counts": [2**40]}], size=(2**20, 2**20), masks="any"

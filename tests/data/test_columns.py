@@ -218,3 +218,31 @@ def test_a_name_that_stands_twice_in_the_table_is_matched_by_its_id():
     found = assembled(Path(), ["a.jpg"], [(0, (1, 1, 9, 9)), (0, (2, 2, 9, 9))])
     moved = with_categories(found, (Category(1, "cat"), Category(3, "cat"), Category(7, "dog")))
     assert moved.labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("file", "sizes", "boxes", "kept", "frames"),
+    [
+        # Sizes as stored, or exchanged, and boxes on the upright image: cut where that ends.
+        ((640, 480), (480, 640), [(100, 400, 200, 600), (100, 500, 200, 600)], None, (640, 480)),
+        ((640, 480), (480, 640), [(400, 600, 500, 700)], [[400, 600, 480, 640]], (640, 480)),
+        # The size of a scaled image is the one that its boxes are stated in.
+        ((240, 320), (480, 640), [(600, 400, 700, 500)], [[600, 400, 640, 480]], (480, 640)),
+        # Nothing is looked up, or found, where boxes fit, or the file cannot be read.
+        ((640, 480), (480, 640), [(100, 400, 200, 450)], None, (480, 640)),
+        (None, (480, 640), [(100, 400, 200, 600)], [[100, 400, 200, 480]], (480, 640)),
+    ],
+)
+def test_boxes_are_cut_where_the_image_in_the_file_ends(tmp_path, file, sizes, boxes, kept, frames):
+    if file:
+        Image.new("RGB", file[::-1]).save(tmp_path / "a.png")
+    else:
+        (tmp_path / "a.png").touch()
+    found = assembled(tmp_path, ["a.png"], [(0, box) for box in boxes], sizes=[sizes], check_files=True)
+    assert found.boxes.tolist() == (kept or [list(box) for box in boxes])
+    assert found.image_sizes.tolist() == [list(frames)]
+    counted = {"size-mismatch": 1} if file and max(high for *_, high in boxes) > sizes[0] else {}
+    assert found.problems.counts == counted | ({"outside-box": 1} if kept else {})
+    if counted:
+        told = f"{sizes[1]} × {sizes[0]} annotated, {file[1]} × {file[0]} in the file"
+        assert found.problems.examples["size-mismatch"] == [f"{tmp_path / 'a.png'}: {told}"]

@@ -7,6 +7,7 @@ arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detrkit.data.annotations import Annotations, Masks, Stated, Strings
-from detrkit.data.files import Listing, safe_name, upright_size
+from detrkit.data.files import Listing, measured_frame, safe_name, upright_size
 from detrkit.data.problems import Problems
 from detrkit.data.segmentations import FINDINGS, MaskColumn
 from detrkit.errors import DataError
@@ -101,7 +102,8 @@ def build(
         categories: the table that labels point into.
         problems: what was already wrong; the rest is added to it.
         source: format and path, for messages.
-        check_files: whether images must exist; missing ones are dropped, unknown sizes are read from their headers.
+        check_files: whether images must exist; missing ones are dropped, and sizes that are unknown, or that boxes do
+            not fit into, are read from their headers.
         note_others: whether images that lie in the same folders without being listed are worth a note.
         looked: folders in which the images were searched, for the message where none is found.
 
@@ -120,6 +122,8 @@ def build(
     if check_files and names:
         kept = _existing(root, names, problems, source, note_others, looked)
         _fill_sizes(root, names, sizes, kept, problems)
+        if boxes.masks is None:  # else all were measured before masks were made at these sizes
+            _correct_sizes(root, names, sizes, kept & _overfull(boxes, sizes), problems)
     kept_images = np.flatnonzero(kept)
     new_row = np.full(len(names), -1, np.int64)
     new_row[kept_images] = np.arange(len(kept_images))
@@ -253,6 +257,29 @@ def _fill_sizes(root: Path, names: Sequence[str], sizes: np.ndarray, kept: np.nd
         except DataError as error:
             problems.add("unreadable-image", f"{error.where}: {error.got}")
             kept[row] = False
+
+
+def _overfull(boxes: BoxColumns, sizes: np.ndarray) -> np.ndarray:
+    """Images with a box that reaches beyond their stated size (n,)."""
+    limits = np.where(sizes > 0, sizes, LONGEST_SIDE)[boxes.images, ::-1] + TOLERANCE
+    beyond = (np.maximum(boxes.boxes[:, :2], boxes.boxes[:, 2:]) > limits).any(1)
+    overfull = np.zeros(len(sizes), bool)
+    overfull[boxes.images[beyond]] = True
+    return overfull
+
+
+def _correct_sizes(
+    root: Path, names: Sequence[str], sizes: np.ndarray, doubted: np.ndarray, problems: Problems
+) -> None:
+    """Set the sizes of some images to those that their boxes are stated in, in place: to be cut where the image ends.
+
+    Headers of all images would be a few times the work of all the rest of reading, and a minute on a slow drive. An
+    image that cannot be read keeps its size: whoever opens it says so.
+    """
+    for row in np.flatnonzero(doubted).tolist():
+        with suppress(DataError):
+            height, width = sizes[row].tolist()
+            sizes[row] = measured_frame(root / names[row], (height, width), problems)
 
 
 def with_categories(annotations: Annotations, categories: Sequence[Category]) -> Annotations:

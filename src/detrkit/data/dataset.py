@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
+from detrkit.data.files import annotated_frame
 from detrkit.data.images import MAX_PIXELS, open_pixels
 from detrkit.data.transforms import Evaluation, Sample, Training, View, sample_masks
 from detrkit.errors import DataError, UsageError
@@ -21,9 +22,6 @@ from detrkit.structures import Target
 
 MOST_FAILURES = 10
 """So many unreadable images in a row are replaced; one more is an error: the folder is gone, not a file."""
-
-SAME_ASPECT = 0.01
-"""Aspect ratios that differ by less than this fraction count as the same picture, scaled."""
 
 _IMAGE_STREAM = 2  # `loading` shuffles with stream 1
 
@@ -99,9 +97,8 @@ def boxes_in_file(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring boxes into the frame of the image file where its size is not the annotated one: the file is believed.
 
-    If the aspect ratios agree within 1 %, the image was scaled after it was annotated, and the boxes are scaled too.
-    Otherwise (a cut image; or a size that was noted before the EXIF rotation, while boxes are drawn on upright images)
-    they stay where they are. In both cases they are cut at the border of the file's image.
+    They are scaled, or stay where they are, as `annotated_frame` says. In both cases they are cut at the border of the
+    file's image; what lay beyond the annotated size is there still where reading has looked into the file.
 
     Args:
         boxes: (t, 4) float64, xyxy in pixels of the annotated image.
@@ -111,10 +108,10 @@ def boxes_in_file(
     Returns:
         The boxes (t, 4) in pixels of the file's image, and (t,) bool: True where something of the box remains.
     """
-    if 0 not in annotated and annotated != actual:
-        y_factor, x_factor = actual[0] / annotated[0], actual[1] / annotated[1]
-        if abs(x_factor / y_factor - 1) < SAME_ASPECT:
-            boxes = boxes * (x_factor, y_factor, x_factor, y_factor)
+    frame = annotated_frame(annotated, actual)
+    if frame != actual:
+        y_factor, x_factor = actual[0] / frame[0], actual[1] / frame[1]
+        boxes = boxes * (x_factor, y_factor, x_factor, y_factor)
     height, width = actual
     cut = np.clip(boxes, 0, (width, height, width, height))
     return cut, np.all(cut[:, 2:] > cut[:, :2], 1)
@@ -130,26 +127,12 @@ def masks_in_file(masks: Bool[np.ndarray, "t h w"], actual: tuple[int, int]) -> 
     _, height, width = masks.shape
     if (height, width) == actual or not len(masks):
         return masks if len(masks) else np.zeros((0, *actual), bool)
-    y_factor, x_factor = actual[0] / height, actual[1] / width
-    if abs(x_factor / y_factor - 1) < SAME_ASPECT:
+    if annotated_frame((height, width), actual) != actual:
         return sample_masks(masks, actual)
     filled = np.zeros((len(masks), *actual), bool)
     part = masks[:, : actual[0], : actual[1]]
     filled[:, : part.shape[1], : part.shape[2]] = part
     return filled
-
-
-def annotated_frame(annotated: tuple[int, int], actual: tuple[int, int]) -> tuple[int, int]:
-    """The size in which boxes of an image are stated, the inverse of what `boxes_in_file` believes; height, width.
-
-    Args:
-        annotated: what the annotation states; (0, 0) where it states none.
-        actual: of the upright image in the file.
-    """
-    if 0 in annotated or annotated == actual:
-        return actual
-    y_factor, x_factor = annotated[0] / actual[0], annotated[1] / actual[1]
-    return annotated if abs(y_factor / x_factor - 1) < SAME_ASPECT else actual
 
 
 class DetectionDataset(Dataset[TrainingItem]):

@@ -14,11 +14,15 @@ from PIL import Image
 
 from detrkit.data.annotations import Annotations
 from detrkit.data.images import FORMATS, orientation
+from detrkit.data.problems import Problems
 from detrkit.documents import opened
 from detrkit.errors import DataError, UsageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of the files that count as images, in lower case."""
+
+SAME_ASPECT = 0.01
+"""Aspect ratios that differ by less than this fraction count as the same picture, scaled."""
 
 _SIDEWAYS = range(5, 9)  # the orientations of the EXIF standard that exchange width and height
 _KNOWN_SPLITS = {
@@ -102,6 +106,45 @@ def upright_size(path: Path) -> tuple[int, int]:
         reason = getattr(error, "strerror", None) or error
         raise DataError("The image's header cannot be read", where=path, got=reason) from error
     return (width, height) if sideways else (height, width)
+
+
+def annotated_frame(annotated: tuple[int, int], actual: tuple[int, int]) -> tuple[int, int]:
+    """The size in which the boxes of an image are stated, where its file has another: the file is believed.
+
+    An image of the same aspect ratio was scaled after it was annotated, and its boxes stand in the annotated size. Any
+    other (a cut image; or a size that was noted before the EXIF rotation, while boxes are drawn on upright images) has
+    its boxes in the size of the file.
+
+    Args:
+        annotated: height and width that the annotation states; (0, 0) where it states none.
+        actual: height and width of the upright image in the file.
+
+    Returns:
+        Height and width in pixels.
+    """
+    if 0 in annotated or annotated == actual:
+        return actual
+    y_factor, x_factor = annotated[0] / actual[0], annotated[1] / actual[1]
+    return annotated if abs(y_factor / x_factor - 1) < SAME_ASPECT else actual
+
+
+def measured_frame(path: Path, annotated: tuple[int, int], problems: Problems) -> tuple[int, int]:
+    """The same of an image file, whose header is read; a size that is not the annotated one is counted.
+
+    Args:
+        path: the image.
+        annotated: height and width that the annotation states; (0, 0) where it states none.
+        problems: where it is counted.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    actual = upright_size(path)
+    if 0 not in annotated and annotated != actual:
+        (height, width), (true_height, true_width) = annotated, actual
+        told = f"{path}: {width} × {height} annotated, {true_width} × {true_height} in the file"
+        problems.add("size-mismatch", told)
+    return annotated_frame(annotated, actual)
 
 
 def safe_name(name: str, where: str) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.data.annotations import Annotations
-from detrkit.data.dataset import annotated_frame, boxes_in_file, random_stream
+from detrkit.data.dataset import boxes_in_file, random_stream
+from detrkit.data.files import annotated_frame
 from detrkit.data.loading import LoadedImage, load_images
 from detrkit.errors import DataError
 from detrkit.evaluation.calibration import Calibration, Reliability, fit_calibration, reliability, threshold_spread

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from detrkit.data.annotations import Annotations
-from detrkit.data.dataset import annotated_frame, masks_in_file
+from detrkit.data.dataset import masks_in_file
+from detrkit.data.files import annotated_frame
 from detrkit.data.images import open_image
 from detrkit.errors import DataError, UsageError
 from detrkit.evaluation.panoptic_quality import panoptic_quality

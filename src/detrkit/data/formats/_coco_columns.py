@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from detrkit.data.columns import LONGEST_SIDE, BoxColumns, ImageColumns, count_rows
-from detrkit.data.files import safe_name, upright_size
+from detrkit.data.files import measured_frame, safe_name
 from detrkit.data.problems import Problems
 from detrkit.data.segmentations import MaskParts
 from detrkit.errors import DataError, brief
@@ -74,15 +74,16 @@ class Collector:
 
         Args:
             root: the folder of the images.
-            measure: whether to look into the images whose size the file does not say.
+            measure: whether to look into the images, whose size the file may not say, or say wrongly: a mask that was
+                drawn at another size cannot be mended.
 
         Raises:
-            DataError: the name of such an image points outside its folder.
+            DataError: the name of an image points outside its folder.
         """
-        for row, size in enumerate(self.sizes):
-            if measure and 0 in size:
-                with contextlib.suppress(DataError):  # missing or unreadable: counted where images are checked
-                    self.sizes[row] = upright_size(root / safe_name(self.names[row], str(self.path)))
+        for row, size in enumerate(self.sizes if measure else ()):
+            path = root / safe_name(self.names[row], str(self.path))
+            with contextlib.suppress(DataError):  # missing or unreadable: counted where images are checked
+                self.sizes[row] = measured_frame(path, size, self.problems)
         self.size_of = dict(zip(self.image_ids, self.sizes, strict=True))
 
     def _refuse(self, what: str, got: object, expected: str) -> NoReturn:
