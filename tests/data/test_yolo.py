@@ -232,3 +232,36 @@ def test_an_image_folder_within_the_image_folder_keeps_its_labels(tmp_path):
     label(tmp_path / "images" / "train" / "labels" / "a.txt", "0 0.5 0.5 0.2 0.4")
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cat]")
     assert len(formats.read(tmp_path)["train"].boxes) == 1
+
+
+def test_a_folder_around_the_data_set_may_be_called_images(tmp_path):
+    root = tmp_path / "images" / "set"
+    picture(root / "a.jpg")
+    label(root / "a.txt", "1 0.5 0.5 0.2 0.4")
+    label(root / "classes.txt", "cat\ndog\n")
+    found = formats.read(root)["all"]
+    assert (found.labels.tolist(), found.problems.counts) == ([1], {})
+    (root / "classes.txt").unlink()
+    (root / "data.yaml").write_text("train: train.txt\nnames: [cat, dog]")
+    (root / "train.txt").write_text("a.jpg\n")
+    found = formats.read(root)["train"]
+    assert (found.labels.tolist(), found.problems.counts) == ([1], {})
+
+
+def test_the_label_file_in_labels_comes_before_the_one_beside_the_image(tmp_path):
+    simple(tmp_path, "1 0.5 0.5 0.2 0.4")
+    label(tmp_path / "images" / "train" / "a.txt", "a caption")
+    found = formats.read(tmp_path)["train"]
+    assert (found.labels.tolist(), found.problems.counts) == ([1], {})
+
+
+@pytest.mark.parametrize(
+    "entry", ["images\\train", ".\\images\\train\\", "..\\images\\train", "list.txt", "lists\\l.txt"]
+)
+@pytest.mark.parametrize("base", [".", "..\\set", "C:\\elsewhere"])
+def test_paths_of_windows_are_understood(tmp_path, entry, base):
+    simple(tmp_path / "set", "1 0.5 0.5 0.2 0.4", train=entry, path=base)
+    label(tmp_path / "set" / "list.txt", ".\\images\\train\\a.jpg\nimages\\train\\a.jpg\n")
+    label(tmp_path / "set" / "lists" / "l.txt", "images\\train\\a.jpg\n")
+    found = formats.read(tmp_path / "set")["train"]
+    assert (found.labels.tolist(), found.problems.counts) == ([1], {})

@@ -129,18 +129,22 @@ def _refuse_outside(path: Path, place: Path) -> None:
 def _base(path: Path, stated: object) -> Path:
     """The folder that a YAML file's entries start from: its `path` where that exists, else its own folder."""
     own = path.parent
-    if not isinstance(stated, str):
-        return own
-    return own / stated if _is_folder(own / stated) else own
+    base = _joined(own, stated) if isinstance(stated, str) else own
+    return base if _is_folder(base) else own
+
+
+def _joined(base: Path, entry: str) -> Path:
+    """What a path, maybe one of Windows, refers to; as `safe_name` reads names."""
+    return Path(os.path.normpath(base / entry.replace("\\", "/")))
 
 
 def _place(base: Path, entry: str) -> Path | None:
     """A folder or list of the YAML file. Roboflow writes `../train/images` for what lies beside the file."""
     bare = entry
-    while bare.startswith("../"):
+    while bare.startswith(("../", "..\\")):
         bare = bare[3:]
     for candidate in dict.fromkeys([entry, bare]):
-        place = Path(os.path.normpath(base / candidate))
+        place = _joined(base, candidate)
         # Some files name the folder of the split, which holds images/ and labels/.
         if _is_folder(place / "images") and not has_images(place):
             return place / "images"
@@ -219,7 +223,7 @@ def images(found: Layout, split: str) -> tuple[Path, list[str]]:
 
 def _listed(base: Path, root: Path, place: Path, number: int, line: str) -> str:
     """An image of a text file: relative to the file where it begins with ./, else to the base; or absolute."""
-    path = Path(os.path.normpath((place.parent if line.startswith("./") else base) / line))
+    path = _joined(place.parent if line.startswith(("./", ".\\")) else base, line)
     if not path.is_relative_to(root):
         raise DataError(
             "unsafe-path: a file name points outside the data folder",
@@ -231,8 +235,15 @@ def _listed(base: Path, root: Path, place: Path, number: int, line: str) -> str:
     return path.relative_to(root).as_posix()
 
 
+def label_of(image: Path) -> Path:
+    """The label file of an image: that of `label_path`, or where only it exists, the one beside the image: a folder
+    that the data set lies in may be called `images`, too."""
+    path, beside = label_path(image), image.with_suffix(".txt")
+    return beside if not os.path.isfile(path) and os.path.isfile(beside) else path  # noqa: PTH113
+
+
 def label_path(image: Path) -> Path:
-    """The label file of an image: the last folder `images` becomes `labels`, the suffix `.txt`."""
+    """Where the label file of an image is written: the last folder `images` becomes `labels`, the suffix `.txt`."""
     parts = list(image.parts)
     for position in reversed(range(len(parts) - 1)):
         if parts[position] == "images":
@@ -259,7 +270,7 @@ def categories(found: Layout) -> tuple[Category, ...]:
     for split in found.splits:
         root, names = images(found, split)
         for name in names:
-            for line in lines(label_path(root / name)) or []:
+            for line in lines(label_of(root / name)) or []:
                 word = line.split(maxsplit=1)[:1]
                 # A class number of seven digits is a mistake, not a million categories.
                 if word and word[0].isdecimal() and len(word[0]) <= 6:

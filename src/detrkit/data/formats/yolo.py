@@ -3,7 +3,8 @@
 Layouts: a `data.yaml` (or any single YAML) with `names` and `train`, `val`, `test`, each a folder, a list of folders or
 a text file of image paths; without it `images/{split}` and `labels/{split}`, `{split}/images` and `{split}/labels`, or
 `images` and `labels`; or images and label files together with `classes.txt`. The label file of an image is found by
-changing the last folder called `images` into `labels`.
+changing the last folder called `images` into `labels`; failing that, it is the one beside the image. Paths may be
+written with backslashes.
 
 An image without a label file is an empty image, and noted. A line of an odd count of at least seven numbers is a
 polygon and becomes the box around it, with the polygon as its mask where masks are asked for; except where the YAML
@@ -121,7 +122,7 @@ def _boxes(
     classes: list[float] = []
     fractions: list[tuple[float, ...]] = []
     places: list[tuple[int, int]] = []
-    files = [layout.label_path(root / name) for name in names]
+    files = [layout.label_of(root / name) for name in names]
     segmentations = Segmentations()
     for row, path in enumerate(files):
         if not sizes[row].all():
