@@ -90,6 +90,38 @@ def test_what_is_written_is_read_again(tmp_path_factory, format, images):
             np.testing.assert_allclose(after.areas, before.areas)
 
 
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+@pytest.mark.parametrize(
+    "names", [("fold1", "minival", "train", "val"), ("all",), ("fold1",), ("test", "hard"), ("a_train", "b")]
+)
+def test_splits_are_read_again_whatever_their_names(tmp_path, format, names):
+    splits = {
+        name: data_set(tmp_path / name, [[(1, 1, 9, 9, 1, False, False)]], name=f"{name}{{}}.png") for name in names
+    }
+    formats.write(splits, tmp_path / "out", format)
+    read = formats.read(tmp_path / "out")
+    assert set(read) == set(names)
+    for name, part in read.items():
+        assert Path(part.file_names[0]).name == f"{name}0.png"
+        assert [category.name for category in part.categories] == [category.name for category in TABLE]
+        assert part.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("names", "format", "message"),
+    [
+        (("trainval", "train"), "voc", "lists of other things.*got trainval, train.*write COCO"),
+        (("trainval", "train", "val"), "voc", "lists of other things"),
+        (("train", "hard_test"), "voc", "lists of other things"),
+        (("val", "valid"), "yolo", "would be one"),
+    ],
+)
+def test_splits_that_would_be_lost_are_refused(tmp_path, names, format, message):
+    part = data_set(tmp_path / "in", [[]])
+    with pytest.raises((DataError, UsageError), match=message):
+        formats.write(dict.fromkeys(names, part), tmp_path / "out", format)
+
+
 @pytest.mark.parametrize("format", ["voc", "yolo"])
 def test_images_that_differ_in_their_suffix_keep_their_own_labels(tmp_path, format):
     part = data_set(tmp_path / "in", [[(1, 1, 9, 9, 0, False, False)], [(5, 5, 9, 9, 1, False, False)]])

@@ -165,3 +165,35 @@ def test_files_that_are_no_annotations_are_refused_by_name(tmp_path, text):
     (tmp_path / "Annotations" / "2.xml").write_text(text)
     with pytest.raises(DataError, match=r"2\.xml: malformed-file"):
         formats.read(tmp_path)
+
+
+PROJECT = "<?xml version='1.0'?>\n<project version='4'><annotationProcessing/></project>"
+
+
+@pytest.mark.parametrize("place", [".idea/misc.xml", "misc.xml", "train/misc.xml", "__MACOSX/a.xml", "train/.x/a.xml"])
+def test_an_xml_file_of_something_else_makes_no_data_set(tmp_path, place):
+    put(tmp_path / place, item("cat", 1, 1, 9, 9))
+    if "misc" in place:
+        (tmp_path / place).write_text(PROJECT)
+    (tmp_path / "train").mkdir(exist_ok=True)
+    Image.new("RGB", (20, 10)).save(tmp_path / "train" / "a.png")
+    assert {name: source.format for name, source in formats.recognise(tmp_path).items()} == {"all": "folder"}
+
+
+def test_copies_in_hidden_folders_are_no_annotations(tmp_path):
+    for folder in ("train", "train/.ipynb_checkpoints"):
+        put(tmp_path / folder / "a.xml", item("cat", 1, 1, 9, 9))
+        (tmp_path / folder / "a.jpg").touch()
+    assert list(formats.read(tmp_path)["train"].file_names) == ["a.jpg"]
+
+
+def test_annotations_are_known_by_their_element_in_any_encoding(tmp_path):
+    put(tmp_path / "a.xml", item("cat", 1, 1, 9, 9))
+    (tmp_path / "a.jpg").touch()
+    text = (tmp_path / "a.xml").read_text()
+    (tmp_path / "a.xml").write_bytes(f'<?xml version="1.0" encoding="UTF-16"?>{text}'.encode("utf-16"))
+    (tmp_path / "A project.xml").write_text("<!-- of something else -->")
+    with pytest.raises(DataError, match=r"A project\.xml: malformed-file: .*remove it"):
+        formats.read(tmp_path)
+    (tmp_path / "A project.xml").unlink()
+    assert len(formats.read(tmp_path)["all"].boxes) == 1

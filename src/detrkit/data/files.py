@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -57,6 +57,11 @@ def is_image_name(name: str) -> bool:
 
 def walk_images(folder: Path) -> Iterator[str]:
     """Images below a folder as sorted relative paths with forward slashes; hidden folders and files are passed over."""
+    return walk_files(folder, is_image_name)
+
+
+def walk_files(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:
+    """The same of files that are told by their names; hidden ones are passed over whatever their names."""
     seen: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         if not _is_new(parent, seen):  # a link leads back
@@ -65,7 +70,7 @@ def walk_images(folder: Path) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         base = Path(parent).relative_to(folder).as_posix()
         prefix = "" if base == "." else f"{base}/"
-        yield from (f"{prefix}{name}" for name in sorted(files) if is_image_name(name))
+        yield from (f"{prefix}{name}" for name in sorted(files) if not name.startswith(".") and is_wanted(name))
 
 
 def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:

@@ -211,7 +211,8 @@ def write(splits: Mapping[str, Annotations], out: Path, format: str, *, copy_ima
         copy_images: "link" (or copy where hard links are impossible), "copy" or True, "none" or False.
 
     Raises:
-        UsageError: an unknown format, no split, or an output folder that holds something.
+        UsageError: an unknown format, no split, splits that have one name ("val" and "valid"), or an output folder that
+            holds something.
         DataError: an image cannot be copied, or the format cannot express the data set.
     """
     if format not in names():
@@ -221,5 +222,7 @@ def write(splits: Mapping[str, Annotations], out: Path, format: str, *, copy_ima
     for name in splits:
         if not name or name.startswith(".") or "/" in name or "\\" in name:
             raise UsageError("A split's name must be usable as a folder's name", got=repr(name))
+    if len({split_name(name) for name in splits}) < len(splits):
+        raise UsageError("Two splits would be one when they are read", got=", ".join(splits), remedy="Rename one.")
     fresh_folder(out)
     _module(format).write(splits, out, copy_images=copy_images)

@@ -72,8 +72,14 @@ def _load(path: Path, must_parse: bool = True) -> dict[str, Any]:
         if not must_parse:
             return {}
         _refuse(path, "the file is not YAML", str(error).replace("\n", " "), "names: and train:/val:/test:")
-    described = isinstance(content, dict) and any(split in content for split in SPLITS)
-    return content if described and ("names" in content or "nc" in content) else {}
+    described = isinstance(content, dict) and ("names" in content or "nc" in content)
+    return content if described and _split_keys(content) else {}
+
+
+def _split_keys(content: dict[str, Any]) -> list[str]:
+    """The entries that name splits: the usual ones, and those of other names as they are written here."""
+    others = (key for key, entry in content.items() if isinstance(key, str) and entry == f"images/{key}")
+    return list(dict.fromkeys([*(key for key in SPLITS if key in content), *others]))
 
 
 def _refuse(path: Path, what: str, got: object, expected: str) -> NoReturn:
@@ -88,8 +94,8 @@ def _from_yaml(path: Path, content: dict[str, Any]) -> Layout | None:
     base, names = _base(path, content.get("path")), _names(path, content)
     splits: dict[str, list[Path]] = {}
     missing = []
-    for key in SPLITS:
-        entries = content.get(key)
+    for key in _split_keys(content):
+        entries = content[key]
         if not entries:
             continue
         entries = entries if isinstance(entries, list) else [entries]

@@ -1,7 +1,8 @@
 """Pascal VOC XML (Everingham et al., IJCV 2010): one file an image.
 
 Layouts: `Annotations/*.xml` with `JPEGImages/` and lists of stems in `ImageSets/Main/{train,val,test}.txt` (`trainval`
-is the training split where train and val are not both listed); `{split}/*.xml` beside the images; one folder of both.
+is the training split where train and val are not both listed; lists of one class, `dog_train.txt`, are passed over, and
+others are splits of their own names); `{split}/*.xml` beside the images; one folder of both.
 
 Coordinates are 1-based and inclusive as the devkit publishes them: `xmin, ymin, xmax, ymax` is the box xmin − 1,
 ymin − 1, xmax, ymax in 0-based pixels. Many tools write from 0; where any corner of the data set lies below 1, its
@@ -18,7 +19,7 @@ Writing loses image ids, category ids and stated areas. Crowd boxes are marked `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -32,12 +33,11 @@ from detrkit.data.files import (
     IMAGE_SUFFIXES,
     CopyImages,
     Listing,
-    is_known_split,
     place_images,
-    split_name,
     unique_stems,
 )
 from detrkit.data.formats import Source
+from detrkit.data.formats import _voc_layout as layout
 from detrkit.data.problems import Problems
 from detrkit.documents import read_bytes, read_text
 from detrkit.errors import DataError
@@ -71,53 +71,7 @@ def recognise(root: Path) -> dict[str, Source]:
     Raises:
         DataError: a devkit of several years.
     """
-    if not root.is_dir():
-        return {}
-    years = sorted(
-        path.parent
-        for path in (root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root).glob("VOC[0-9]*/Annotations")
-    )
-    if len(years) > 1:
-        raise DataError(
-            "There is more than one VOC data set",
-            where=root,
-            got=", ".join(map(str, years)),
-            remedy="Pass one of them.",
-        )
-    base = years[0] if years else root
-    if _has_xml(base / "Annotations"):
-        return _official(base)
-    folders = {split_name(path.name): path for path in _split_folders(root)}
-    if folders:
-        return {split: Source("voc", split, path, path) for split, path in folders.items()}
-    return {"all": Source("voc", "all", root, root)} if _has_xml(root) else {}
-
-
-def _official(base: Path) -> dict[str, Source]:
-    """The splits of the devkit's layout."""
-    images = next((base / name for name in ("JPEGImages", "images") if (base / name).is_dir()), base / "Annotations")
-    lists = {path.stem: path for path in sorted((base / "ImageSets" / "Main").glob("*.txt"))}
-    official = {name: path for name, path in lists.items() if name in ("train", "val", "trainval", "test")}
-    # Other lists are the splits where no official one exists; else they are one list a class ("dog_train.txt").
-    lists = official or lists
-    if {"train", "val"} <= lists.keys():
-        lists.pop("trainval", None)
-    elif "trainval" in lists:
-        lists = {name: path for name, path in lists.items() if name not in ("train", "val")}
-        lists = {"train": lists.pop("trainval"), **lists}
-    if not lists:
-        return {"all": Source("voc", "all", base / "Annotations", images)}
-    return {split_name(name): Source("voc", split_name(name), path, images) for name, path in lists.items()}
-
-
-def _has_xml(folder: Path) -> bool:
-    return folder.is_dir() and next(folder.rglob("*.xml"), None) is not None
-
-
-def _split_folders(root: Path) -> list[Path]:
-    """Folders called like splits that hold XML files themselves."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and is_known_split(path.name))
-    return [path for path in folders if next(path.glob("*.xml"), None) is not None]
+    return layout.sources(root)
 
 
 def read(source: Source, *, check_files: bool = True, masks: bool = False) -> Annotations:
@@ -140,8 +94,8 @@ def read_together(
 ) -> dict[str, Annotations]:
     """Read several splits of one data set, each XML file once. See `read`."""
     first = next(iter(sources.values()))
-    root, folders = _set_of(first)
-    files = {str(path.relative_to(root).with_suffix("").as_posix()): _parse(path) for path in _xml_files(folders)}
+    root, folders = layout.set_of(first)
+    files = {str(path.relative_to(root).with_suffix("").as_posix()): _parse(path) for path in layout.xml_files(folders)}
     shared = Problems()
     one_based = _is_one_based(files, shared)
     categories = _table(root.parent if root.name == "Annotations" else root, files)
@@ -156,20 +110,6 @@ def read_together(
         chosen = {key: files[key] for key in keys}
         splits[split] = _columns(source, root, chosen, categories, one_based, problems, check_files)
     return splits
-
-
-def _set_of(source: Source) -> tuple[Path, list[Path]]:
-    """The folder that keys are relative to, and the folders with the XML files of the whole data set."""
-    if source.path.suffix == ".txt":
-        return source.path.parents[2] / "Annotations", [source.path.parents[2] / "Annotations"]
-    if is_known_split(source.path.name) and source.path in (siblings := _split_folders(source.path.parent)):
-        return source.path.parent, siblings
-    return source.path, [source.path]
-
-
-def _xml_files(folders: list[Path]) -> Iterator[Path]:
-    for folder in folders:
-        yield from sorted(path for path in folder.rglob("*.xml") if not path.name.startswith("."))
 
 
 def _listed(path: Path, files: Mapping[str, _File], problems: Problems) -> list[str]:
@@ -342,8 +282,16 @@ def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImag
     images of the same name.
 
     Raises:
-        DataError: two categories share a name, the splits have different tables, or an image cannot be copied.
+        DataError: two categories share a name, the splits have different tables or names that lists of other things
+            have, or an image cannot be copied.
     """
+    if sorted(layout.lists_of_splits(splits).values()) != sorted(splits):
+        raise DataError(
+            "Pascal VOC has lists of other things by the names of these splits",
+            got=", ".join(splits),
+            expected="no trainval beside train or val, and no name like dog_train",
+            remedy="Rename the splits, or write COCO.",
+        )
     (out / "ImageSets" / "Main").mkdir(parents=True)
     table = next(iter(splits.values())).categories
     for split, part in splits.items():

@@ -1,10 +1,10 @@
 """YOLO txt: one label file an image, a line a box: `class cx cy width height`, in fractions of the upright image.
 
 Layouts: a `data.yaml` (or any single YAML) with `names` and `train`, `val`, `test`, each a folder, a list of folders or
-a text file of image paths; without it `images/{split}` and `labels/{split}`, `{split}/images` and `{split}/labels`, or
-`images` and `labels`; or images and label files together with `classes.txt`. The label file of an image is found by
-changing the last folder called `images` into `labels`; failing that, it is the one beside the image. Paths may be
-written with backslashes.
+a text file of image paths, and other splits as `name: images/name`; without it `images/{split}` and `labels/{split}`,
+`{split}/images` and `{split}/labels`, or `images` and `labels`; or images and label files together with `classes.txt`.
+The label file of an image is found by changing the last folder called `images` into `labels`; failing that, it is the
+one beside the image. Paths may be written with backslashes.
 
 An image without a label file is an empty image, and noted. A line of an odd count of at least seven numbers is a
 polygon and becomes the box around it, with the polygon as its mask where masks are asked for; except where the YAML

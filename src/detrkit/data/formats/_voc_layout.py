@@ -1,0 +1,109 @@
+"""Where Pascal VOC's XML files, images and lists of splits lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from detrkit.data.files import is_known_split, split_name, walk_files
+from detrkit.data.formats import Source
+from detrkit.documents import opened
+from detrkit.errors import DataError
+
+HEAD_BYTES = 1 << 12
+_OFFICIAL = ("train", "val", "trainval", "test")
+_ROOT = re.compile(rb"<annotation[\s/>]")
+
+
+def sources(root: Path) -> dict[str, Source]:
+    """The splits of the VOC files in a folder, in a devkit below it, or in its folders of splits.
+
+    Raises:
+        DataError: a devkit of several years.
+    """
+    if not root.is_dir():
+        return {}
+    years = sorted(
+        path.parent
+        for path in (root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root).glob("VOC[0-9]*/Annotations")
+    )
+    if len(years) > 1:
+        raise DataError(
+            "There is more than one VOC data set",
+            where=root,
+            got=", ".join(map(str, years)),
+            remedy="Pass one of them.",
+        )
+    base = years[0] if years else root
+    if _xml_in(base / "Annotations"):
+        return _official(base)
+    folders = {split_name(path.name): path for path in _split_folders(root)}
+    if folders:
+        return {split: Source("voc", split, path, path) for split, path in folders.items()}
+    return {"all": Source("voc", "all", root, root)} if _holds_annotations(_xml_in(root)) else {}
+
+
+def _official(base: Path) -> dict[str, Source]:
+    """The splits of the devkit's layout."""
+    images = next((base / name for name in ("JPEGImages", "images") if (base / name).is_dir()), base / "Annotations")
+    lists = {path.stem: path for path in sorted((base / "ImageSets" / "Main").glob("*.txt"))}
+    if not lists:
+        return {"all": Source("voc", "all", base / "Annotations", images)}
+    return {split: Source("voc", split, lists[name], images) for split, name in lists_of_splits(lists).items()}
+
+
+def lists_of_splits(names: Iterable[str]) -> dict[str, str]:
+    """The splits, and which of the lists each is.
+
+    Beside the official lists stand those of one class ("dog_train"), which are no splits; and trainval is one only
+    where train and val do not make it up.
+    """
+    lists = set(names)
+    if lists & set(_OFFICIAL):
+        lists = {name for name in lists if name in _OFFICIAL or name.rpartition("_")[2] not in _OFFICIAL}
+    if "trainval" in lists:
+        lists -= {"trainval"} if {"train", "val"} <= lists else {"train", "val"}
+    # Of two that are one split the official one is meant.
+    ordered = sorted(lists, key=lambda name: (name in _OFFICIAL, name))
+    return {"train" if name == "trainval" else split_name(name): name for name in ordered}
+
+
+def _xml_in(folder: Path) -> list[Path]:
+    """XML files at any depth, in order; hidden ones and those in hidden folders are passed over."""
+    return sorted(folder / name for name in walk_files(folder, lambda name: name.endswith(".xml")))
+
+
+def _holds_annotations(files: Sequence[Path]) -> bool:
+    """Whether one of the files is an annotation: beside images lie XML files of other things, too."""
+    return any(map(_is_annotation, files))
+
+
+def _is_annotation(path: Path) -> bool:
+    try:
+        with opened(path) as file:
+            beginning = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return _ROOT.search(beginning.replace(b"\0", b"")) is not None  # UTF-16, without its zeros, is as good as ASCII
+
+
+def _split_folders(root: Path) -> list[Path]:
+    """Folders called like splits that hold annotations themselves."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and is_known_split(path.name))
+    return [path for path in folders if _holds_annotations([file for file in _xml_in(path) if file.parent == path])]
+
+
+def set_of(source: Source) -> tuple[Path, list[Path]]:
+    """The folder that keys are relative to, and the folders with the XML files of the whole data set."""
+    if source.path.suffix == ".txt":
+        return source.path.parents[2] / "Annotations", [source.path.parents[2] / "Annotations"]
+    if is_known_split(source.path.name) and source.path in (siblings := _split_folders(source.path.parent)):
+        return source.path.parent, siblings
+    return source.path, [source.path]
+
+
+def xml_files(folders: Sequence[Path]) -> Iterator[Path]:
+    """The XML files of some folders, in order."""
+    for folder in folders:
+        yield from _xml_in(folder)
