@@ -197,3 +197,15 @@ def test_annotations_are_known_by_their_element_in_any_encoding(tmp_path):
         formats.read(tmp_path)
     (tmp_path / "A project.xml").unlink()
     assert len(formats.read(tmp_path)["all"].boxes) == 1
+
+
+@pytest.mark.parametrize(
+    "odd", [(0, 0, 0, 0), (0, 0, 0, 5), (0, 20, 30, 40), (30, 40, 0, 0)], ids=["placeholder", "line", "slip", "swapped"]
+)
+def test_one_box_does_not_shift_all_others(tmp_path, odd):
+    files = {str(number): [item("cat", 1, 1, 100, 80)] for number in range(10)}
+    official(tmp_path, files | {"last": [item("cat", *odd)]}, {})
+    found = formats.read(tmp_path)["all"]
+    assert found.boxes[:10].tolist() == [[0, 0, 100, 80]] * 10
+    assert "zero-based-voc" not in found.problems.counts
+    assert found.problems.counts

@@ -52,7 +52,9 @@ POLICIES: dict[str, Policy] = {
     "malformed-mask": Policy("dropped", "a mask cannot be understood, or does not fit its image; its object stays"),
     "mask-size-mismatch": Policy("dropped", "a mask is of another size than its image, and left out"),
     "polygon-label": Policy("repaired", "a label is a polygon and is taken as the box around it"),
-    "zero-based-voc": Policy("noted", "coordinates below 1 show that the files count from 0; nothing is subtracted"),
+    "zero-based-voc": Policy(
+        "noted", "as many boxes begin at 0 as at 1, so the files count from 0; nothing is subtracted"
+    ),
     "malformed-line": Policy("dropped", "a line of a label file cannot be understood"),
     "duplicate-image-id": Policy("refused", "two images share one id"),
     "duplicate-annotation-id": Policy("repaired", "two annotations share one id; ids are numbered anew"),

@@ -5,10 +5,10 @@ is the training split where train and val are not both listed; lists of one clas
 others are splits of their own names); `{split}/*.xml` beside the images; one folder of both.
 
 Coordinates are 1-based and inclusive as the devkit publishes them: `xmin, ymin, xmax, ymax` is the box xmin − 1,
-ymin − 1, xmax, ymax in 0-based pixels. Many tools write from 0; where any corner of the data set lies below 1, its
-files are read as they stand, which is noted. A box whose corners are one point is a click and no object of one pixel:
-it is dropped as degenerate. The category table holds the lines of `classes.txt` where that file exists, else the names
-found in all files of the data set, in alphabetical order; ids are 1 … n.
+ymin − 1, xmax, ymax in 0-based pixels. Many tools write from 0; where as many boxes of the data set begin there as at
+1, its files are read as they stand, which is noted. A box whose corners are one point is a click and no object of one
+pixel: it is dropped as degenerate. The category table holds the lines of `classes.txt` where that file exists, else the
+names found in all files of the data set, in alphabetical order; ids are 1 … n.
 
 An image is the one with the stem of its XML file, as in the devkit; failing that, what `<filename>` says.
 
@@ -53,7 +53,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 class _Object(NamedTuple):
     name: str
-    corners: tuple[float, ...] | None  # None: malformed
+    corners: tuple[float, float, float, float] | None  # None: malformed
     difficult: bool
     crowd: bool
 
@@ -158,7 +158,8 @@ def _malformed(path: Path, got: str) -> DataError:
 def _object(item: Element) -> _Object:
     box = item.find("bndbox")
     try:
-        corners = tuple(float(_text(box, name)) for name in _CORNERS)
+        x, y, other_x, other_y = (float(_text(box, name)) for name in _CORNERS)
+        corners = (x, y, other_x, other_y)
     except ValueError:
         corners = None
     return _Object(_text(item, "name"), corners, _text(item, "difficult") == "1", crowd=_text(item, "crowd") == "1")
@@ -179,12 +180,23 @@ def _side(text: str) -> int:
 
 
 def _is_one_based(files: Mapping[str, _File], problems: Problems) -> bool:
-    """False where a corner lies in [0, 1), which no file that counts from 1 can have."""
+    """Whether fewer boxes begin in [0, 1), where none does that counts from 1, than in [1, 2).
+
+    Boxes gather at the left and upper border, wherever that is. Boxes without area, which many tools write as four
+    zeros, tell nothing, and one wrong corner does not outweigh all others.
+    """
+    begun, first = [0, 0], ""
     for file in files.values():
-        for item in file.objects:
-            if item.corners and any(0 <= corner < 1 for corner in item.corners[:2]):
-                problems.add("zero-based-voc", str(file.path))
-                return False
+        for x, y, other_x, other_y in (item.corners for item in file.objects if item.corners):
+            if x == other_x or y == other_y:
+                continue
+            for low in (min(x, other_x), min(y, other_y)):
+                if 0 <= low < 2:
+                    begun[int(low)] += 1
+                    first = first or (str(file.path) if low < 1 else "")
+    if begun[0] and begun[0] >= begun[1]:
+        problems.add("zero-based-voc", first)
+        return False
     return True
 
 
