@@ -15,9 +15,10 @@ from detrkit.errors import DataError, UsageError
 from detrkit.structures import Category
 
 TABLE = (Category(2, "cat"), Category(5, "dog & co"), Category(9, "ärger"))
-PRECISION = {"coco": 1e-9, "voc": 1e-4, "yolo": 1e-5}
-SIDE = st.floats(1.5, 30.0).map(lambda side: round(side, 3))
-BOX = st.tuples(st.floats(0, 30), st.floats(0, 20), SIDE, SIDE, st.integers(0, 2), st.booleans(), st.booleans())
+PRECISION = {"coco": 1e-9, "voc": 2e-4, "yolo": 1e-5}
+SIDE = st.just(1.0) | st.floats(1.5, 30.0).map(lambda side: round(side, 3))
+PLACE = st.integers(0, 20) | st.floats(0, 20)
+BOX = st.tuples(PLACE, PLACE, SIDE, SIDE, st.integers(0, 2), st.booleans(), st.booleans())
 
 
 def data_set(root, images, name="{}.png"):
@@ -105,6 +106,38 @@ def test_splits_are_read_again_whatever_their_names(tmp_path, format, names):
         assert Path(part.file_names[0]).name == f"{name}0.png"
         assert [category.name for category in part.categories] == [category.name for category in TABLE]
         assert part.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+@pytest.mark.parametrize("place", [(5, 5), (0, 0), (63, 47), (5.25, 7.5)])
+def test_an_object_of_one_pixel_is_read_again(tmp_path, format, place):
+    part = data_set(tmp_path / "in", [[(*place, 1, 1, 0, False, False)]])
+    formats.write({"train": part}, tmp_path / "out", format)
+    after = formats.read(tmp_path / "out")["train"]
+    np.testing.assert_allclose(after.boxes, part.boxes, atol=1.1e-4)
+    assert not after.problems.counts
+
+
+@pytest.mark.parametrize("name", ["a\x01b", "a\nb", "a\x85b", "a\u2028b", " a", "a ", "", "a\ud800"])
+def test_names_that_pascal_voc_cannot_hold_are_refused(tmp_path, name):
+    part = data_set(tmp_path / "in", [[(1, 1, 9, 9, 0, False, False)]])
+    with pytest.raises(DataError, match=r"name of a category cannot stand.*got .*Rename it, or write COCO"):
+        formats.write({"train": replace(part, categories=(Category(1, name),))}, tmp_path / "a", "voc")
+    if "\ud800" not in name:
+        with pytest.raises(DataError, match="name of an image cannot stand"):
+            formats.write(
+                {"train": replace(part, file_names=Strings([f"{name}.png" if name else ""]))}, tmp_path / "b", "voc"
+            )
+
+
+def test_names_that_pascal_voc_holds_are_read_again(tmp_path):
+    names = ("a <b> & c", "ä\u00a0b", "a\tb", "\U0001f469\u200d\U0001f52c", "日本")
+    part = data_set(tmp_path / "in", [[(1, 1, 9, 9, 0, False, False)]])
+    table = tuple(Category(number, name) for number, name in enumerate(names))
+    formats.write({"train": replace(part, categories=table)}, tmp_path / "out", "voc")
+    after = formats.read(tmp_path / "out")["train"]
+    assert [category.name for category in after.categories] == list(names)
+    assert not after.problems.counts
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ others are splits of their own names); `{split}/*.xml` beside the images; one fo
 Coordinates are 1-based and inclusive as the devkit publishes them: `xmin, ymin, xmax, ymax` is the box xmin − 1,
 ymin − 1, xmax, ymax in 0-based pixels. Many tools write from 0; where as many boxes of the data set begin there as at
 1, its files are read as they stand, which is noted. A box whose corners are one point is a click and no object of one
-pixel: it is dropped as degenerate. The category table holds the lines of `classes.txt` where that file exists, else the
-names found in all files of the data set, in alphabetical order; ids are 1 … n.
+pixel: it is dropped as degenerate, and objects of one pixel are written a little wider. The category table holds the
+lines of `classes.txt` where that file exists, else the names found in all files of the data set, in alphabetical order;
+ids are 1 … n.
 
 An image is the one with the stem of its XML file, as in the devkit; failing that, what `<filename>` says.
 
@@ -19,7 +20,8 @@ Writing loses image ids, category ids and stated areas. Crowd boxes are marked `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -48,6 +50,8 @@ PRECEDENCE = 3
 TABLE = "classes.txt"
 LARGEST = 1 << 25
 """Bytes of the largest XML file; that of an image of a thousand objects has half a million."""
+_WRITABLE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
+"""Text that XML and a list of lines can hold."""
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -295,7 +299,7 @@ def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImag
 
     Raises:
         DataError: two categories share a name, the splits have different tables or names that lists of other things
-            have, or an image cannot be copied.
+            have, an image cannot be copied, or a name cannot stand in XML.
     """
     if sorted(layout.lists_of_splits(splits).values()) != sorted(splits):
         raise DataError(
@@ -304,8 +308,12 @@ def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImag
             expected="no trainval beside train or val, and no name like dog_train",
             remedy="Rename the splits, or write COCO.",
         )
-    (out / "ImageSets" / "Main").mkdir(parents=True)
     table = next(iter(splits.values())).categories
+    _refuse_unwritable([category.name for category in table], "a category", "Rename it, or write COCO.")
+    for part in splits.values():
+        stems = (name.rpartition(".")[0] or name for name in part.file_names)
+        _refuse_unwritable(stems, "an image", "Rename the file, or write COCO.")
+    (out / "ImageSets" / "Main").mkdir(parents=True)
     for split, part in splits.items():
         duplicates = len({category.name for category in table}) < len(table)
         if duplicates or part.categories != table:
@@ -327,6 +335,17 @@ def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImag
     (out / TABLE).write_text("".join(f"{category.name}\n" for category in table), encoding="utf-8")
 
 
+def _refuse_unwritable(names: Iterable[str], whose: str, remedy: str) -> None:
+    for name in names:
+        if not _WRITABLE.fullmatch(name) or name != name.strip():
+            raise DataError(
+                f"The name of {whose} cannot stand in the files of Pascal VOC",
+                got=ascii(name),
+                expected="a name without control characters and line breaks, and without blanks around it",
+                remedy=remedy,
+            )
+
+
 def _element(annotations: Annotations, index: int, name: str) -> bytes:
     """The XML of one image."""
     tree = Element("annotation")
@@ -339,7 +358,9 @@ def _element(annotations: Annotations, index: int, name: str) -> bytes:
         item = SubElement(tree, "object")
         _children(item, {"name": annotations.categories[annotations.labels[row]].name})
         _children(item, {"difficult": int(difficult or crowd)} | ({"crowd": 1} if crowd else {}))
-        corners = annotations.boxes[row] + (1, 1, 0, 0)
+        corners = np.round(annotations.boxes[row] + (1, 1, 0, 0), 4)
+        if (corners[:2] == corners[2:]).all():  # one pixel: not to be read as a click
+            corners[2] += 1e-4
         _children(SubElement(item, "bndbox"), dict(zip(_CORNERS, map(_number, corners), strict=True)))
     indent(tree)
     return bytes(tostring(tree, encoding="utf-8"))
