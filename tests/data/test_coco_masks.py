@@ -82,11 +82,21 @@ def test_polygons_and_runs_of_every_form_are_the_pixels_that_pycocotools_makes_o
     assert found.crowd.tolist() == [True, False, True, False, True, False, True]
 
 
+@pytest.mark.parametrize("short", [[21, 11, 22, 12], [0, 0, 39.5, 29], [5, 5], []])
+def test_a_part_without_area_does_not_cost_the_mask(tmp_path, short):
+    found = opened(tmp_path, [[TRIANGLE, short], [short, SQUARE]])
+    assert not found.problems.counts
+    expected = [oracle([TRIANGLE, short]), oracle([SQUARE, short])]  # which takes the first part as what all are
+    np.testing.assert_array_equal(found.masks.encoded(found.rows(0)).decode(), expected)
+
+
 DAMAGED = [
     [[1, 2, 3, 4, 5]],
     [[1, 2, 3, 4, 5, 6, 7]],
     [[1, 2, 3, 4]],
-    [[1, 2, 3, 4, 5, 6], [1, 2]],
+    [[1, 2], [3, 4, 5, 6], []],
+    [[1, 2, 3, 4, 5, 6], [1, 2, 3]],
+    [[1, 2, 3, 4, 5, 6], [1, "2"]],
     [[]],
     [[1, 2, 3, 4, 5, float("nan")]],
     [[1, 2, 3, 4, 5, float("inf")]],

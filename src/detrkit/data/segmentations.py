@@ -21,7 +21,7 @@ LONGEST_OUTLINE = 2_000_000
 """Pixels of the outlines of one mask, inside its image. Drawing walks along them and keeps 80 bytes for each."""
 
 SHORTEST_POLYGON = 6
-"""Numbers: three corners. Less than that has no area."""
+"""Numbers: three corners. A part of less has no area, and is no part of its mask."""
 
 
 class MaskColumn(NamedTuple):
@@ -120,7 +120,10 @@ def _of_runs(counts: Any, size: Any, height: int, width: int) -> bytes | str:
 def _of_polygons(polygons: Any, height: int, width: int) -> bytes | str:
     from hotcoco import mask
 
-    if not all(map(_is_polygon, polygons)) or _outline(polygons, height, width) > LONGEST_OUTLINE:
+    if not all(map(_is_outline, polygons)):
+        return "malformed-mask"
+    polygons = [polygon for polygon in polygons if len(polygon) >= SHORTEST_POLYGON]
+    if not polygons or _outline(polygons, height, width) > LONGEST_OUTLINE:
         return "malformed-mask"
     runs: Any = mask.frPyObjects(polygons, height, width)
     return bytes((runs[0] if len(runs) == 1 else mask.merge(runs))["counts"])
@@ -138,8 +141,8 @@ def _outline(polygons: list[Any], height: int, width: int) -> float:
     return steps
 
 
-def _is_polygon(polygon: Any) -> bool:
-    """Whether it is a flat list of finite numbers, two for each of at least three corners."""
-    if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) < SHORTEST_POLYGON:
+def _is_outline(polygon: Any) -> bool:
+    """Whether it is a flat list of finite numbers, two for each corner."""
+    if not isinstance(polygon, list) or len(polygon) % 2:
         return False
     return set(map(type, polygon)) <= {int, float} and bool(np.isfinite(sum(polygon)))
