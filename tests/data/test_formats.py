@@ -108,6 +108,17 @@ def test_splits_are_read_again_whatever_their_names(tmp_path, format, names):
         assert part.labels.tolist() == [1]
 
 
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo", "folder"])
+@pytest.mark.parametrize("copy_images", ["link", "copy"])
+def test_two_entries_of_one_image_are_written(tmp_path, format, copy_images):
+    box = (1, 1, 9, 9, 0, False, False)
+    part = replace(data_set(tmp_path / "in", [[box], [box]]), file_names=Strings(["0.png", "0.png"]))
+    formats.write({"train": part}, tmp_path / "out", format, copy_images=copy_images)
+    (found,) = formats.read(tmp_path / "out").values()
+    assert len(found.boxes) == (0 if format == "folder" else 2)
+    assert all(found.path(index).read_bytes() == part.path(0).read_bytes() for index in range(len(found)))
+
+
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
 @pytest.mark.parametrize("place", [(5, 5), (0, 0), (63, 47), (5.25, 7.5)])
 def test_an_object_of_one_pixel_is_read_again(tmp_path, format, place):

@@ -266,7 +266,7 @@ def place_images(annotations: Annotations, names: Sequence[str], folder: Path, c
 
     Args:
         annotations: whose images.
-        names: where each goes, relative to `folder`.
+        names: where each goes, relative to `folder`; two entries of one name are one image.
         folder: the target.
         copy_images: "link" makes hard links and copies where that is impossible; True is "copy", False is "none".
 
@@ -276,7 +276,7 @@ def place_images(annotations: Annotations, names: Sequence[str], folder: Path, c
     folder.mkdir(parents=True, exist_ok=True)
     if copy_images in ("none", False):
         return
-    for index, name in enumerate(names):
+    for name, index in {name: index for index, name in enumerate(names)}.items():
         origin, target = annotations.path(index), folder / safe_name(name, annotations.source)
         target.parent.mkdir(parents=True, exist_ok=True)
         if copy_images == "link":
