@@ -340,3 +340,19 @@ def test_whatever_stands_in_a_file_gives_sound_columns_or_an_error_of_ours(scrat
     assert (found.areas > 0).all()
     assert ((found.labels >= 0) & (found.labels < len(found.categories))).all()
     assert found.offsets[-1] == len(found.boxes) == len(found.crowd)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_file_that_is_not_utf_8_is_refused_and_not_passed_over(tmp_path, encoding, indent):
+    path = put(tmp_path, [box()])
+    text = json.dumps(json.loads(path.read_text()), indent=indent)
+    mark = "\ufeff" if encoding.endswith("be") else ""
+    path.write_bytes((mark + text).encode(encoding))
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (200, 100)).save(tmp_path / "train" / "a.jpg")
+    for chosen in (tmp_path, path):
+        with pytest.raises(DataError, match=r"malformed-file: .*UTF-16 or UTF-32; expected UTF-8\. Save it as UTF-8"):
+            formats.read(chosen)
+    path.write_bytes((mark + '{"settings": 1}').encode(encoding))
+    assert formats.recognise(tmp_path)["all"].format == "folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -20,6 +21,7 @@ PIECE_BYTES = 1 << 20
 OVERLAP_BYTES = 1 << 12
 OBJECTS, SEGMENTS = "instances_", "panoptic_"
 _PREFIXES = (OBJECTS, SEGMENTS, "person_keypoints_", "image_info_", "labels_", "annotations_")
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # that of UTF-32 LE begins as UTF-16's
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 Kind = Literal["objects", "segments", ""]
@@ -82,12 +84,18 @@ def kind_of(path: Path) -> Kind:
 
     The table of categories stands last as a rule, and its absence, as in a file that was cut off, is an error to be
     told and no reason to pass the file over.
+
+    Raises:
+        DataError: policy "malformed-file": it names them in UTF-16 or UTF-32, as what Windows PowerShell writes by ">".
     """
     missing = {b'"images"', b'"annotations"'}
     in_segments = path.name.startswith(SEGMENTS)
-    complete = False
+    complete = wide = False
     try:
         for number, piece in enumerate(_pieces(path)):
+            wide = wide or (number == 0 and piece.startswith(_WIDE_MARKS))
+            if wide:  # keys are ASCII, and their bytes the same apart from zeros
+                piece = piece.replace(b"\0", b"").removeprefix(b"\xff\xfe").removeprefix(b"\xfe\xff")
             if number == 0 and piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
                 return ""
             missing = {key for key in missing if key not in piece}
@@ -99,6 +107,13 @@ def kind_of(path: Path) -> Kind:
         return ""
     if missing:
         return ""
+    if wide:
+        raise DataError(
+            "malformed-file: the text of the file is UTF-16 or UTF-32",
+            where=path,
+            expected="UTF-8",
+            remedy="Save it as UTF-8.",
+        )
     return "segments" if in_segments else "objects"
 
 
