@@ -119,6 +119,19 @@ def test_two_entries_of_one_image_are_written(tmp_path, format, copy_images):
     assert all(found.path(index).read_bytes() == part.path(0).read_bytes() for index in range(len(found)))
 
 
+@pytest.mark.parametrize("stated", [(48, 64), (64, 48), (24, 32), (0, 0)])
+def test_yolo_gets_fractions_of_the_image_in_the_file(tmp_path, stated):
+    part = data_set(tmp_path / "in", [[(1, 2, 9, 9, 0, False, False)]])
+    part.image_sizes[0] = stated
+    formats.write({"train": part}, tmp_path / "out", "yolo")
+    boxes = formats.read(tmp_path / "out")["train"].boxes
+    np.testing.assert_allclose(boxes, part.boxes * (2 if stated == (24, 32) else 1), atol=1e-5)
+    part.path(0).unlink()
+    if stated == (0, 0):
+        with pytest.raises(DataError, match=r"0\.png: The size of the image is not known"):
+            formats.write({"train": part}, tmp_path / "blind", "yolo", copy_images="none")
+
+
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
 @pytest.mark.parametrize("place", [(5, 5), (0, 0), (63, 47), (5.25, 7.5)])
 def test_an_object_of_one_pixel_is_read_again(tmp_path, format, place):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import yaml
 
 from detrkit.data.annotations import Annotations
 from detrkit.data.columns import BoxColumns, ImageColumns, build, count_rows
-from detrkit.data.files import CopyImages, place_images, unique_stems, upright_size
+from detrkit.data.files import CopyImages, measured_frame, place_images, unique_stems, upright_size
 from detrkit.data.formats import Source
 from detrkit.data.formats import _yolo_layout as layout
 from detrkit.data.problems import Problems
@@ -211,7 +212,7 @@ def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImag
     """Write `data.yaml`, `images/{split}` and `labels/{split}`; an image without boxes gets an empty label file.
 
     Raises:
-        DataError: the size of an image is not known, or the splits have different category tables.
+        DataError: the size of an image is neither known nor to be read, or the splits have different category tables.
     """
     table = next(iter(splits.values())).categories
     for split, part in splits.items():
@@ -233,17 +234,20 @@ def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImag
 
 
 def _lines(annotations: Annotations, index: int) -> str:
-    """The label file of one image."""
+    """The label file of one image: fractions of what its file shows, whatever size was stated."""
     rows = annotations.rows(index)
     kept = np.flatnonzero(~annotations.crowd[rows]) + rows.start
-    size = annotations.image_sizes[index][::-1].astype(np.float64)
-    if len(kept) and not size.all():
+    height, width = annotations.image_sizes[index].tolist()
+    if len(kept):
+        with suppress(DataError):  # the image is not at hand
+            height, width = measured_frame(annotations.path(index), (height, width), Problems())
+    if len(kept) and not (height and width):
         raise DataError(
             "The size of the image is not known, and YOLO's labels are fractions of it",
             where=annotations.path(index),
             remedy="Read the data set with its images at hand.",
         )
-    text = ""
+    text, size = "", np.array([width, height], np.float64)
     for row in kept:
         low, high = annotations.boxes[row, :2] / size, annotations.boxes[row, 2:] / size
         numbers = " ".join(f"{value:.8f}" for value in (*(low + high) / 2, *(high - low)))
