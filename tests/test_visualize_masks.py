@@ -203,3 +203,26 @@ def test_truth_has_its_masks():
     partly = visualize.panoptic_truth_of(replace(annotations, masks=unknown), 1)
     assert partly.names == ["sky", "dog", "dog"]
     assert partly.ids[60, 40] == 0
+
+
+def split_of(folder, size, box):
+    """One image of 120 × 160 pixels, of which the annotations state another size, with a box and its mask."""
+    grey().save(folder / "0.png")
+    mask = np.zeros(size, bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    annotations = annotations_of([[box]], [[0]], size=size, root=folder)
+    return replace(annotations, masks=RunLengths.encode(mask[None]))
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((240, 320), [80, 40, 160, 120]), ((160, 120), [40, 20, 80, 60])],
+    ids=["scaled", "turned"],
+)
+def test_truth_and_answer_are_drawn_in_the_frame_of_the_file(tmp_path, size, box):
+    plain, other = split_of(tmp_path, SIZE, [40, 20, 80, 60]), split_of(tmp_path, size, box)
+    wanted, shown = (visualize.compare(one, 0, visualize.truth_of(one, 0)) for one in (plain, other))
+    assert shown.tobytes() == wanted.tobytes()
+    assert (np.asarray(wanted) == PALETTE[0]).all(-1).any()
+    wanted, shown = (visualize.compare_panoptic(one, 0, visualize.panoptic_truth_of(one, 0)) for one in (plain, other))
+    assert shown.tobytes() == wanted.tobytes()

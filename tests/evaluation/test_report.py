@@ -70,6 +70,16 @@ def test_report_writes_everything(case, tmp_path):
     assert html.index("Worst images") < html.index("2.png") < html.index("Best images") < html.index("0.png")
 
 
+def test_images_of_another_size_than_is_stated_are_shown(case, tmp_path):
+    annotations, detections = case
+    for name, size in zip(annotations.file_names, ((50, 50), (70, 90), (200, 200)), strict=True):
+        Image.new("RGB", size, (200, 180, 170)).save(tmp_path / name)
+    files = write_report(evaluate(annotations, detections), annotations, detections, tmp_path / "out")
+    html = files[-1].read_text(encoding="utf-8")
+    assert "cannot be shown" not in html
+    assert html.count("data:image/jpeg") == 3
+
+
 def test_report_without_matplotlib_says_so(case, tmp_path, monkeypatch):
     annotations, detections = case
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:

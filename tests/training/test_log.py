@@ -15,11 +15,12 @@ from PIL import Image
 from training.drawing import content, tiny, tiny_recipe, write_coco
 
 import detrkit
-from detrkit.errors import MissingExtraError
+from detrkit.errors import DataError, MissingExtraError, UsageError
 from detrkit.training.detection import describe
 from detrkit.training.events import Event, Started, Step
 from detrkit.training.log import finite, summarize
 from detrkit.training.recipe import read
+from detrkit.training.validation import forgiving
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,28 @@ def test_pictures_are_pictures(run: Path) -> None:
         with Image.open(run / name) as picture:
             assert np.asarray(picture).std() > 1
     assert (run / "samples" / "epoch-0001.jpg").read_bytes() != (run / "samples" / "epoch-0002.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+@pytest.mark.usefixtures("plotless")
+def test_images_of_another_size_than_is_stated_are_drawn_and_end_no_run(tmp_path: Path, task: str) -> None:
+    data = write_coco(tmp_path / "data", {"train": [2, 1], "val": [2, 2, 2]}, sizes=((64, 80),))
+    turned, small = (Image.open(data / "val" / f"00{index}.png") for index in (0, 1))
+    turned.transpose(Image.Transpose.ROTATE_90).save(data / "val" / "000.png")
+    small.resize((40, 32)).save(data / "val" / "001.png")
+    events: list[Event] = []
+    fields = tiny(task=task, epochs=1, samples=3)
+    run = detrkit.train(data, out=tmp_path / "run", on_event=events.append, **fields)
+    assert (run.folder / "samples" / "epoch-0001.jpg").is_file()
+    assert not [note for event in events for note in getattr(event, "notes", ()) if "Pictures" in note]
+
+
+@pytest.mark.parametrize("error", [UsageError("No such picture"), DataError("No such picture"), OSError("No such")])
+def test_a_picture_that_cannot_be_drawn_becomes_a_note(error: Exception) -> None:
+    notes: list[str] = []
+    with forgiving(notes):
+        raise error
+    assert notes == [f"Pictures cannot be written: {error}"]
 
 
 def test_tensorboard_events_hold_the_same_figures(run: Path) -> None:

@@ -18,13 +18,11 @@ from detrkit.evaluation.run import Metrics
 from detrkit.panoptic import PanopticMap
 from detrkit.structures import Detections
 from detrkit.visualize import (
+    compare,
+    compare_panoptic,
     mosaic,
-    panoptic_side_by_side,
-    panoptic_truth_of,
     plot_confusion,
     plot_pr,
-    side_by_side,
-    truth_of,
 )
 from detrkit.visualize.page import jpeg
 
@@ -135,12 +133,12 @@ def _write_plots(metrics: Metrics, out: Path) -> list[Path]:
 def _example(
     annotations: Annotations, found: Detections, segments: PanopticMap | None, score: ImageScore, threshold: float
 ) -> Example:
-    name, path = annotations.file_names[score.index], annotations.path(score.index)
+    name = annotations.file_names[score.index]
     is_thing = np.array([annotations.categories[label].is_thing for label in found.labels], bool)
     try:
-        picture = side_by_side(
-            path,
-            truth_of(annotations, score.index),
+        picture = compare(
+            annotations,
+            score.index,
             found[is_thing],
             threshold=threshold,
             longest_side=EXAMPLE_SIDE,
@@ -148,8 +146,7 @@ def _example(
             wrong=score.wrong[is_thing],
         )
         if segments is not None:
-            true = panoptic_truth_of(annotations, score.index)
-            below = panoptic_side_by_side(path, true, segments, longest_side=EXAMPLE_SIDE)
+            below = compare_panoptic(annotations, score.index, segments, longest_side=EXAMPLE_SIDE)
             picture = mosaic([picture, below], 1)
     except (DataError, UsageError) as error:
         return Example(name, score, None, str(error))

@@ -14,8 +14,7 @@ from PIL import Image
 from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import masks_in_file
 from detrkit.data.files import annotated_frame
-from detrkit.data.images import open_image
-from detrkit.errors import DataError, UsageError
+from detrkit.errors import DataError, Error
 from detrkit.evaluation.panoptic_quality import panoptic_quality
 from detrkit.evaluation.run import Metrics, evaluate
 from detrkit.masks import RunLengths
@@ -23,7 +22,8 @@ from detrkit.panoptic import PanopticMap
 from detrkit.predict import Detector
 from detrkit.structures import Category, Detections
 from detrkit.training.distributed import World
-from detrkit.visualize import mosaic, panoptic_side_by_side, panoptic_truth_of, side_by_side, truth_of
+from detrkit.visualize import compare, compare_panoptic, mosaic
+from detrkit.visualize.truth import panoptic_in_frame
 
 SAMPLE_SIDE = 480  # pixels, of each half of a sample picture
 MOST_DETECTIONS = 100  # an image, the best scored: what the COCO metrics look at
@@ -163,12 +163,7 @@ def draw_samples(
         annotations,
         count,
         file,
-        lambda index: side_by_side(
-            open_image(annotations.path(index)),
-            truth_of(annotations, index),
-            detections[index].above(threshold),
-            longest_side=SAMPLE_SIDE,
-        ),
+        lambda index: compare(annotations, index, detections[index].above(threshold), longest_side=SAMPLE_SIDE),
     )
 
 
@@ -178,12 +173,7 @@ def draw_panoptic_samples(annotations: Annotations, maps: Sequence[PanopticMap],
         annotations,
         count,
         file,
-        lambda index: panoptic_side_by_side(
-            open_image(annotations.path(index)),
-            panoptic_truth_of(annotations, index),
-            maps[index],
-            longest_side=SAMPLE_SIDE,
-        ),
+        lambda index: compare_panoptic(annotations, index, maps[index], longest_side=SAMPLE_SIDE),
     )
 
 
@@ -196,18 +186,15 @@ def _draw_some(annotations: Annotations, count: int, file: Path, drawn: Callable
 
 @contextmanager
 def forgiving(notes: list[str]) -> Iterator[None]:
-    """Pictures are no reason to lose a training: one that cannot be written becomes a note.
+    """Pictures are no reason to lose a training: one that cannot be drawn or written becomes a note.
 
     Args:
         notes: what the user should know is added here.
     """
     try:
         yield
-    except (OSError, UsageError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError):
-            raise
-        notes.append(f"Pictures cannot be written: {cause}")
+    except (OSError, Error) as error:
+        notes.append(f"Pictures cannot be written: {error}")
 
 
 def _relabelled(found: Detections, table: np.ndarray, annotations: Annotations) -> Detections:
@@ -251,14 +238,7 @@ def _in_annotated_frame(found: Detections, annotations: Annotations, index: int)
 def _map_in_annotated_frame(found: PanopticMap, annotations: Annotations, index: int) -> PanopticMap:
     """Segments in pixels of the image as the annotation file states its size; as of boxes and masks."""
     annotated = _annotated_size(annotations, index)
-    if 0 in annotated or annotated == found.image_size:
-        return found
-    numbers = np.arange(len(found) + 1)
-    masks = masks_in_file(found.ids == numbers[1:, None, None], annotated)
-    ids = np.zeros(annotated, np.int32)
-    for number, mask in zip(numbers[1:], masks, strict=True):
-        ids[mask] = number
-    return replace(found, ids=ids, image_size=annotated)
+    return found if 0 in annotated else panoptic_in_frame(found, annotated)
 
 
 def _annotated_size(annotations: Annotations, index: int) -> tuple[int, int]:

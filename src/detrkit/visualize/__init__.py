@@ -6,10 +6,12 @@ from detrkit.visualize.patches import patch_sheet
 from detrkit.visualize.pictures import draw, mosaic, open_image, side_by_side
 from detrkit.visualize.plots import plot_confusion, plot_curves, plot_history, plot_pr
 from detrkit.visualize.segments import draw_panoptic, panoptic_side_by_side
-from detrkit.visualize.truth import panoptic_truth_of, truth_of
+from detrkit.visualize.truth import compare, compare_panoptic, panoptic_truth_of, truth_of
 
 __all__ = [
     "colour_of",
+    "compare",
+    "compare_panoptic",
     "draw",
     "draw_panoptic",
     "mosaic",

@@ -1,13 +1,21 @@
-"""The ground truth of an image, in the forms in which answers are drawn."""
+"""The ground truth of an image, in the forms in which answers are drawn, and beside an answer."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+from PIL import Image
 
 from detrkit.data.annotations import Annotations
+from detrkit.data.dataset import boxes_in_file, masks_in_file
+from detrkit.data.images import open_image
 from detrkit.masks import RunLengths
 from detrkit.panoptic import PanopticMap
 from detrkit.structures import Detections
+from detrkit.visualize.pictures import side_by_side
+from detrkit.visualize.segments import panoptic_side_by_side
 
 
 def truth_of(annotations: Annotations, index: int) -> Detections:
@@ -51,6 +59,55 @@ def panoptic_truth_of(annotations: Annotations, index: int) -> PanopticMap:
         size,
         str(annotations.path(index)),
     )
+
+
+def compare(annotations: Annotations, index: int, found: Detections, **how: Any) -> Image.Image:
+    """The truth of image `index` beside what was found in it, on its file, of whatever size that is.
+
+    Args:
+        annotations: the split.
+        index: the image.
+        found: its detections in pixels of the size that the annotations state, as they are evaluated.
+        **how: of `side_by_side`.
+
+    Raises:
+        DataError: the image or a file of masks cannot be read.
+    """
+    picture = open_image(annotations.path(index))
+    size = (picture.height, picture.width)
+    truth, found = (_in_file(one, size) for one in (truth_of(annotations, index), found))
+    return side_by_side(picture, truth, found, **how)
+
+
+def compare_panoptic(annotations: Annotations, index: int, found: PanopticMap, **how: Any) -> Image.Image:
+    """The same of segments; `how` of `panoptic_side_by_side`."""
+    picture = open_image(annotations.path(index))
+    size = (picture.height, picture.width)
+    truth, found = (panoptic_in_frame(one, size) for one in (panoptic_truth_of(annotations, index), found))
+    return panoptic_side_by_side(picture, truth, found, **how)
+
+
+def panoptic_in_frame(found: PanopticMap, size: tuple[int, int]) -> PanopticMap:
+    """Segments in pixels of an image of another height and width, scaled, or cut and filled up, as masks are."""
+    if found.image_size == size:
+        return found
+    numbers = np.arange(1, len(found) + 1)
+    masks = masks_in_file(found.ids == numbers[:, None, None], size)
+    ids = np.zeros(size, np.int32)
+    for number, mask in zip(numbers, masks, strict=True):
+        ids[mask] = number
+    return replace(found, ids=ids, image_size=size)
+
+
+def _in_file(found: Detections, size: tuple[int, int]) -> Detections:
+    """All of the detections, in pixels of a file of this height and width."""
+    if found.image_size == size:
+        return found
+    boxes, _ = boxes_in_file(found.boxes.astype(np.float64), found.image_size, size)
+    segments = found.segments
+    if segments is not None and (segments.sizes != size).any():
+        segments = RunLengths.encode(masks_in_file(segments.decode(), size))
+    return replace(found, boxes=boxes.astype(np.float32), image_size=size, segments=segments)
 
 
 def _size(annotations: Annotations, index: int) -> tuple[int, int]:
