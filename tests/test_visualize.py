@@ -134,13 +134,33 @@ def test_images_of_every_kind_are_opened(tmp_path):
     assert visualize.open_image(np.zeros((4, 6, 4), np.uint8)).mode == "RGB"
 
 
+@pytest.mark.parametrize("flag", [1, 3, 6])
+def test_an_image_is_drawn_as_it_is_seen_whatever_it_is_given_as(rng, tmp_path, flag):
+    exif = Image.Exif()
+    exif[0x0112] = flag
+    Image.fromarray(rng.integers(0, 256, (100, 60, 3), np.uint8)).save(tmp_path / "phone.png", exif=exif)
+    image = visualize.open_image(tmp_path / "phone.png")
+    nothing = found([], [], [], (image.height, image.width))
+    with Image.open(tmp_path / "phone.png") as opened:
+        given = (tmp_path / "phone.png", opened, np.asarray(image))
+        assert all(visualize.draw(one, nothing).tobytes() == image.tobytes() for one in given)
+
+
+def test_images_of_other_modes_are_drawn_as_they_are_answered():
+    nothing = found([], [], [])
+    deep = Image.fromarray(np.full((120, 160), 30_000, np.uint16))
+    assert visualize.draw(deep, nothing).getpixel((0, 0)) == (117, 117, 117)
+    assert visualize.draw(Image.new("RGBA", (160, 120)), nothing).getpixel((0, 0)) == (255, 255, 255)
+    assert visualize.draw(np.full((120, 160, 1), 9, np.uint8), nothing).getpixel((0, 0)) == (9, 9, 9)
+
+
 def test_bad_images_are_named(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DataError, match=r"text\.png.*not an image"):
         visualize.open_image(tmp_path / "text.png")
     with pytest.raises(DataError, match=r"none\.png.*no such image"):
         visualize.open_image(tmp_path / "none.png")
-    with pytest.raises(UsageError, match=r"no image.*\(4, 6\).*float64"):
+    with pytest.raises(DataError, match=r"wrong type.*float64"):
         visualize.open_image(np.zeros((4, 6)))
 
 

@@ -12,11 +12,12 @@ from PIL import Image
 from detrkit.data.annotations import Annotations
 from detrkit.data.doctor import Diagnosis, Finding, Place
 from detrkit.data.doctor.kinds import SEVERITIES
+from detrkit.data.images import open_image
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Category, Detections
 from detrkit.visualize.colours import PAPER
 from detrkit.visualize.page import document, embed, jpeg, table
-from detrkit.visualize.pictures import draw, mosaic, open_image
+from detrkit.visualize.pictures import draw, mosaic
 from detrkit.visualize.truth import truth_of
 
 PICTURES_SHOWN, PLACES_LISTED = 3, 20

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from detrkit.data.images import open_image
 from detrkit.errors import UsageError
 from detrkit.visualize.colours import INK, PAPER, Colour, colour_of, ink_on
 from detrkit.visualize.labels import Label, place_labels
-from detrkit.visualize.pictures import ImageLike, font_of, open_image
+from detrkit.visualize.pictures import ImageLike, font_of
 
 IMAGE_SIDE = 560
 THUMBNAIL_SIDE = 88

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from detrkit.data import images
+from detrkit.data.images import open_image
 from detrkit.errors import UsageError
 from detrkit.structures import Detections
 from detrkit.visualize.colours import INK, PAPER, Colour, colour_of, colours_apart, ink_on
@@ -18,26 +18,7 @@ from detrkit.visualize.labels import Label, place_labels, shorten
 from detrkit.visualize.tint import tint
 
 ImageLike: TypeAlias = Image.Image | np.ndarray | Path | str
-
-
-def open_image(image: ImageLike) -> Image.Image:
-    """An upright RGB image from a Pillow image, an (h, w), (h, w, 3) or (h, w, 4) uint8 array, or a path.
-
-    Raises:
-        DataError: the file is missing or cannot be decoded.
-        UsageError: an array of another shape or type.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-            raise UsageError(
-                "The array is no image",
-                got=f"shape {image.shape}, type {image.dtype}",
-                expected="(h, w), (h, w, 3) or (h, w, 4) of uint8",
-            )
-        return Image.fromarray(image).convert("RGB")
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    return images.open_image(image)
+"""Whatever `open_image` takes, which is what can be predicted on."""
 
 
 def draw(
@@ -62,8 +43,8 @@ def draw(
         dashed: (n,) bool, detections whose outline is dashed, to set them apart.
 
     Raises:
-        DataError: the file is missing or cannot be decoded.
-        UsageError: the detections belong to an image of another size, or an array is no image.
+        DataError: the file is missing or cannot be decoded, or an array is no image.
+        UsageError: the detections belong to an image of another size.
     """
     picture, scale = opened_at(image, longest_side, detections.image_size, detections.source)
     dashes = np.zeros(len(detections), bool) if dashed is None else dashed

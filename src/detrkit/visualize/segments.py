@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from detrkit.data.images import open_image
 from detrkit.panoptic import PanopticMap
 from detrkit.visualize.colours import PAPER, colours_apart
-from detrkit.visualize.pictures import ImageLike, draw_labels, line_width, mosaic, open_image, opened_at
+from detrkit.visualize.pictures import ImageLike, draw_labels, line_width, mosaic, opened_at
 from detrkit.visualize.tint import lined, veiled
 
 VEIL = 0.55
@@ -32,8 +33,8 @@ def draw_panoptic(
         scores: write the scores beside the names.
 
     Raises:
-        DataError: the file is missing or cannot be decoded.
-        UsageError: the segments belong to an image of another size, or an array is no image.
+        DataError: the file is missing or cannot be decoded, or an array is no image.
+        UsageError: the segments belong to an image of another size.
     """
     picture, _ = opened_at(image, longest_side, found.image_size, found.source)
     down, across = (
