@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -301,6 +302,26 @@ def test_the_threshold_is_the_one_of_the_validation_images(detector: Detector, p
     assert knowing.threshold == score
     assert len(knowing.predict(pictures[0])) == 3
     assert replace(detector, about={"threshold": "high"}).threshold == 0.5
+
+
+@pytest.mark.parametrize("part", ["class_head.bias", "box_head.layers.2.bias"])
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.float32, r"not finite; got NaN or infinity, computed in float32\. The weights are damaged"),
+        (torch.bfloat16, r"not finite; got .* bfloat16\. .*--precision fp32"),
+    ],
+)
+def test_answers_that_are_not_finite_are_no_empty_answers(
+    detector: Detector, pictures: list[Image.Image], tmp_path: Path, part: str, dtype: torch.dtype, message: str
+) -> None:
+    broken = replace(detector, model=copy.deepcopy(detector.model), dtype=dtype)
+    with torch.no_grad():
+        broken.model.get_parameter(part)[:1] = torch.nan
+    pictures[0].save(tmp_path / "a.png")
+    for ensemble in (False, True):
+        with pytest.raises(ModelError, match=rf"a\.png: .*{message}"):
+            broken.predict(tmp_path / "a.png", ensemble=ensemble)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, torch.zeros(3, 8, 8), b"bytes"])

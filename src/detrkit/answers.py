@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detrkit.arithmetic import arithmetic
 from detrkit.data.loading import LoadedImage
 from detrkit.data.packing import PackedImages
+from detrkit.errors import ModelError
 from detrkit.masks import RunLengths
 from detrkit.models import Variant
 from detrkit.panoptic import PanopticMap
@@ -91,7 +92,11 @@ class Respondent:
         return answers
 
     def _score(self, group: Sequence[LoadedImage], ensemble: bool) -> tuple[Segmented, list[Scored]]:
-        """What the model says of images of one size, and its scored boxes."""
+        """What the model says of images of one size, and its scored boxes.
+
+        Raises:
+            ModelError: they are not finite. No threshold would let them through, so nothing would seem to be there.
+        """
         images, _ = PackedImages.of([image.pixels for image in group]).normalised(self.device)
         sizes = torch.tensor([image.original for image in group], device=self.device)
         with arithmetic(self.device, self.dtype):
@@ -99,7 +104,20 @@ class Respondent:
                 found = Segmented(self.model(images, None), None)
             else:
                 found = self.segmenter(images, None)
-        return found, self.variant.postprocess(found.predictions, sizes, ensemble=ensemble)
+        scored = self.variant.postprocess(found.predictions, sizes, ensemble=ensemble)
+        # Asked at once: a GPU has to finish all before it.
+        finite = torch.stack([one.scores.isfinite().all() & one.boxes.isfinite().all() for one in scored]).tolist()
+        for image, is_finite in zip(group, finite, strict=True):
+            if not is_finite:
+                raise ModelError(
+                    "The model's scores or boxes are not finite",
+                    where=image.name,
+                    got=f"NaN or infinity, computed in {str(self.dtype).removeprefix('torch.')}",
+                    remedy="The weights are damaged: take another checkpoint."
+                    if self.dtype == torch.float32
+                    else "Answer in more precision: --precision fp32. If that does not help, the weights are damaged.",
+                )
+        return found, scored
 
     def _logits(self, found: Segmented, row: int, one: Scored, order: Tensor) -> Float[Tensor, "p _ _"]:
         """Logits of the masks of some detections of an image, at the backbone's finest level."""

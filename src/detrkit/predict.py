@@ -150,7 +150,8 @@ class Detector:
 
         Raises:
             DataError: an image cannot be read; it names the file.
-            ModelError: the model was trained to find by example, and has to be shown what to look for.
+            ModelError: the model was trained to find by example, and has to be shown what to look for; or its scores
+                are not finite.
             UsageError: an option that makes no sense.
         """
         single = isinstance(images, str | Path | Image.Image | np.ndarray)
@@ -283,7 +284,7 @@ class Detector:
 
         Raises:
             DataError: an image cannot be read; it names the file.
-            ModelError: the model has no mask head.
+            ModelError: the model has no mask head, or its scores are not finite.
             UsageError: an option that makes no sense.
         """
         single = isinstance(images, str | Path | Image.Image | np.ndarray)
