@@ -104,6 +104,16 @@ def test_freezing_can_be_taken_back():
     assert all(value.requires_grad for value in backbone.parameters())
 
 
+def test_what_does_not_train_answers_as_it_is_evaluated():
+    backbone = build_backbone("resnet-nano", frozen_stages=2).train()
+    modes = [{part.training for module in modules for part in module.modules()} for modules in backbone.stages()]
+    assert modes == [{False}, {False}, *[{True}] * (len(modes) - 2)]
+    backbone.freeze(0)
+    assert all(part.training for part in backbone.modules())
+    backbone.requires_grad_(False).train()
+    assert not any(part.training for part in backbone.modules())
+
+
 def test_batch_norms_inside_a_module_are_frozen_with_their_numbers():
     body = filled(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4, eps=1e-3), nn.ReLU())))
     x = image(5, 5)

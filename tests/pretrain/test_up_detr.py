@@ -54,6 +54,15 @@ def batch_of(images: int = 2, patches: int = PATCHES) -> PatchBatch:
     return PatchBatch(batch.images, batch.padding, torch.randn(images, patches, 3, 32, 32), places, names)
 
 
+@pytest.mark.parametrize("start", [lambda task: task, UpDetr.train], ids=["new", "training"])
+def test_a_frozen_backbone_says_the_same_of_a_patch_each_time(start: Any) -> None:
+    detector = make()
+    detector.backbone.layer1.append(nn.Dropout(0.5))  # as the dropped paths of some networks of transformers
+    task, patches = start(UpDetr(detector, patches=PATCHES)), torch.randn(1, PATCHES, 3, 32, 32)
+    assert task.training
+    assert torch.equal(task.describe(patches), task.describe(patches))
+
+
 def run(task: UpDetr, batch: PatchBatch) -> PatchPredictions:
     return task(batch.images, batch.padding, batch.patches)
 

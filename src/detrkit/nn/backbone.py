@@ -98,6 +98,19 @@ class Backbone(nn.Module, ABC):
         for number, modules in enumerate(self.stages()):
             for module in modules:
                 module.requires_grad_(number >= stages)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Training mode, but for the stages of which nothing trains: they answer as they are evaluated.
+
+        Some networks drop whole paths in training, and a frozen one would say something else of an image each time.
+        """
+        super().train(mode)
+        if mode:
+            for part in (self, *(module for modules in self.stages() for module in modules)):
+                if not any(parameter.requires_grad for parameter in part.parameters()):
+                    part.eval()
+        return self
 
     @abstractmethod
     def return_finer_levels(self) -> None:

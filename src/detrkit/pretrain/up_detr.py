@@ -103,7 +103,7 @@ class UpDetr(nn.Module):
         if start == "tokens":
             self._start_as_tokens()
         if frozen_backbone:
-            backbone.requires_grad_(False)
+            backbone.requires_grad_(False).eval()
 
     group: Int64[Tensor, " q"]
 
