@@ -129,6 +129,16 @@ def test_answers_repeat(model: Any, batch: Batch) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_cast_model_answers_in_its_type(model: Any, batch: Batch, dtype: torch.dtype) -> None:
+    with torch.no_grad():
+        plain = model(batch.images, batch.padding)
+        found = model.to(dtype)(batch.images.to(dtype), batch.padding)
+    assert found.logits.dtype == found.hidden.dtype == dtype
+    tolerance = 0.2 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(found.boxes.float(), plain.boxes, rtol=0, atol=tolerance)
+
+
 def influence(model: Any, batch: Batch, blocked: Tensor | None, asking: Tensor) -> Tensor:
     """How much each query's position changes what the `asking` queries answer."""
     queries = model.queries(2)

@@ -33,3 +33,5 @@ def test_heads_answer_in_float32_whatever_comes_before() -> None:
         rough, answer = head(x), in_float32(head, x.bfloat16())
     assert rough.dtype == torch.bfloat16
     assert torch.equal(answer, head(x.bfloat16().float()))
+    for dtype in (torch.bfloat16, torch.float64):
+        assert in_float32(MLP(6, 8, 4).to(dtype), x.to(dtype)).dtype == dtype

@@ -29,12 +29,13 @@ class MLP(nn.Module):
 
 
 def in_float32(head: nn.Module, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
-    """What a head answers, in float32 even where all before it computes in less.
+    """What a head answers, in the type of its weights even where all before it computes in less.
 
-    bf16 has eight bits: a box would be right to a few pixels only. Heads are small, and cost nothing.
+    bf16 has eight bits: a box would be right to a few pixels only. Heads are small, and cost nothing. They are in
+    float32, unless somebody cast the whole model.
     """
     with torch.autocast(x.device.type, enabled=False):
-        answer: Tensor = head(x.float())
+        answer: Tensor = head(x.to(next(head.parameters()).dtype))
     return answer
 
 
