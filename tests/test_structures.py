@@ -88,6 +88,16 @@ def test_detections_can_be_chosen(found: Detections) -> None:
     assert found.above(1.0).names == []
 
 
+def test_a_number_chooses_one_and_they_come_one_by_one(found: Detections) -> None:
+    ones = [found[0], found[np.int64(1)], found[-1]]
+    assert [one.boxes.shape for one in ones] == [(1, 4)] * 3
+    assert [one.names for one in found] == [one.names for one in ones] == [["dog"], ["cat"], ["dog"]]
+    assert ones[0].masks is not None
+    assert ones[0].masks.shape == (1, 30, 40)
+    with pytest.raises(IndexError):
+        found[3]
+
+
 def test_coco_results_have_the_files_ids_and_widths(found: Detections) -> None:
     results = replace(found, segments=None).to_coco(42)
     assert results[0] == {

@@ -6,7 +6,7 @@ Plain tensors travel inside a part; these stand at the borders. Letters in shape
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -289,8 +289,18 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, chosen: np.ndarray | slice | list[int]) -> Detections:
-        """The detections that a boolean mask, an index array or a slice chooses."""
+    def __iter__(self) -> Iterator[Detections]:
+        """The detections one by one."""
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, chosen: np.ndarray | slice | list[int] | int | np.integer) -> Detections:
+        """The detections that a boolean mask, an index array, a slice or a number chooses.
+
+        Raises:
+            IndexError: there is none of that number.
+        """
+        if isinstance(chosen, int | np.integer):
+            chosen = [int(chosen)]
         return Detections(
             self.boxes[chosen],
             self.scores[chosen],
