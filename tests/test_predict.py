@@ -324,7 +324,18 @@ def test_answers_that_are_not_finite_are_no_empty_answers(
             broken.predict(tmp_path / "a.png", ensemble=ensemble)
 
 
-@pytest.mark.parametrize("wrong", [None, 3, torch.zeros(3, 8, 8), b"bytes"])
+@pytest.mark.parametrize("wrong", [None, 3, torch.zeros(3, 8, 8), b"bytes", (name for name in "ab")])
 def test_what_is_no_picture_is_refused(detector: Detector, wrong: Any) -> None:
-    with pytest.raises(UsageError, match="no picture and no list of pictures; got"):
-        Detector.predict.__wrapped__(detector, wrong)  # as users have it, without the types checked
+    segmenter = replace(detector, segmenter=Segmenter(copy.deepcopy(detector.model)))
+    for method, one in (
+        *((method, detector) for method in (Detector.predict, Detector.stream)),
+        *((method, segmenter) for method in (Detector.segment, Detector.segment_stream)),
+        (lambda one, images: Detector.find.__wrapped__(one, "a.png", (0, 0, 9, 9), images), detector),
+    ):
+        with pytest.raises(UsageError, match="no picture and no list of pictures; got"):
+            list(getattr(method, "__wrapped__", method)(one, wrong))  # as users have it, without the types checked
+
+
+def test_one_picture_is_a_stream_of_one(detector: Detector, pictures: list[Image.Image]) -> None:
+    (one,) = detector.stream(pictures[0], threshold=0.0)
+    same(one, detector.predict(pictures[0], threshold=0.0))

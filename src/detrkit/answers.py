@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,10 @@ from detrkit.segmentation.instances import instance_masks
 from detrkit.segmentation.model import Segmented, Segmenter
 from detrkit.segmentation.panoptic import merge
 from detrkit.structures import Category, Detections
+
+Answer = TypeVar("Answer", Detections, PanopticMap)
+
+_WINDOW = 8  # batches' worth of images among which equal sizes are brought together
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +140,29 @@ class Respondent:
         _, first, again = np.unique(one.queries[order].cpu().numpy(), return_index=True, return_inverse=True)
         chosen = order[torch.from_numpy(first).to(order.device)]
         return instance_masks(self._logits(found, row, one, chosen), size)[again]
+
+
+def in_order(
+    images: Iterator[LoadedImage], respond: Callable[[Sequence[LoadedImage]], Iterable[Answer]], batch_size: int
+) -> Iterator[Answer]:
+    """What is said of each image, in order; those of one size go through the model together.
+
+    Args:
+        images: opened and resized.
+        respond: answers for images of one size.
+        batch_size: at most so many go through the model together.
+    """
+    while window := list(islice(images, batch_size * _WINDOW)):
+        groups: dict[tuple[int, ...], list[LoadedImage]] = {}
+        for image in window:
+            groups.setdefault(tuple(image.pixels.shape), []).append(image)
+        answers: dict[int, Answer] = {}
+        for group in groups.values():
+            for start in range(0, len(group), batch_size):
+                part = group[start : start + batch_size]
+                answers.update(zip((image.index for image in part), respond(part), strict=True))
+        for image in window:
+            yield answers[image.index]
 
 
 def _first_of_each(one: Scored, threshold: float) -> Int64[Tensor, " k"]:

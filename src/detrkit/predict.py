@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from detrkit import models
-from detrkit.answers import Respondent
+from detrkit.answers import Answer, Respondent, in_order
 from detrkit.arithmetic import Precision, choose_device, choose_dtype
 from detrkit.data.loading import LoadedImage, load_images
 from detrkit.errors import DataError, ModelError, UsageError
@@ -40,10 +39,7 @@ Picture = str | Path | Image.Image | np.ndarray
 UNKNOWN_THRESHOLD = 0.5
 """The score from which a detection counts if the detector was never evaluated."""
 
-Answer = TypeVar("Answer", Detections, PanopticMap)
-
 _CPU = torch.device("cpu")
-_WINDOW = 8  # batches' worth of images among which equal sizes are brought together
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -154,14 +150,7 @@ class Detector:
                 are not finite.
             UsageError: an option that makes no sense.
         """
-        single = isinstance(images, str | Path | Image.Image | np.ndarray)
-        if not single and not isinstance(images, list | tuple):
-            raise UsageError(
-                "This is no picture and no list of pictures",
-                got=type(images).__name__,
-                expected="a file, a PIL image, an RGB array (height, width, 3) of uint8, or a list of them",
-            )
-        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item,assignment]
+        pictures, single = _pictures(images)
         found = list(
             self.stream(pictures, threshold=threshold, ensemble=ensemble, batch_size=batch_size, workers=workers)
         )
@@ -215,14 +204,13 @@ class Detector:
         """
         from detrkit.find import examples_of, find, search_of
 
-        single = isinstance(images, str | Path | Image.Image | np.ndarray)
-        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item,assignment]
+        pictures, single = _pictures(images)
         found = list(find(self, [examples_of(name, example, box)], pictures, search_of(search)))
         return found[0] if single else found
 
     def stream(
         self,
-        images: Sequence[Picture],
+        images: Picture | Sequence[Picture],
         *,
         threshold: float | None = None,
         ensemble: bool = False,
@@ -230,7 +218,7 @@ class Detector:
         workers: int = 0,
         unreadable: Callable[[int, DataError], None] | None = None,
     ) -> Iterator[Detections]:
-        """The same as `predict` on a list, one after the other and in order, without holding all of them.
+        """The same as `predict`, one after the other and in order, without holding all of them.
 
         `unreadable` is called with the index and the error of an image that cannot be read, which is then left out;
         without it, such an image is an error.
@@ -240,6 +228,7 @@ class Detector:
                 "The model finds what it is shown, and knows no classes of its own",
                 remedy="Show it an example: Detector.find(example, box, images), or detrkit find.",
             )
+        pictures, _ = _pictures(images)
         threshold = self.threshold if threshold is None else threshold
         _check(threshold, batch_size)
         if ensemble and self.segmenter is not None:
@@ -248,7 +237,7 @@ class Detector:
                 remedy="Leave the ensemble out.",
             )
         yield from self._answers(
-            images,
+            pictures,
             lambda group: self._respondent.detect(group, threshold, ensemble),
             batch_size=batch_size,
             workers=workers,
@@ -287,31 +276,31 @@ class Detector:
             ModelError: the model has no mask head, or its scores are not finite.
             UsageError: an option that makes no sense.
         """
-        single = isinstance(images, str | Path | Image.Image | np.ndarray)
-        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item,assignment]
+        pictures, single = _pictures(images)
         found = list(self.segment_stream(pictures, threshold=threshold, batch_size=batch_size, workers=workers))
         return found[0] if single else found
 
     def segment_stream(
         self,
-        images: Sequence[Picture],
+        images: Picture | Sequence[Picture],
         *,
         threshold: float | None = None,
         batch_size: int = 8,
         workers: int = 0,
         unreadable: Callable[[int, DataError], None] | None = None,
     ) -> Iterator[PanopticMap]:
-        """The same as `segment` on a list, one after the other; `unreadable` as for `stream`."""
+        """The same as `segment`, one after the other; `unreadable` as for `stream`."""
         if self.segmenter is None:
             raise ModelError(
                 "The model has no mask head, and cannot cut an image into segments",
                 remedy="Train one on it: detrkit train DATA --masks --init MODEL --out RUN.",
             )
+        pictures, _ = _pictures(images)
         threshold = self.panoptic_threshold if threshold is None else threshold
         _check(threshold, batch_size)
         chosen = threshold
         yield from self._answers(
-            images,
+            pictures,
             lambda group: self._respondent.segment(group, chosen),
             batch_size=batch_size,
             workers=workers,
@@ -320,7 +309,7 @@ class Detector:
 
     def _answers(
         self,
-        images: Sequence[Picture],
+        pictures: Sequence[Picture],
         respond: Callable[[Sequence[LoadedImage]], Iterable[Answer]],
         *,
         batch_size: int,
@@ -329,13 +318,8 @@ class Detector:
     ) -> Iterator[Answer]:
         """What is said of each image, in order; those of one size go through the model together."""
         shortest, longest = self.image_size
-        loaded = load_images(images, shortest=shortest, longest=longest, workers=workers, unreadable=unreadable)
-        while window := list(islice(loaded, batch_size * _WINDOW)):
-            answers: dict[int, Answer] = {}
-            for group in _of_equal_size(window, batch_size):
-                answers.update(zip((image.index for image in group), respond(group), strict=True))
-            for image in window:
-                yield answers[image.index]
+        loaded = load_images(pictures, shortest=shortest, longest=longest, workers=workers, unreadable=unreadable)
+        yield from in_order(loaded, respond, batch_size)
 
     @property
     def _respondent(self) -> Respondent:
@@ -375,17 +359,25 @@ def load(name: str | Path, *, device: str = "auto", precision: Precision = "fp32
     )
 
 
+def _pictures(images: Any) -> tuple[Sequence[Picture], bool]:
+    """The pictures as a list, and whether it was a single one.
+
+    Raises:
+        UsageError: neither a picture nor a list of them.
+    """
+    if isinstance(images, str | Path | Image.Image | np.ndarray):
+        return [images], True
+    if isinstance(images, list | tuple):
+        return images, False
+    raise UsageError(
+        "This is no picture and no list of pictures",
+        got=type(images).__name__,
+        expected="a file, a PIL image, an RGB array (height, width, 3) of uint8, or a list of them",
+    )
+
+
 def _check(threshold: float, batch_size: int) -> None:
     if not 0 <= threshold <= 1:
         raise UsageError("Bad value for threshold", got=threshold, expected="between 0 and 1")
     if batch_size < 1:
         raise UsageError("Bad value for batch_size", got=batch_size, expected="at least 1")
-
-
-def _of_equal_size(window: Sequence[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:
-    groups: dict[tuple[int, ...], list[LoadedImage]] = {}
-    for image in window:
-        groups.setdefault(tuple(image.pixels.shape), []).append(image)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
