@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -334,6 +335,29 @@ def test_what_is_no_picture_is_refused(detector: Detector, wrong: Any) -> None:
     ):
         with pytest.raises(UsageError, match="no picture and no list of pictures; got"):
             list(getattr(method, "__wrapped__", method)(one, wrong))  # as users have it, without the types checked
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_detector_is_copied_and_pickled(detector: Detector, pictures: list[Image.Image], again: Any) -> None:
+    whole = replace(detector, segmenter=Segmenter(copy.deepcopy(detector.model)), about={"threshold": 0.25})
+    other = again(whole)
+    assert repr(other) == repr(whole)
+    assert (other.variant, other.threshold) == (models.variant("detr"), 0.25)
+    assert other.model is not whole.model
+    same(whole.predict(pictures[0], threshold=0.0), other.predict(pictures[0], threshold=0.0))
+
+
+def test_a_detector_answers_as_it_is_evaluated_whatever_its_model_did_before(
+    detector: Detector, pictures: list[Image.Image]
+) -> None:
+    model = copy.deepcopy(detector.model).train()
+    made = Detector(model, models.variant("detr"), CATEGORIES, segmenter=Segmenter(copy.deepcopy(model)).train())
+    assert made.segmenter is not None
+    assert not model.training
+    assert not made.segmenter.training
+    same(
+        replace(made, segmenter=None).predict(pictures[0], threshold=0.0), detector.predict(pictures[0], threshold=0.0)
+    )
 
 
 def test_one_picture_is_a_stream_of_one(detector: Detector, pictures: list[Image.Image]) -> None:

@@ -47,7 +47,7 @@ class Detector:
     """A model with what it needs to be used on images: its variant, its categories, its device.
 
     Attributes:
-        model: in evaluation mode.
+        model: the detector, which is put into evaluation mode, as are the two below.
         variant: the module of its variant.
         categories: the table that labels point into.
         preset: the preset that it was built from.
@@ -68,11 +68,27 @@ class Detector:
     segmenter: Segmenter | None = None
     dtype: torch.dtype = torch.float32
 
+    def __post_init__(self) -> None:
+        for one in (self.model, self.one_shot, self.segmenter):
+            if one is not None:
+                one.eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles and copies, which cannot hold a module: the variant goes by its name."""
+        return {**self.__dict__, "variant": self._variant_name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, variant=models.variant(state["variant"]))
+
+    @property
+    def _variant_name(self) -> str:
+        return self.variant.__name__.rpartition(".")[2]
+
     def __repr__(self) -> str:
         names = ", ".join(category.name for category in self.categories[:5])
         more = f" and {len(self.categories) - 5} more" if len(self.categories) > 5 else ""
         masks = "" if self.segmenter is None else ", with masks"
-        kind = self.preset or self.variant.__name__.rpartition(".")[2]
+        kind = self.preset or self._variant_name
         return f"<Detector {kind}{masks}, images of {self.image_size[0]} pixels on {self.device}: {names}{more}>"
 
     @property
@@ -228,7 +244,6 @@ class Detector:
                 "The model finds what it is shown, and knows no classes of its own",
                 remedy="Show it an example: Detector.find(example, box, images), or detrkit find.",
             )
-        pictures, _ = _pictures(images)
         threshold = self.threshold if threshold is None else threshold
         _check(threshold, batch_size)
         if ensemble and self.segmenter is not None:
@@ -237,7 +252,7 @@ class Detector:
                 remedy="Leave the ensemble out.",
             )
         yield from self._answers(
-            pictures,
+            _pictures(images)[0],
             lambda group: self._respondent.detect(group, threshold, ensemble),
             batch_size=batch_size,
             workers=workers,
@@ -295,12 +310,11 @@ class Detector:
                 "The model has no mask head, and cannot cut an image into segments",
                 remedy="Train one on it: detrkit train DATA --masks --init MODEL --out RUN.",
             )
-        pictures, _ = _pictures(images)
         threshold = self.panoptic_threshold if threshold is None else threshold
         _check(threshold, batch_size)
         chosen = threshold
         yield from self._answers(
-            pictures,
+            _pictures(images)[0],
             lambda group: self._respondent.segment(group, chosen),
             batch_size=batch_size,
             workers=workers,
