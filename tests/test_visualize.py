@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +9,10 @@ from PIL import Image
 from detrkit import visualize
 from detrkit.errors import DataError, MissingExtraError, UsageError
 from detrkit.structures import Category, Detections
+from detrkit.visualize import fonts
 from detrkit.visualize.colours import PALETTE, ink_on
+from detrkit.visualize.fonts import NO_CHARACTER, family_of, font_of, unwritable, written
 from detrkit.visualize.labels import Label, place_labels, shorten
-from detrkit.visualize.pictures import font_of
 from detrkit.visualize.plots import plot_reliability
 
 CATEGORIES = (Category(1, "cat"), Category(2, "a category of many words indeed"))
@@ -108,6 +110,36 @@ def test_long_names_are_shortened():
     assert cut.endswith("…")
     assert font.getlength(cut) <= 30
     assert shorten("cat", "", font, 1) == ""
+
+
+def test_names_that_pillows_own_font_lacks_are_written_in_another():
+    for text in ("clé", "клетка", "Ⓐ"):
+        masks = [bytes(font_of(20.0, text).getmask(one)) for one in text]
+        assert bytes(font_of(20.0, text).getmask(NO_CHARACTER)) not in masks
+    assert (family_of("cell"), family_of("клетка"), family_of("Ⓐ")) == ("", "DejaVu Sans", "STIXGeneral")
+    assert written("клетка\n0.90") == "клетка 0.90"
+    assert unwritable(["cell", "клетка"]) == []
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_no_font_has_is_a_question_mark_and_is_said(monkeypatch, installed):
+    if not installed:
+        monkeypatch.setitem(sys.modules, "matplotlib.font_manager", None)
+    fonts._installed.cache_clear()
+    fonts._face.cache_clear()
+    try:
+        assert written("\ue123 0.90") == "? 0.90"
+        (note,) = unwritable(["cell", "\ue123", "a\ue124", "\ue125", "\ue126"])
+        assert "a\ue124, \ue125 and 1 more" in note
+        assert ("extra 'plot'" in note) == (not installed)
+        assert (written("клетка") == "клетка") == installed
+        one = replace(found([[20, 40, 60, 90]], [0.9], [0]), categories=(Category(1, "\ue123"),))
+        other = replace(one, categories=(Category(1, "?"),))
+        image = Image.new("RGB", (160, 120), GREY)
+        assert visualize.draw(image, one).tobytes() == visualize.draw(image, other).tobytes()
+    finally:
+        fonts._installed.cache_clear()
+        fonts._face.cache_clear()
 
 
 def test_colours_differ_and_text_is_readable():
@@ -238,6 +270,17 @@ def bins_of(accuracy, counts):
     counts, accuracy = np.array(counts), np.array(accuracy)
     empty = np.where(counts > 0, 1.0, np.nan)
     return Bins(edges, (edges[1:] + edges[:-1]) / 2 * empty, accuracy * empty, counts, 0.1 if counts.any() else np.nan)
+
+
+@pytest.mark.parametrize("name", ["Ⓐ клетка", "\ue123", "n" * 300, "W" * 300, "$x^2", "$\\frac{$"])
+@pytest.mark.parametrize("classes", [2, 30])
+def test_names_of_any_kind_are_plotted_without_a_warning(tmp_path, name, classes):
+    recall = np.linspace(0, 1, 11)
+    names = [name, *["cell"] * (classes - 1)]
+    visualize.plot_pr(recall, np.ones((classes, 11)), names, tmp_path / "pr.png")
+    visualize.plot_confusion(np.ones((classes + 1, classes + 1), int), names, tmp_path / "confusion.png")
+    with Image.open(tmp_path / "pr.png") as curves, Image.open(tmp_path / "confusion.png") as confusion:
+        assert max(curves.size + confusion.size) < 3200
 
 
 def test_reliability_is_plotted_in_one_colour_for_each_curve(tmp_path):

@@ -69,6 +69,16 @@ def test_the_format_of_annotations_can_be_said(detrkit, data, results, trained):
         package.evaluate(trained, data, annotations="yolo")
 
 
+def test_names_that_no_font_can_write_are_said_in_a_line(detrkit, data, results, tmp_path):
+    shutil.copytree(data, tmp_path / "named")
+    for file in (tmp_path / "named").rglob("*.json"):
+        file.write_text(file.read_text().replace('"nut"', '"\ue123"'), encoding="utf-8")
+    said = detrkit("evaluate", results, tmp_path / "named", "--report", tmp_path / "report")
+    assert said.code == 0
+    (line,) = said.err.splitlines()
+    assert "question marks in names, since no font here has their characters" in line
+
+
 def test_categories_that_the_model_does_not_know_are_named(detrkit, data, trained, tmp_path):
     shutil.copytree(data, tmp_path / "more")
     for file in (tmp_path / "more").rglob("*.json"):

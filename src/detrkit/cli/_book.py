@@ -110,12 +110,16 @@ class Book:
 
     def outcome(self, **further: Any) -> Outcome:
         """Sum up on standard error; `further` are entries of the document that `--json` prints."""
+        from detrkit.visualize.fonts import unwritable
+
         note = self.terminal.note
         note(
             f"{count(self.boxes, 'object')} in {count(len(self.images), 'image')}. "
             f"{'Pictures and files' if self.pictures else 'Files'} lie in {self.out}."
         )
         note_others(self.out, [entry["picture"] for entry in self.images if "picture" in entry], self.terminal)
+        for text in unwritable([category.name for category in self.categories]) if self.pictures else ():
+            note(text)
         unreadable = list(self.unreadable.values())
         note_unreadable(unreadable, self.out, self.terminal)
         document = {"out": self.out, "objects": self.boxes, "images": self.images, "unreadable": unreadable}

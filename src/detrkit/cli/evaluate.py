@@ -62,6 +62,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     from detrkit.evaluation import write_panoptic, write_report, write_results
     from detrkit.training.by_example import refuse_draws
     from detrkit.training.validation import has_stuff
+    from detrkit.visualize.fonts import unwritable
 
     _check_files(options)
     detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
@@ -99,6 +100,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     if options.report is not None:
         title = f"{options.model} on {options.data}, {options.split}"
         write_report(metrics, annotations, detections, options.report, title=title, panoptic=maps or None)
+        for note in unwritable([category.name for category in annotations.categories]):
+            terminal.note(note)
         document["report"] = options.report / "report.html"
         text.append(f"Report: {options.report / 'report.html'}")
     return Outcome(document, text="\n".join(text))

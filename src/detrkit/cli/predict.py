@@ -91,6 +91,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
 def _cut_up(options: Options, detector: Detector, images: Mapping[Path, str], terminal: Terminal) -> Outcome:
     """Cut images into segments, draw and write them."""
+    from detrkit.visualize.fonts import unwritable
+
     if options.ensemble:
         raise UsageError("Segments are of the last decoder layer, and the ensemble is of all", where="--ensemble")
     threshold = detector.panoptic_threshold if options.threshold is None else options.threshold
@@ -106,4 +108,6 @@ def _cut_up(options: Options, detector: Detector, images: Mapping[Path, str], te
         book.fill(answers, images, "Cutting up")
     finally:
         book.close(detector.categories, threshold=threshold)
+    for text in unwritable([category.name for category in detector.categories]) if options.pictures else ():
+        terminal.note(text)
     return book.outcome(threshold=threshold)

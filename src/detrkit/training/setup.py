@@ -40,6 +40,7 @@ from detrkit.training.recipe import (
     RunOptions,
 )
 from detrkit.training.validation import label_table
+from detrkit.visualize.fonts import unwritable
 
 DEFAULT_VAL_FRACTION = 0.1
 
@@ -187,6 +188,7 @@ def open_splits(
         train, val = (part.select(range(min(options.limit, len(part)))) for part in (train, val))
         notes.append(f"Limited to the first {len(train)} training and {len(val)} validation images")
     notes.insert(0, f"Training: {train.summary()}, from {train.source or data}")
+    notes.extend(unwritable([category.name for category in train.categories]))
     for part, what in ((train, "There is nothing to learn from"), (val, "There is nothing to validate on")):
         notes.extend(part.problems.lines())
         if part.crowd.all():  # also where there is no box, or no image

@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw, ImageOps
 from detrkit.data.images import open_image
 from detrkit.errors import UsageError
 from detrkit.visualize.colours import INK, PAPER, Colour, colour_of, ink_on
+from detrkit.visualize.fonts import font_of
 from detrkit.visualize.labels import Label, place_labels
-from detrkit.visualize.pictures import ImageLike, font_of
+from detrkit.visualize.pictures import ImageLike
 
 IMAGE_SIDE = 560
 THUMBNAIL_SIDE = 88

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from detrkit.data.images import open_image
 from detrkit.errors import UsageError
 from detrkit.structures import Detections
 from detrkit.visualize.colours import INK, PAPER, Colour, colour_of, colours_apart, ink_on
+from detrkit.visualize.fonts import font_of, written
 from detrkit.visualize.labels import Label, place_labels, shorten
 from detrkit.visualize.tint import tint
 
@@ -78,11 +79,6 @@ def line_width(picture: Image.Image) -> int:
     return max(1, round(math.sqrt(picture.width * picture.height) / 280))
 
 
-def font_of(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's built-in font at a size in pixels."""
-    return ImageFont.load_default(size=size)
-
-
 def opened_at(
     image: ImageLike, longest_side: int | None, size: tuple[int, int], source: str
 ) -> tuple[Image.Image, float]:
@@ -144,11 +140,13 @@ def draw_labels(
 ) -> None:
     """Write a text beside each box, or in its middle, the most important first; the mere name where it is too long."""
     pen = ImageDraw.Draw(picture)
-    font = font_of(max(10.0, math.sqrt(picture.width * picture.height) / 38))
+    letters = max(10.0, math.sqrt(picture.width * picture.height) / 38)
     margin = max(2, round(line_width(picture) * 1.5))
-    labels = []
+    labels, fonts = [], []
     for text, name, box in zip(texts, names, boxes, strict=True):
-        fitting = shorten(text, name, font, picture.width - 2 * margin)
+        font = font_of(letters, text)
+        fonts.append(font)
+        fitting = shorten(written(text), written(name), font, picture.width - 2 * margin)
         left, top, right, bottom = font.getbbox(fitting)
         size = (round(right - left) + 2 * margin, round(bottom - top) + 2 * margin)
         if centred:
@@ -156,7 +154,7 @@ def draw_labels(
             box = (x - size[0] / 2, y + size[1] / 2, x + size[0] / 2, y + size[1] / 2)
         labels.append(Label(fitting, size, (margin - left, margin - top), (box[0], box[1], box[2], box[3])))
     placed = place_labels(labels, picture.size, line_width(picture))
-    for label, (x, y), colour in reversed(list(zip(labels, placed, colours, strict=True))):
+    for label, font, (x, y), colour in reversed(list(zip(labels, fonts, placed, colours, strict=True))):
         if not label.text:
             continue
         pen.rectangle((x, y, x + label.size[0] - 1, y + label.size[1] - 1), fill=colour)
@@ -213,7 +211,7 @@ def mosaic(images: Sequence[Image.Image], columns: int, captions: Sequence[str] 
     rows = -(-len(images) // columns)
     width, height = (int(np.median([picture.size[axis] for picture in images])) for axis in (0, 1))
     gap = max(4, round(width / 60))
-    font = font_of(max(11.0, math.sqrt(width * height) / 30))
+    font = font_of(max(11.0, math.sqrt(width * height) / 30), " ".join(captions))
     top, bottom = font.getbbox("Ag")[1::2]
     line = round(bottom - top) + gap if captions else 0
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap) + gap), PAPER)
@@ -221,7 +219,7 @@ def mosaic(images: Sequence[Image.Image], columns: int, captions: Sequence[str] 
     for index, picture in enumerate(images):
         x, y = gap + index % columns * (width + gap), gap + index // columns * (height + line + gap)
         if captions:
-            pen.text((x, y - top), shorten(captions[index], "", font, width), fill=INK, font=font)
+            pen.text((x, y - top), shorten(written(captions[index]), "", font, width), fill=INK, font=font)
         cell = (
             ImageOps.contain(picture, (width, height)) if picture.width > width or picture.height > height else picture
         )

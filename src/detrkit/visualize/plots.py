@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from detrkit.errors import DataError, MissingExtraError, UsageError
+from detrkit.errors import DataError, MissingExtraError, UsageError, brief
 from detrkit.visualize.colours import colour_of
+from detrkit.visualize.fonts import family_of, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,7 @@ FIGURES = (
 
 CURVES_IN_COLOUR = 7
 COUNTS_UP_TO = 16
+LONGEST_NAME = 24
 FEW = 10
 
 
@@ -183,7 +185,7 @@ def plot_pr(recall: np.ndarray, precision: np.ndarray, names: Sequence[str], out
     defined = [row for row in range(len(names)) if not np.isnan(precision[row]).any()]
     few = len(defined) <= CURVES_IN_COLOUR
     for row in defined:
-        label = f"{names[row]} (AP50 {precision[row].mean():.3f})" if few else None
+        label = f"{_name(names[row])} (AP50 {precision[row].mean():.3f})" if few else None
         style: dict[str, Any] = (
             {"color": _hex(row), "linewidth": 1.8} if few else {"color": "#9aa0a6", "linewidth": 0.7, "alpha": 0.6}
         )
@@ -224,8 +226,9 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], out: Path) -> Path:
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     fontsize = 10 if size <= COUNTS_UP_TO else 6
-    axes.set_xticks(range(size), [*names, "missed"], rotation=45, ha="right", fontsize=fontsize)
-    axes.set_yticks(range(size), [*names, "background"], fontsize=fontsize)
+    classes = [_name(name) for name in names]
+    axes.set_xticks(range(size), [*classes, "missed"], rotation=45, ha="right", fontsize=fontsize)
+    axes.set_yticks(range(size), [*classes, "background"], fontsize=fontsize)
     axes.set(title="Confusion at IoU 0.5", xlabel="found as", ylabel="truly")
     axes.grid(False)
     if size <= COUNTS_UP_TO:
@@ -287,7 +290,18 @@ def _figure(size: tuple[float, float]) -> Figure:
     return Figure(figsize=size, layout="constrained")
 
 
+def _name(name: str) -> str:
+    """A name of a class as matplotlib takes it: short enough to leave room for the plot, and no formula."""
+    return written(brief(name, LONGEST_NAME)).replace("$", r"\$")
+
+
 def _save(figure: Figure, out: Path) -> Path:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if family := family_of(text.get_text()):
+            text.set_fontfamily([*text.get_fontfamily(), family])
     for axes in figure.axes:
         if axes.get_label() != "<colorbar>":
             axes.spines[["top", "right"]].set_visible(False)
