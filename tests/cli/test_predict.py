@@ -184,3 +184,11 @@ def test_a_box_counts_from_the_score_that_was_best_in_validation(detrkit, images
     own = load(trained).about["threshold"]
     assert detrkit("predict", trained, images, "--out", tmp_path / "found", "--no-pictures").code == 0
     assert json.loads((tmp_path / "found" / "detections.json").read_text())["threshold"] == own
+
+
+def test_a_detector_that_takes_anything_for_an_object_is_told_so(detrkit, images, trained, tmp_path):
+    said = detrkit("predict", trained, images, "--out", tmp_path / "found", "--threshold", "0")
+    assert "15 objects in 3 images, scoring 0 or more." in said.err
+    assert "More than half of the 5 queries find something in every image." in said.err
+    said = detrkit("predict", trained, images, "--out", tmp_path / "found", "--threshold", "1")
+    assert "More than half" not in said.err

@@ -108,13 +108,18 @@ class Book:
         write_text_whole(self.out / "detections.json", json.dumps(detections, indent=1))
         write_text_whole(self.out / "results.coco.json", json.dumps(coco))
 
-    def outcome(self, **further: Any) -> Outcome:
-        """Sum up on standard error; `further` are entries of the document that `--json` prints."""
+    def outcome(self, threshold: float, **further: Any) -> Outcome:
+        """Sum up on standard error.
+
+        Args:
+            threshold: the score that objects have at least.
+            **further: entries of the document that `--json` prints.
+        """
         from detrkit.visualize.fonts import unwritable
 
         note = self.terminal.note
         note(
-            f"{count(self.boxes, 'object')} in {count(len(self.images), 'image')}. "
+            f"{count(self.boxes, 'object')} in {count(len(self.images), 'image')}, scoring {threshold:.2g} or more. "
             f"{'Pictures and files' if self.pictures else 'Files'} lie in {self.out}."
         )
         note_others(self.out, [entry["picture"] for entry in self.images if "picture" in entry], self.terminal)
@@ -123,6 +128,7 @@ class Book:
         unreadable = list(self.unreadable.values())
         note_unreadable(unreadable, self.out, self.terminal)
         document = {"out": self.out, "objects": self.boxes, "images": self.images, "unreadable": unreadable}
+        document["threshold"] = threshold
         return Outcome({**document, **further}, exit_code=DataError.exit_code if unreadable else 0)
 
 

@@ -141,7 +141,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
             f"Nothing scores {search.threshold:g} or more: a lower --threshold shows what is most alike, and more "
             "examples make it clearer what is meant."
         )
-    outcome = book.outcome(things=_counts(things), calibrated=is_calibrated)
+    outcome = book.outcome(search.threshold, things=_counts(things), calibrated=is_calibrated)
     written = _written(annotating, found, options.model, terminal) if annotating else None
     return dataclasses.replace(outcome, document={**(outcome.document or {}), "annotations": written})
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -64,13 +63,12 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     detector = load_detector(options.model, options)
     if options.panoptic:
         return _cut_up(options, detector, images, terminal)
-    if options.threshold is None:
-        options = dataclasses.replace(options, threshold=detector.threshold)
+    threshold = detector.threshold if options.threshold is None else options.threshold
     options.out.mkdir(parents=True, exist_ok=True)
     book = _Book(detector.categories, options.out, terminal, pictures=options.pictures)
     answers = detector.stream(
         list(images),
-        threshold=options.threshold,
+        threshold=threshold,
         ensemble=options.ensemble,
         batch_size=options.batch_size,
         workers=options.workers,
@@ -79,11 +77,17 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     try:
         book.fill(answers, images, "Detecting")
     finally:
-        book.close(threshold=options.threshold)
-    outcome = book.outcome(threshold=options.threshold)
+        book.close(threshold=threshold)
+    outcome = book.outcome(threshold)
+    config: Any = detector.model.config
+    if book.images and 2 * book.boxes > config.num_queries * len(book.images):
+        terminal.note(
+            f"More than half of the {config.num_queries} queries find something in every image. A detector that has "
+            "learnt little takes anything for an object: a higher --threshold leaves out what it is less sure of."
+        )
     if book.images and 10 * book.boxes < len(book.images):
         terminal.note(
-            f"Hardly anything scores {options.threshold:.2g} or more. "
+            f"Hardly anything scores {threshold:.2g} or more. "
             "A detector that has learnt little is unsure of what it finds: a lower --threshold shows it."
         )
     return outcome
