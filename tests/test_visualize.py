@@ -180,8 +180,9 @@ def test_an_image_is_drawn_as_it_is_seen_whatever_it_is_given_as(rng, tmp_path, 
 
 def test_images_of_other_modes_are_drawn_as_they_are_answered():
     nothing = found([], [], [])
-    deep = Image.fromarray(np.full((120, 160), 30_000, np.uint16))
-    assert visualize.draw(deep, nothing).getpixel((0, 0)) == (117, 117, 117)
+    values = np.full((120, 160), 30_000, np.uint16)
+    values[-1] = 65_535
+    assert visualize.draw(Image.fromarray(values), nothing).getpixel((0, 0)) == (117, 117, 117)
     assert visualize.draw(Image.new("RGBA", (160, 120)), nothing).getpixel((0, 0)) == (255, 255, 255)
     assert visualize.draw(np.full((120, 160, 1), 9, np.uint8), nothing).getpixel((0, 0)) == (9, 9, 9)
 

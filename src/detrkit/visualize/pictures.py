@@ -67,7 +67,7 @@ def draw(
         line = max(1, width // 2) if has_mask[row] and not dashes[row] else width
         _draw_box(pen, boxes[row], colours[row], line, bool(dashes[row]))
     texts = [
-        f"{name} {score:.2f}" if scores else name
+        f"{name}: {score:.2f}" if scores else name
         for name, score in zip(detections.names, detections.scores, strict=True)
     ]
     draw_labels(picture, texts, detections.names, boxes, colours)

@@ -180,7 +180,7 @@ def plot_pr(recall: np.ndarray, precision: np.ndarray, names: Sequence[str], out
         raise UsageError(
             "Curves, names and recalls do not fit together", got=precision.shape, expected=(len(names), len(recall))
         )
-    figure = _figure((5.6, 4.4))
+    figure = _figure((5.6, 5.0))
     axes = figure.subplots()
     defined = [row for row in range(len(names)) if not np.isnan(precision[row]).any()]
     few = len(defined) <= CURVES_IN_COLOUR
@@ -201,7 +201,8 @@ def plot_pr(recall: np.ndarray, precision: np.ndarray, names: Sequence[str], out
             label=f"mean of classes (AP50 {mean.mean():.3f})",
         )
     axes.set(title="Precision and recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    _legend(axes, loc="lower left", fontsize=9)
+    if axes.get_legend_handles_labels()[0]:  # below: curves of weak classes run where a legend would stand
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
     return _save(figure, out)
 
 
