@@ -138,6 +138,90 @@ def test_to_lose_a_fifth_is_no_repair(clean, tmp_path):
     assert "10 of 30 images" in finding.said
 
 
+def coco(root: Path, split: str, entries: list[tuple[int, int, int]]) -> None:
+    """A split of files `picture`.png, each drawn once: for each entry the picture, and which of ten boxes it has."""
+    (root / split).mkdir(parents=True, exist_ok=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    images, boxes = [], []
+    for number, (picture, first, last) in enumerate(entries, 1):
+        pixels = np.random.default_rng(picture).integers(0, 255, (40, 120, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / split / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 40, "width": 120})
+        boxes += [
+            {"image_id": number, "category_id": 0, "bbox": [11.5 * k + 0.3, 5, 9, 20 + k], "area": 99, "iscrowd": 0}
+            for k in range(first, last)
+        ]
+    boxes = [{"id": number, **box} for number, box in enumerate(boxes, 1)]
+    document = {"images": images, "annotations": boxes, "categories": [{"id": 0, "name": "nut"}]}
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(("lost", "severity"), [(6, "repairable"), (30, "broken")])
+def test_boxes_of_unknown_images_are_held_against_boxes(tmp_path, lost, severity):
+    coco(tmp_path, "train", [(one, 0, 10) for one in range(9)])
+    file = tmp_path / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    document["annotations"] += [{**document["annotations"][0], "id": 900 + k, "image_id": 77} for k in range(lost)]
+    file.write_text(json.dumps(document))
+    (finding,) = examine(tmp_path, SEEN, decode=False).of("unknown-image")
+    assert (finding.severity, finding.count) == (severity, lost)
+    assert finding.said == ("" if severity == "repairable" else "30 of 120 boxes are lost so.")
+
+
+def test_images_without_annotation_are_held_against_images(tmp_path):
+    coco(tmp_path / "coco", "train", [(one, 0, 10) for one in range(20)])
+    formats.write(formats.read(tmp_path / "coco"), tmp_path / "voc", "voc")
+    for file in sorted((tmp_path / "voc").rglob("*.xml"))[:10]:
+        file.unlink()
+    (finding,) = examine(tmp_path / "voc", SEEN, decode=False).of("missing-annotation")
+    assert (finding.severity, finding.said) == ("broken", "10 of 20 images are lost so.")
+
+
+def test_of_copies_the_one_with_the_most_boxes_is_kept(tmp_path):
+    ten = range(10)
+    coco(tmp_path / "ill", "train", [*((one, 0, 0) for one in ten), *((one, 0, 10) for one in ten)])
+    told = examine(tmp_path / "ill", SEEN)
+    assert (told.verdict, told.of("repeated-image")[0].count) == ("repairable", 10)
+    fixed = told.fix(tmp_path / "mended")
+    assert (len(fixed.splits["train"]), len(fixed.splits["train"].boxes)) == (10, 100)
+
+
+def test_boxes_that_only_a_copy_has_are_told(tmp_path):
+    twenty = range(20)
+    coco(tmp_path / "ill", "train", [*((one, 0, 10) for one in twenty), (0, 3, 7), (1, 8, 10)])
+    document = json.loads((tmp_path / "ill" / "annotations" / "instances_train.json").read_text())
+    document["annotations"][-1]["bbox"][1] += 3  # the copy of picture 1 has its last box elsewhere
+    (tmp_path / "ill" / "annotations" / "instances_train.json").write_text(json.dumps(document))
+    told = examine(tmp_path / "ill", SEEN)
+    assert told.verdict == "repairable"
+    fixed = told.fix(tmp_path / "mended")
+    assert fixed.changes == {"repeated-image": 2}
+    lines = [json.loads(line)["before"] for line in (tmp_path / "mended" / "changes.jsonl").read_text().splitlines()]
+    assert [line.partition(".png, ")[2] for line in lines] == ["which has more boxes", "which lacks 1 of its boxes"]
+
+
+def test_copies_that_hold_a_fifth_of_all_boxes_stay(tmp_path):
+    twenty = range(20)
+    coco(tmp_path / "ill", "train", [*((one, 0, 5) for one in twenty), *((one, 5, 10) for one in twenty)])
+    told = examine(tmp_path / "ill", SEEN)
+    (finding,) = told.of("repeated-image")
+    assert (told.verdict, finding.severity) == ("broken", "broken")
+    assert "100 of 200 boxes would be lost" in finding.said
+    fixed = told.fix(tmp_path / "mended")
+    assert (fixed.changes, len(fixed.splits["train"].boxes)) == ({}, 200)
+
+
+def test_a_training_split_that_other_splits_repeat_stays(tmp_path):
+    coco(tmp_path / "ill", "train", [(one, 0, 10) for one in range(20)])
+    coco(tmp_path / "ill", "val", [(one, 0, 10) for one in range(3)])
+    coco(tmp_path / "ill", "test", [(one, 0, 10) for one in range(3, 6)])
+    told = examine(tmp_path / "ill", SEEN)
+    assert told.verdict == "broken"  # each of the two alone would take less than a fifth
+    assert all("6 of 20 images of train would be lost" in one.said for one in told.of("image-in-two-splits"))
+    fixed = told.fix(tmp_path / "mended")
+    assert (fixed.changes, len(fixed.splits["train"])) == ({}, 20)
+
+
 def test_each_change_has_a_line(planting, clean, tmp_path):
     shutil.copytree(clean, tmp_path / "ill")
     data = planting.Set(tmp_path / "ill")

@@ -85,13 +85,12 @@ def test_what_cannot_be_used_is_counted_and_left_out(tmp_path):
     assert np.diff(found.offsets).tolist() == [3, 0]
     assert found.problems.counts == {
         "unannotated-image": 1,
-        "unreadable-mask-file": 1,
-        "mask-size-mismatch": 1,
+        "unreadable-mask-file": 2,
         "unreadable-image": 1,
     }
     assert all(f"{name}.png" in str(found.problems.examples.values()) for name in "bcde")
     Image.fromarray(numbers()[1:].astype(np.uint8)).save(tmp_path / "masks" / "a.png")
-    with pytest.raises(DataError, match=r"No picture of masks can be used; got .*2 × mask-size-mismatch"):
+    with pytest.raises(DataError, match=r"No picture of masks can be used; got .*3 × unreadable-mask-file"):
         formats.read(tmp_path)
 
 

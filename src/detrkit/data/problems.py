@@ -18,49 +18,58 @@ from detrkit.errors import DataError
 
 
 class Policy(NamedTuple):
-    """What is done about one kind of problem, and what it means in words."""
+    """What is done about one kind of problem, what is counted of it, and what it means in words."""
 
     action: Literal["noted", "repaired", "dropped", "refused"]
+    unit: Literal["image", "box", "mask", "file", "category"]
     meaning: str
 
 
 POLICIES: dict[str, Policy] = {
-    "missing-image": Policy("dropped", "the annotation file names an image that does not exist"),
-    "unreadable-image": Policy("dropped", "the image cannot be decoded"),
-    "unusable-image": Policy("dropped", "a picture is empty, cannot be decoded, or is too small to cut patches from"),
-    "repeated-path": Policy("dropped", "a file or folder is reached twice, and counts once"),
-    "unreadable-folder": Policy("dropped", "a folder cannot be listed"),
-    "compressed-shard": Policy("dropped", "a tar shard is compressed, so single images cannot be read; decompress it"),
-    "damaged-shard": Policy("dropped", "a tar shard is damaged; what comes after the damage is lost"),
-    "missing-annotation": Policy("dropped", "a split lists an image that has no annotation file"),
-    "missing-split": Policy("noted", "a split is declared, but its folder does not exist"),
-    "duplicate-file-name": Policy("noted", "two entries of one split name the same image file"),
-    "text-image-id": Policy("repaired", "an image id is not an integer; images are numbered anew"),
-    "unannotated-image": Policy("noted", "an image lies in the folder but no annotation file mentions it"),
-    "size-mismatch": Policy("repaired", "the annotated image size is not the size of the file; the file is believed"),
-    "unknown-category": Policy("dropped", "a box has a category that the category table lacks"),
-    "unknown-image": Policy("dropped", "a box belongs to an image that the file does not list"),
-    "outside-box": Policy("repaired", "a box reaches beyond its image and is cut at the border"),
-    "inverted-box": Policy("repaired", "a box has its corners swapped, or a negative width or height"),
-    "degenerate-box": Policy("dropped", "a box has no area, or none inside its image"),
-    "non-finite-box": Policy("dropped", "a box has a coordinate that is NaN or infinite"),
-    "malformed-box": Policy("dropped", "a box does not consist of four numbers"),
-    "malformed-annotation": Policy("dropped", "an annotation lacks a readable image or category id"),
-    "missing-mask": Policy("noted", "an object has no mask, though others have; its box is used"),
-    "missing-mask-file": Policy("noted", "a picture of masks does not exist; its objects have none"),
-    "unreadable-mask-file": Policy("dropped", "a picture of masks cannot be read; what it holds is left out"),
-    "malformed-mask": Policy("dropped", "a mask cannot be understood, or does not fit its image; its object stays"),
-    "mask-size-mismatch": Policy("dropped", "a mask is of another size than its image, and left out"),
-    "polygon-label": Policy("repaired", "a label is a polygon and is taken as the box around it"),
-    "zero-based-voc": Policy(
-        "noted", "as many boxes begin at 0 as at 1, so the files count from 0; nothing is subtracted"
+    "missing-image": Policy("dropped", "image", "the annotation file names an image that does not exist"),
+    "unreadable-image": Policy("dropped", "image", "the image cannot be decoded"),
+    "unusable-image": Policy(
+        "dropped", "image", "a picture is empty, cannot be decoded, or is too small to cut patches from"
     ),
-    "malformed-line": Policy("dropped", "a line of a label file cannot be understood"),
-    "duplicate-image-id": Policy("refused", "two images share one id"),
-    "duplicate-annotation-id": Policy("repaired", "two annotations share one id; ids are numbered anew"),
-    "duplicate-category": Policy("refused", "two categories share one id"),
-    "unsafe-path": Policy("refused", "a file name points outside the data folder"),
-    "malformed-file": Policy("refused", "an annotation file cannot be parsed or lacks what its format demands"),
+    "repeated-path": Policy("dropped", "file", "a file or folder is reached twice, and counts once"),
+    "unreadable-folder": Policy("dropped", "file", "a folder cannot be listed"),
+    "compressed-shard": Policy(
+        "dropped", "file", "a tar shard is compressed, so single images cannot be read; decompress it"
+    ),
+    "damaged-shard": Policy("dropped", "file", "a tar shard is damaged; what comes after the damage is lost"),
+    "missing-annotation": Policy("dropped", "image", "a split lists an image that has no annotation file"),
+    "missing-split": Policy("noted", "file", "a split is declared, but its folder does not exist"),
+    "duplicate-file-name": Policy("noted", "image", "two entries of one split name the same image file"),
+    "text-image-id": Policy("repaired", "image", "an image id is not an integer; images are numbered anew"),
+    "unannotated-image": Policy("noted", "image", "an image lies in the folder but no annotation file mentions it"),
+    "size-mismatch": Policy(
+        "repaired", "image", "the annotated image size is not the size of the file; the file is believed"
+    ),
+    "unknown-category": Policy("dropped", "box", "a box has a category that the category table lacks"),
+    "unknown-image": Policy("dropped", "box", "a box belongs to an image that the file does not list"),
+    "outside-box": Policy("repaired", "box", "a box reaches beyond its image and is cut at the border"),
+    "inverted-box": Policy("repaired", "box", "a box has its corners swapped, or a negative width or height"),
+    "degenerate-box": Policy("dropped", "box", "a box has no area, or none inside its image"),
+    "non-finite-box": Policy("dropped", "box", "a box has a coordinate that is NaN or infinite"),
+    "malformed-box": Policy("dropped", "box", "a box does not consist of four numbers"),
+    "malformed-annotation": Policy("dropped", "box", "an annotation lacks a readable image or category id"),
+    "missing-mask": Policy("noted", "mask", "an object has no mask, though others have; its box is used"),
+    "missing-mask-file": Policy("noted", "image", "a picture of masks does not exist; its objects have none"),
+    "unreadable-mask-file": Policy("dropped", "image", "a picture of masks cannot be used; what it holds is left out"),
+    "malformed-mask": Policy(
+        "dropped", "mask", "a mask cannot be understood, or does not fit its image; its object stays"
+    ),
+    "mask-size-mismatch": Policy("dropped", "mask", "a mask is of another size than its image, and left out"),
+    "polygon-label": Policy("repaired", "box", "a label is a polygon and is taken as the box around it"),
+    "zero-based-voc": Policy(
+        "noted", "file", "as many boxes begin at 0 as at 1, so the files count from 0; nothing is subtracted"
+    ),
+    "malformed-line": Policy("dropped", "box", "a line of a label file cannot be understood"),
+    "duplicate-image-id": Policy("refused", "image", "two images share one id"),
+    "duplicate-annotation-id": Policy("repaired", "box", "two annotations share one id; ids are numbered anew"),
+    "duplicate-category": Policy("refused", "category", "two categories share one id"),
+    "unsafe-path": Policy("refused", "file", "a file name points outside the data folder"),
+    "malformed-file": Policy("refused", "file", "an annotation file cannot be parsed or lacks what its format demands"),
 }
 
 EXAMPLES_KEPT = 20
@@ -111,5 +120,5 @@ class Problems:
     def lines(self) -> Iterator[str]:
         """A sentence for each kind: how many, what was done, what it means, and an example."""
         for kind, count in sorted(self.counts.items()):
-            action, meaning = POLICIES[kind]
+            action, _, meaning = POLICIES[kind]
             yield f"{count} × {kind} ({action}): {meaning}; for example {self.examples[kind][0]}"

@@ -119,13 +119,11 @@ def _problems(part: Annotations, split: str) -> Iterator[Finding]:
 
 def _gravity(kind: str, count: int, part: Annotations) -> tuple[Severity, str]:
     """How grave a counted problem is: what leaves out a fifth of all is no repair."""
-    usual = KINDS[kind].severity
-    if POLICIES[kind].action != "dropped":
-        return usual, ""
-    all_of = len(part) if "image" in kind else len(part.boxes)
-    if is_loss(count, all_of + count):
-        return "broken", f"{count:,} of {all_of + count:,} {'images' if 'image' in kind else 'boxes'} are lost so."
-    return usual, ""
+    action, unit, _ = POLICIES[kind]
+    left = {"image": len(part), "box": len(part.boxes)}.get(unit)
+    if action == "dropped" and left is not None and is_loss(count, left + count):
+        return "broken", f"{count:,} of {left + count:,} {'images' if unit == 'image' else 'boxes'} are lost so."
+    return KINDS[kind].severity, ""
 
 
 def examine_briefly(train: Annotations, val: Annotations) -> tuple[Finding, ...]:

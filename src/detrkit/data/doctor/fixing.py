@@ -115,11 +115,15 @@ def _images_to_leave_out(diagnosis: Diagnosis, changes: list[Change]) -> dict[st
             leave_out(name, row, "unreadable-image", trouble)
     found = image_checks.copies(look)
     for name, pairs in found.within.items():
-        for first, copy in pairs:
-            leave_out(name, copy, "repeated-image", f"the same as {look[name][0].path(first)}")
+        part = look[name][0]
+        for kept, copy in pairs if name not in found.said_within else ():
+            why = f"the same as {part.path(kept)}"
+            more = image_checks.difference(part, kept, copy)
+            leave_out(name, copy, "repeated-image", f"{why}, {more}" if more else why)
     for (split, row), (other, its_row) in found.across:
-        why = f"the same as {look[other][0].path(its_row)} in {other}"
-        leave_out(split, row, "image-in-two-splits", why)
+        if split not in found.said_across:
+            why = f"the same as {look[other][0].path(its_row)} in {other}"
+            leave_out(split, row, "image-in-two-splits", why)
     return {name: frozenset(rows) for name, rows in gone.items()}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from detrkit.data.annotations import Annotations
 from detrkit.data.doctor.findings import Finding, Place, is_loss
+from detrkit.data.doctor.kinds import Severity
 from detrkit.data.doctor.pictures import ALIKE, Pictures, most_alike, outlines, repeats
 from detrkit.data.doctor.readings import FAR, fits
 
@@ -24,24 +25,51 @@ Look = Mapping[str, tuple[Annotations, Pictures]]
 
 
 class Copies(NamedTuple):
-    """Files that are the same, byte for byte: `within` lists for each split pairs of rows, an earlier one and its copy,
-    and `across` pairs of (split, row), the first of which is in the split to be trained on.
+    """Files that are the same, byte for byte: `within` lists for each split pairs of rows, the one that is kept and its
+    copy, and `across` pairs of (split, row), the first of which is in the split to be trained on.
+
+    Where to leave them out would lose too much, `said_within` and `said_across` say so for the split that would lose
+    it, and nothing is left out there.
     """
 
     within: dict[str, list[tuple[int, int]]]
     across: list[tuple[tuple[str, int], tuple[str, int]]]
+    said_within: dict[str, str]
+    said_across: dict[str, str]
 
 
 def copies(splits: Look) -> Copies:
-    """Find files that stand in a data set more than once. Entries that name the same file count, too."""
-    within = {name: list(repeats(pictures.digests)) for name, (_, pictures) in splits.items()}
-    across = []
+    """Find files that stand in a data set more than once. Entries that name the same file count, too; of several in one
+    split the first of those with the most boxes is kept.
+    """
+    within, across = {}, []
+    said_within: dict[str, str] = {}
+    said_across: dict[str, str] = {}
+    for name, (part, pictures) in splits.items():
+        within[name] = list(repeats(pictures.digests, np.diff(part.offsets)))
+        alone = sum(boxes_alone(part, *pair) for pair in within[name])
+        if is_loss(alone, len(part.boxes)):
+            said_within[name] = f"{alone:,} of {len(part.boxes):,} boxes would be lost so."
     for (name, (_, pictures)), (other, (_, others)) in itertools.combinations(splits.items(), 2):
         places = {digest: row for row, digest in reversed(list(enumerate(others.digests))) if digest}
         for row, digest in enumerate(pictures.digests):
             if digest in places:
                 across.append(((name, row), (other, places[digest])))
-    return Copies(within, across)
+    for name, (part, _) in splits.items():
+        rows = list({row for (split, row), _ in across if split == name})
+        boxes = int(np.diff(part.offsets)[rows].sum())
+        for lost, total, unit in ((len(rows), len(part), "images"), (boxes, len(part.boxes), "boxes")):
+            if is_loss(lost, total):
+                said_across.setdefault(name, f"{lost:,} of {total:,} {unit} of {name} would be lost so.")
+    return Copies(within, across, said_within, said_across)
+
+
+def boxes_alone(annotations: Annotations, kept: int, copy: int) -> int:
+    """How many boxes of a copy the image that is kept does not have, to a pixel and of the same class."""
+    ours, theirs = annotations.rows(kept), annotations.rows(copy)
+    apart = np.abs(annotations.boxes[theirs][:, None] - annotations.boxes[ours]).max(2)
+    same = (apart <= 1) & (annotations.labels[theirs][:, None] == annotations.labels[ours])
+    return int((~same.any(1)).sum())
 
 
 def findings(splits: Look) -> Iterator[Finding]:
@@ -52,20 +80,23 @@ def findings(splits: Look) -> Iterator[Finding]:
     found = copies(splits)
     for name, pairs in found.within.items():
         part = splits[name][0]
-        places = [_pair(splits, (name, copy), (name, first), _difference(part, first, copy)) for first, copy in pairs]
+        places = [_pair(splits, (name, copy), (name, kept), difference(part, kept, copy)) for kept, copy in pairs]
         if places:
-            yield Finding.of("repeated-image", name, places)
-    for names, pairs_across in _by_splits(found.across):
-        yield Finding.of("image-in-two-splits", names, [_pair(splits, *pair) for pair in pairs_across])
+            said = found.said_within.get(name, "")
+            yield Finding.of("repeated-image", name, places, said, severity="broken" if said else None)
+    for (name, other), pairs_across in _by_splits(found.across):
+        said, places = found.said_across.get(name, ""), [_pair(splits, *pair) for pair in pairs_across]
+        severity: Severity | None = "broken" if said else None
+        yield Finding.of("image-in-two-splits", f"{name}, {other}", places, said, severity=severity)
     yield from _similar(splits, found)
 
 
 def _by_splits(
     pairs: list[tuple[tuple[str, int], tuple[str, int]]],
-) -> Iterator[tuple[str, list[tuple[tuple[str, int], tuple[str, int]]]]]:
-    groups: dict[str, list[tuple[tuple[str, int], tuple[str, int]]]] = {}
+) -> Iterator[tuple[tuple[str, str], list[tuple[tuple[str, int], tuple[str, int]]]]]:
+    groups: dict[tuple[str, str], list[tuple[tuple[str, int], tuple[str, int]]]] = {}
     for first, second in pairs:
-        groups.setdefault(f"{first[0]}, {second[0]}", []).append((first, second))
+        groups.setdefault((first[0], second[0]), []).append((first, second))
     yield from groups.items()
 
 
@@ -123,12 +154,11 @@ def _sizes(name: str, annotations: Annotations, pictures: Pictures) -> Iterator[
         yield Finding.of("orientation-flag", name, places)
 
 
-def _difference(annotations: Annotations, first: int, copy: int) -> str:
-    """What the boxes of a copy say of it."""
-    rows, others = annotations.rows(first), annotations.rows(copy)
-    boxes, copied = annotations.boxes[rows], annotations.boxes[others]
-    same = boxes.shape == copied.shape and np.array_equal(annotations.labels[rows], annotations.labels[others])
-    return "" if same and np.allclose(boxes, copied, atol=1) else "with other boxes"
+def difference(annotations: Annotations, kept: int, copy: int) -> str:
+    """How the boxes of a copy differ from those of the image that is kept; "" where they do not."""
+    if alone := boxes_alone(annotations, kept, copy):
+        return f"which lacks {alone:,} of its boxes"
+    return "which has more boxes" if boxes_alone(annotations, copy, kept) else ""
 
 
 def _pair(splits: Look, one: tuple[str, int], other: tuple[str, int], more: str = "") -> Place:

@@ -43,7 +43,7 @@ _OWN: dict[str, Kind] = {
     "repeated-image": Kind(
         "repairable",
         "a split holds the same file twice, byte for byte",
-        "Keep one of them. Look at both where their boxes differ.",
+        "Keep one of them. Look at both where their boxes differ: the clean copy has the one with the most boxes.",
     ),
     "image-in-two-splits": Kind(
         "repairable",
@@ -159,6 +159,6 @@ _LEFT_OUT = "Export it again, or take it out."
 
 KINDS: dict[str, Kind] = _OWN | {
     kind: Kind(_SEVERITY_OF[action], meaning, _REMEDIES.get(kind, _LEFT_OUT))
-    for kind, (action, meaning) in POLICIES.items()
+    for kind, (action, _, meaning) in POLICIES.items()
 }
 """All kinds: the doctor's own, and the problems that reading a data set counts."""

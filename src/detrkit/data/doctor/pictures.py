@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -172,9 +172,12 @@ def most_alike(queries: np.ndarray, others: np.ndarray, *, earlier: bool = False
     return rows, values
 
 
-def repeats(digests: list[bytes]) -> Iterator[tuple[int, int]]:
-    """Each file that is the same as an earlier one, byte for byte: the earlier row and its own."""
-    first: dict[bytes, int] = {}
+def repeats(digests: Sequence[bytes], weights: Sequence[int] | np.ndarray) -> Iterator[tuple[int, int]]:
+    """Files that are the same, byte for byte: the row that weighs most, the first of such, with each of the others."""
+    groups: dict[bytes, list[int]] = {}
     for row, digest in enumerate(digests):
-        if digest and first.setdefault(digest, row) != row:
-            yield first[digest], row
+        if digest:
+            groups.setdefault(digest, []).append(row)
+    for rows in groups.values():
+        kept = max(rows, key=lambda row: weights[row])
+        yield from ((kept, row) for row in rows if row != kept)

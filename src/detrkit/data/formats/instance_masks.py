@@ -189,7 +189,7 @@ def _objects(
         return None
     if values.shape != size:
         told = f"{path}: {values.shape[0]} × {values.shape[1]} pixels, the image {size[0]} × {size[1]}"
-        problems.add("mask-size-mismatch", told)
+        problems.add("unreadable-mask-file", told)
         return None
     return objects_of(values)
 
