@@ -94,6 +94,7 @@ def test_what_cannot_be_examined(detrkit, data, tmp_path):
         ([tmp_path / "full"], 3),
         ([data, "--fix", tmp_path / "full"], 2),
         ([data, "--report", tmp_path / "full" / "file"], 2),
+        ([data, "--report", tmp_path / "full"], 2),
         ([data, "--model", "detr-r5"], 2),
     ]:
         said = detrkit("doctor", *given)

@@ -105,6 +105,10 @@ def test_segments_of_things_alone_are_refused_before_anything_is_evaluated(
 def test_what_cannot_be_evaluated(detrkit, data, trained, tmp_path, results):
     file = tmp_path / "file"
     file.write_text("")
+    foreign, truth = tmp_path / "foreign", data / "annotations" / "instances_val.json"
+    foreign.mkdir()
+    (foreign / "report.html").write_text("<html>of somebody else</html>")
+    before = truth.read_bytes()
     cases = [
         ((trained, data, "--split", "test"), 3, "train, val"),
         ((tmp_path / "none", data), 4, "none"),
@@ -112,7 +116,12 @@ def test_what_cannot_be_evaluated(detrkit, data, trained, tmp_path, results):
         ((trained, data, "--batch-size", "0"), 2, "batch_size"),
         ((trained, data, "--device", "abacus"), 2, "abacus"),
         ((tmp_path / "none.json", data), 3, "none.json"),
-        ((results, data, "--split", "train", "--results", tmp_path / "no" / "x.json"), 2, "cannot be written"),
+        ((results, data, "--split", "train", "--results", tmp_path / "no" / "x.json"), 2, "no folder"),
+        ((results, data, "--results", truth), 2, "over something else"),
+        ((results, data, "--segments", truth), 2, "over something else"),
+        ((results, data, "--results", "/dev/full"), 2, "over something else"),
+        ((results, data, "--results", tmp_path), 2, "over something else"),
+        ((results, data, "--report", foreign), 2, "holds other things"),
         ((results, data, "--report", file), 2, "needs a folder"),
     ]
     for arguments, code, part in cases:
@@ -120,3 +129,11 @@ def test_what_cannot_be_evaluated(detrkit, data, trained, tmp_path, results):
         assert (said.code, said.out) == (code, ""), arguments
         assert part in said.err
         assert detrkit("evaluate", *arguments, "--json").document["error"]["exit_code"] == code
+    assert truth.read_bytes() == before
+    assert "somebody else" in (foreign / "report.html").read_text()
+
+
+def test_earlier_results_and_reports_are_replaced(detrkit, data, results, tmp_path):
+    given = ("evaluate", results, data, "--results", tmp_path / "found.json", "--report", tmp_path / "report")
+    for _ in range(2):
+        assert detrkit(*given).code == 0

@@ -268,3 +268,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UsageError, match=r"taken.*: The segments cannot be written"):
         write_panoptic(tmp_path / "a.json", tmp_path / "taken", annotations, maps)
+    (tmp_path / "b.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(UsageError, match=r"b.json: The results would be written over something else"):
+        write_panoptic(tmp_path / "b.json", tmp_path / "b", annotations, maps)

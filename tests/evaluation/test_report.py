@@ -106,6 +106,19 @@ def test_report_into_a_file_is_refused(case, tmp_path):
         write_report(evaluate(annotations, detections), annotations, detections, tmp_path / "taken")
 
 
+def test_results_are_not_written_over_annotations(case, tmp_path):
+    annotations, detections = case
+    for content in (
+        '{"images": [], "annotations": []}',
+        '[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}]',
+        "text",
+    ):
+        (tmp_path / "taken.json").write_text(content)
+        with pytest.raises(UsageError, match=r"taken.json: The results would be written over something else"):
+            write_results(tmp_path / "taken.json", annotations, detections)
+        assert (tmp_path / "taken.json").read_text() == content
+
+
 def test_results_files_come_back(case, tmp_path):
     annotations, detections = case
     write_results(tmp_path / "results.json", annotations, detections)

@@ -174,3 +174,23 @@ def check_out(out: Path) -> None:
             where=out,
             remedy="Name a new folder, so that nothing is overwritten.",
         )
+
+
+def check_report(folder: Path | None) -> None:
+    """Refuse a folder that holds anything but an earlier report; None: no report is asked for.
+
+    Raises:
+        UsageError: it does, or is a file.
+    """
+    from detrkit.visualize.page import is_page
+
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError("The report needs a folder", where=folder, got="a file")
+    if any(folder.iterdir()) and not is_page(folder / "report.html"):
+        raise UsageError(
+            "The folder of the report holds other things",
+            where=folder,
+            remedy="Name a new folder, so that nothing is overwritten.",
+        )

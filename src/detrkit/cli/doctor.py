@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from detrkit.cli._book import check_report
 from detrkit.cli._options import CommonOptions, Switch
 from detrkit.cli._terminal import Outcome, Terminal, count, shell, table
 from detrkit.errors import DataError, UsageError
@@ -85,8 +86,7 @@ def _check_folders(options: Options) -> None:
     """Refuse before minutes of work what could not be written after them."""
     if not options.path.exists():
         raise DataError("There is no such file or folder", where=options.path, remedy="Check the path.")
-    if options.report is not None and options.report.exists() and not options.report.is_dir():
-        raise UsageError("The report needs a folder", where=options.report, got="a file")
+    check_report(options.report)
     if options.fix is not None and options.fix.exists() and (not options.fix.is_dir() or any(options.fix.iterdir())):
         raise UsageError("The output folder is not empty", where=options.fix, remedy="Name a new folder for the copy.")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from detrkit.cli._book import check_report
 from detrkit.cli._figures import by_example_text, figures_document, figures_text
 from detrkit.cli._options import DetectionOptions
 from detrkit.cli._terminal import Outcome, Terminal, count
@@ -42,7 +43,7 @@ class Options(DetectionOptions):
     report: Path | None = None
     """Folder for a page with figures, curves, confusions and the best and worst images."""
     results: Path | None = None
-    """File for the detections as COCO results."""
+    """File for the detections as COCO results; earlier results are replaced, and nothing else."""
     segments: Path | None = None
     """File for the segments of panoptic data as COCO's panoptic results; PNG files go into a folder of its name."""
     draws: int = 5
@@ -178,9 +179,12 @@ def _judged(
 
 def _check_files(options: Options) -> None:
     """Refuse before minutes of work what could not be written after them."""
-    if options.results is not None and (options.results.is_dir() or not options.results.parent.is_dir()):
-        raise UsageError("The file of results cannot be written there", where=options.results, expected="a new file")
-    if options.segments is not None and (options.segments.suffix != ".json" or not options.segments.parent.is_dir()):
-        raise UsageError("The file of segments cannot be written there", where=options.segments, expected="a new .json")
-    if options.report is not None and options.report.is_file():
-        raise UsageError("The report needs a folder", where=options.report, got="a file")
+    from detrkit.evaluation import check_results
+
+    if options.results is not None:
+        check_results(options.results)
+    if options.segments is not None:
+        if options.segments.suffix != ".json":
+            raise UsageError("Segments need a file of that kind", where=options.segments, expected="a name with .json")
+        check_results(options.segments, panoptic=True)
+    check_report(options.report)

@@ -3,7 +3,7 @@
 from detrkit.evaluation.images import ImageScore, best_and_worst, score_images
 from detrkit.evaluation.panoptic_quality import ClassQuality, PanopticQuality, panoptic_quality
 from detrkit.evaluation.report import write_report
-from detrkit.evaluation.results import read_results, write_panoptic, write_results
+from detrkit.evaluation.results import check_results, read_results, write_panoptic, write_results
 from detrkit.evaluation.run import ClassMetrics, Metrics, evaluate, figures
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Metrics",
     "PanopticQuality",
     "best_and_worst",
+    "check_results",
     "evaluate",
     "figures",
     "panoptic_quality",

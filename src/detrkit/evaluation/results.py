@@ -17,12 +17,16 @@ from detrkit.errors import DataError, UsageError, brief
 from detrkit.masks import RunLengths
 from detrkit.panoptic import PanopticMap
 from detrkit.structures import Detections
+from detrkit.whole import write_text_whole
 
 LARGEST_MASK = 1 << 28
 """Pixels of the largest mask of a detection."""
 
 LARGEST_RESULTS = 1 << 30
 """Bytes of the largest results file: those of COCO's test images with masks have half of that."""
+
+_KEYS = {"image_id", "category_id", "score"}
+"""What each detection of a results file has, and no true object of an annotation file."""
 
 
 def read_results(path: Path | str, annotations: Annotations) -> list[Detections]:
@@ -80,14 +84,52 @@ def _refuse_mixed(path: Path, columns: list[list[_Entry]]) -> None:
         )
 
 
+def check_results(path: Path | str, *, panoptic: bool = False) -> None:
+    """Refuse a place where results would be written over anything but earlier results: annotations are not to be lost.
+
+    Args:
+        path: where they are to be written.
+        panoptic: as `write_panoptic` does, and not as `write_results`.
+
+    Raises:
+        UsageError: something else lies there, or there is no such folder.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UsageError("There is no folder to write the results into", where=path.parent)
+    if not path.exists():
+        return
+    try:
+        held = read_json(path, LARGEST_RESULTS)
+    except (OSError, ValueError):
+        held = None
+    if panoptic:
+        earlier = isinstance(held, dict) and held.keys() == {"annotations", "categories"}
+    else:
+        earlier = isinstance(held, list) and all(isinstance(one, dict) and one.keys() >= _KEYS for one in held)
+    if not earlier:
+        raise UsageError(
+            "The results would be written over something else",
+            where=path,
+            expected="a new file, or one of earlier results",
+            remedy="Name another file.",
+        )
+
+
 def write_results(path: Path | str, annotations: Annotations, detections: Sequence[Detections]) -> None:
-    """Write detections as a COCO results file; entry i belongs to image i of the annotations."""
+    """Write detections as a COCO results file; entry i belongs to image i of the annotations.
+
+    Raises:
+        Error: the disk is full or cannot be written; what stood there still stands.
+        UsageError: as of `check_results`.
+    """
+    check_results(path)
     entries = [
         entry
         for number, one in zip(annotations.image_ids, detections, strict=True)
         for entry in one.to_coco(int(number))
     ]
-    Path(path).write_text(json.dumps(entries), encoding="utf-8")
+    write_text_whole(Path(path), json.dumps(entries))
 
 
 def write_panoptic(path: Path | str, folder: Path | str, annotations: Annotations, maps: Sequence[PanopticMap]) -> None:
@@ -100,9 +142,11 @@ def write_panoptic(path: Path | str, folder: Path | str, annotations: Annotation
         maps: n entries.
 
     Raises:
-        UsageError: a place that cannot be written.
+        Error: the disk is full; the list that stood there still stands.
+        UsageError: a place that cannot be written, or as of `check_results`.
     """
     path, folder = Path(path), Path(folder)
+    check_results(path, panoptic=True)
     entries = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +158,7 @@ def write_panoptic(path: Path | str, folder: Path | str, annotations: Annotation
             {"id": category.id, "name": category.name, "isthing": int(category.is_thing)}
             for category in annotations.categories
         ]
-        path.write_text(json.dumps({"annotations": entries, "categories": categories}), encoding="utf-8")
+        write_text_whole(path, json.dumps({"annotations": entries, "categories": categories}))
     except OSError as error:
         raise UsageError(
             f"The segments cannot be written ({error.strerror})", where=error.filename or path, expected="a new file"

@@ -6,10 +6,14 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from PIL import Image
 
+from detrkit.documents import opened
+
 JPEG_QUALITY = 80
+_MADE_BY = '<meta name="generator" content="detrkit">'
 _ALIGN, _WORDS = ' style="text-align:left"', ' class="words"'
 
 STYLE = """
@@ -51,11 +55,20 @@ def document(title: str, sections: Sequence[str]) -> str:
     """The whole page as HTML; empty sections are left out."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'{_MADE_BY}\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is a page that `document` made."""
+    try:
+        with opened(file) as stream:
+            return _MADE_BY.encode() in stream.read(1000)
+    except OSError:
+        return False
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[int] = ()) -> str:
