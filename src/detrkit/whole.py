@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -131,6 +131,25 @@ def write_text_whole(file: Path, text: str, *, flush: bool = True) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise _unwritable("file", file, error) from error
+
+
+@contextlib.contextmanager
+def or_nothing(folder: Path) -> Iterator[None]:
+    """Fill a folder that was empty, and remove it if that fails: half of a data set would pass for one.
+
+    Args:
+        folder: made or empty when this is entered. What is in it are links and copies, and nothing that is missed.
+
+    Raises:
+        Error: the disk is full or cannot be written.
+    """
+    try:
+        yield
+    except BaseException as error:  # an interruption, too
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _unwritable("folder", folder, error) from error
+        raise
 
 
 def append_line(file: Path, line: str) -> None:

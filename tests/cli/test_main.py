@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,7 @@ from detrkit.training.recipe import fields
 from detrkit.training.tasks import of_task
 
 FOLDER = recipe.FOLDER
+FULL = Path("/dev/full")
 VERBS = ("convert", "demo", "evaluate", "find", "inspect", "predict", "rewrite", "train")
 
 
@@ -160,6 +162,7 @@ def failing(monkeypatch):
         (ModelError("a"), 4),
         (MissingExtraError("sklearn", "demo", "a"), 2),
         (OSError(28, "No space left on device", "runs/x"), 1),
+        (OSError(28, "No space left on device"), 1),
         (MemoryError(), 1),
         (ZeroDivisionError("division by zero"), 1),
         (KeyboardInterrupt(), 130),
@@ -173,6 +176,8 @@ def test_exit_codes(detrkit, failing, error, code):
     assert not said.out
     assert said.err.startswith("detrkit: ")
     assert "Traceback" not in said.err
+    assert ("This should not happen" in said.err) == isinstance(error, ZeroDivisionError)
+    assert ("Make room on the disk" in said.err) == isinstance(error, OSError)
     document = detrkit("inspect", "--json").document
     assert document["error"]["exit_code"] == code
 
@@ -225,6 +230,18 @@ def test_a_reader_that_goes_away_is_no_error():
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 1
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--help", "--json"], ["nonsense", "--json"]])
+def test_output_that_cannot_be_written_is_told_without_a_traceback(arguments):
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "detrkit", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == (2 if "nonsense" in arguments else 1)
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("detrkit: There is no such verb" if "nonsense" in arguments else "detrkit: No space")
 
 
 def test_only_the_first_process_talks(capsys, monkeypatch):

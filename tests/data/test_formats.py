@@ -1,5 +1,7 @@
 """What all formats have in common: they are found, told apart, and write what they read."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations, Strings
-from detrkit.errors import DataError, UsageError
+from detrkit.errors import DataError, Error, UsageError
 from detrkit.structures import Category
 
 TABLE = (Category(2, "cat"), Category(5, "dog & co"), Category(9, "ärger"))
@@ -290,3 +292,21 @@ def test_what_is_no_data_set_is_refused_with_what_was_found_and_expected(tmp_pat
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(DataError, match="got a file of 1 bytes"):
         formats.recognise(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EFBIG, os.strerror(errno.EFBIG)), KeyboardInterrupt()])
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+def test_what_cannot_be_written_to_its_end_leaves_nothing(tmp_path, monkeypatch, format, failure):
+    def fail(self, *_, **__):
+        raise failure
+
+    part = data_set(tmp_path / "images", [[(1, 1, 9, 9, 0, False, False)]])
+    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(Path, "open", fail)
+    raised, said = (KeyboardInterrupt, None)
+    if isinstance(failure, OSError):
+        raised, said = (Error, "out: The folder cannot be written.*too large.*Make room")
+    with pytest.raises(raised, match=said):
+        formats.write({"train": part}, tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "images" / "0.png").stat().st_size > 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib
 import os
 import pkgutil
@@ -31,6 +32,9 @@ from detrkit.errors import Error, UsageError
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after SIGINT and SIGTERM, as shells count them: 128 and the signal's number."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a disk that takes no more. Those of writing name no file."""
 
 _STEPS = """\
 From images to a detector:
@@ -73,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             terminal.finish(outcome)
             return outcome.exit_code
     except BrokenPipeError:
-        # The reader of our output has gone (`detrkit … | head`). Python would complain again when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.give_up_results()  # the reader of our output has gone (`detrkit … | head`)
         return 1
     except KeyboardInterrupt as error:
         code = TERMINATED if isinstance(error, _Terminated) else INTERRUPTED
@@ -143,8 +146,10 @@ def _report(error: Exception, terminal: Terminal) -> int:
     if isinstance(error, Error):
         parts = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "remedy")}
         return terminal.fail(str(error), type(error).__name__, error.exit_code, **parts)
-    if isinstance(error, OSError) and error.filename is not None:
-        return terminal.fail(f"{error.filename}: {error.strerror}", "OSError", 1)
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
+        place = "" if error.filename is None else f"{error.filename}: "
+        remedy = "Make room on the disk, or write to another place." if error.errno in _FULL else ""
+        return terminal.fail(f"{place}{error.strerror}. {remedy}".strip(), "OSError", 1, remedy=remedy)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         remedy = "Try a smaller --batch-size or --image-size."
         return terminal.fail(f"The memory does not suffice. {remedy}", "OutOfMemoryError", 1, remedy=remedy)

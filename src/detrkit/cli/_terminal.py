@@ -87,8 +87,15 @@ class Terminal:
         """Say what went wrong; returns the exit code."""
         print(f"detrkit: {message}", file=self.err, flush=True)
         said = {name: value for name, value in parts.items() if value}
-        self.finish(Outcome({"error": {"kind": kind, "message": message, "exit_code": exit_code, **said}}))
+        try:
+            self.finish(Outcome({"error": {"kind": kind, "message": message, "exit_code": exit_code, **said}}))
+        except OSError:  # it may be what has failed already
+            self.give_up_results()
         return exit_code
+
+    def give_up_results(self) -> None:
+        """Take no more results: Python would complain of a standard output that cannot be written when it closes it."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
     @contextmanager
     def counting(self, total: int, what: str) -> Iterator[Callable[[], None]]:

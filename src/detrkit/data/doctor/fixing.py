@@ -25,6 +25,7 @@ from detrkit.data.doctor.pictures import Pictures
 from detrkit.data.problems import POLICIES, Problems
 from detrkit.errors import DataError
 from detrkit.structures import Category
+from detrkit.whole import or_nothing
 
 LOG = "changes.jsonl"
 
@@ -69,6 +70,7 @@ def fix(diagnosis: Diagnosis, out: str | Path) -> Fixed:
 
     Raises:
         DataError: nothing is left to be written, or an image cannot be linked or copied.
+        Error: the disk is full or cannot be written; nothing is left of the copy then.
         UsageError: the folder holds something.
     """
     out = Path(out)
@@ -87,7 +89,8 @@ def fix(diagnosis: Diagnosis, out: str | Path) -> Fixed:
     format = diagnosis.format if diagnosis.format in _WRITTEN else "coco"
     formats.write(splits, out, format)
     lines = [json.dumps(change.to_json(), ensure_ascii=False) for change in changes]
-    (out / LOG).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+    with or_nothing(out):
+        (out / LOG).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     return Fixed(out, format, splits, dict(Counter(change.kind for change in changes)))
 
 

@@ -26,6 +26,7 @@ from detrkit.data.columns import with_categories
 from detrkit.data.files import CopyImages, fresh_folder, split_name
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Category
+from detrkit.whole import or_nothing
 
 ENTRIES_SHOWN = 8
 
@@ -213,7 +214,8 @@ def write(splits: Mapping[str, Annotations], out: Path, format: str, *, copy_ima
     Raises:
         UsageError: an unknown format, no split, splits that have one name ("val" and "valid"), or an output folder that
             holds something.
-        DataError: an image cannot be copied, or the format cannot express the data set.
+        DataError: an image cannot be copied, or the format cannot express the data set; nothing is left of it then.
+        Error: the disk is full or cannot be written; nothing is left of it then.
     """
     if format not in names():
         raise UsageError(f"Unknown format {format!r}", expected=", ".join(names()))
@@ -225,4 +227,5 @@ def write(splits: Mapping[str, Annotations], out: Path, format: str, *, copy_ima
     if len({split_name(name) for name in splits}) < len(splits):
         raise UsageError("Two splits would be one when they are read", got=", ".join(splits), remedy="Rename one.")
     fresh_folder(out)
-    _module(format).write(splits, out, copy_images=copy_images)
+    with or_nothing(out):
+        _module(format).write(splits, out, copy_images=copy_images)
