@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,11 +29,10 @@ from detrkit.training.tasks import of_task
 
 FOLDER = recipe.FOLDER
 FULL = Path("/dev/full")
-VERBS = ("convert", "demo", "evaluate", "find", "inspect", "predict", "rewrite", "train")
 
 
 def test_verbs_are_found_and_listed(detrkit):
-    assert set(VERBS) <= set(verbs())
+    assert {"doctor", "predict", "train"} <= set(verbs())
     said = detrkit("--help")
     assert said.code == 0
     assert all(f"\n  {verb} " in said.out for verb in verbs())
@@ -69,7 +70,7 @@ def test_an_unknown_verb_is_refused_with_the_nearest(detrkit):
     assert detrkit("qqqq", "--json").document["error"]["expected"].startswith("one of convert")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", verbs())
 def test_each_verb_explains_itself(detrkit, verb):
     said = detrkit(verb, "--help")
     assert said.code == 0
@@ -87,6 +88,18 @@ def test_the_help_of_train_lists_every_field_with_its_default(detrkit):
         assert flag in text
         assert (f"--no-{flag[2:]}" in text) == (kind is bool)
     assert "Passes through the training split. (default: 300)" in text
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_coloured"),
+    [({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": "", "TERM": "dumb"}, False)],
+)
+def test_the_help_has_colours_where_they_are_wanted(capsys, monkeypatch, environment, is_coloured):
+    for name, value in {"TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["predict", "--help"]) == 0
+    assert ("\x1b[" in capsys.readouterr().out) == is_coloured
 
 
 def test_help_is_cheap():
@@ -269,6 +282,49 @@ def test_counting_tells_now_and_then(capsys):
         for _ in range(3):
             tick()
     assert capsys.readouterr().err == "Detecting: 2 of 3\n"
+
+
+COUNTING = """
+from detrkit.cli._terminal import Terminal
+terminal = Terminal()
+with terminal.counting(3, "Detecting") as tick:
+    for number in range(3):
+        terminal.result(f"{number}.jpg: " + "1 nut, " * 30)
+        tick()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("redirected", [False, True])
+def test_lines_of_results_stand_above_the_bar(tmp_path, redirected):
+    import pty
+
+    own, other = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR")}
+    with (tmp_path / "out").open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COUNTING],
+            stdout=file if redirected else other,
+            stderr=other,
+            env={**environment, "TERM": "xterm", "COLUMNS": "80"},
+        )
+    os.close(other)
+    screen = b""
+    with contextlib.suppress(OSError):  # Linux says so when the other side is closed
+        while part := os.read(own, 4096):
+            screen += part
+    os.close(own)
+    assert process.wait() == 0
+    assert b"Detecting" in screen
+    lines = (tmp_path / "out").read_text().splitlines() if redirected else _drawn(screen.decode())
+    whole = [f"{number}.jpg: " + "1 nut, " * 30 for number in range(3)]
+    assert [line.strip() for line in lines if "jpg" in line] == [line.strip() for line in whole]
+
+
+def _drawn(screen: str) -> list[str]:
+    """What is left on a screen, line by line: a line that is erased leaves nothing of what stood in it."""
+    lines = [part.rpartition("\x1b[2K")[2] for part in screen.replace("\r\n", "\n").split("\n")]
+    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line) for line in lines]
 
 
 def test_undefined_figures_are_null():

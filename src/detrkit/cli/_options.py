@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,9 @@ def parse(kind: type[Chosen], verb: str, arguments: Sequence[str], *, quiet: boo
         UsageError: an unknown flag or a bad value, where `quiet`.
         SystemExit: the help, or a usage error that is not `quiet`, was printed.
     """
+
+    # tyro knows of terminals without colours, and not of people who want none (no-color.org).
+    tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
 
     def read() -> Chosen:
         return tyro.cli(kind, args=list(arguments), prog=f"detrkit {verb}", config=_CONFIG)

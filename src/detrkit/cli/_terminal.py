@@ -51,6 +51,7 @@ class Terminal:
         # Of several processes that train together, the first one talks.
         self.silent = os.environ.get("RANK", "0") != "0"
         self._console: Console | None = None
+        self._has_bar = False
 
     @property
     def console(self) -> Console:
@@ -69,12 +70,18 @@ class Terminal:
     def result(self, text: str) -> None:
         """A line of results; not under `--json`. Names of files and classes may be anything, and are made harmless."""
         if not self.json and not self.silent:
-            print(printable(text), file=self.out, flush=True)
+            self._say(text, self.out)
 
     def note(self, text: str) -> None:
         """A line for people, on standard error."""
         if not self.silent:
-            print(printable(text), file=self.err, flush=True)
+            self._say(text, self.err)
+
+    def _say(self, text: str, stream: Any) -> None:
+        if self._has_bar and stream.isatty():  # the screen that the bar is drawn on, which makes room above it
+            self.console.print(printable(text), soft_wrap=True)
+        else:
+            print(printable(text), file=stream, flush=True)
 
     def finish(self, outcome: Outcome) -> None:
         """Print what a verb has to say in the end."""
@@ -108,7 +115,11 @@ class Terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(what, total=total)
-            yield lambda: progress.advance(task)
+            self._has_bar = True
+            try:
+                yield lambda: progress.advance(task)
+            finally:
+                self._has_bar = False
 
 
 class _PlainCounter:
