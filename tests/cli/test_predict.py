@@ -61,6 +61,11 @@ def test_pictures_get_a_suffix_that_can_be_written(images, tmp_path):
     odd = images / "photo"
     shutil.copy(images / "a" / "1.png", odd)
     assert find_images([str(odd)], tmp_path / "out") == {odd: "photo.jpg"}
+    even = images / "photo.jpg"
+    even.write_bytes(odd.read_bytes())
+    for given in ([odd, even], [even, odd]):
+        found = find_images([str(file) for file in given], tmp_path / "out")
+        assert found == {odd: "photo.jpg.jpg", even: "photo.jpg"}
 
 
 def test_the_output_folder_is_not_searched(images):

@@ -21,7 +21,7 @@ def find_images(wanted: Sequence[str], out: Path) -> dict[Path, str]:
     """The images that files, folders and patterns mean, each once, with a name for its picture.
 
     The name is relative to the folder that was named, or the file's own; where two would be the same, all names are
-    relative to the folder that all images have in common.
+    relative to the folder that all images have in common. A name that no picture can be written under gets `.jpg`.
 
     Args:
         wanted: files, folders (searched to any depth), and patterns with `*`, `?`, `[…]` and `**`.
@@ -48,9 +48,13 @@ def find_images(wanted: Sequence[str], out: Path) -> dict[Path, str]:
         parents = [str(file.absolute().parent) for file in names]
         common = os.path.commonpath([os.path.normpath(parent) for parent in parents])
         names = {file: Path(os.path.relpath(file.absolute(), common)).as_posix() for file in names}
+    taken = set(names.values())
     for file, name in names.items():
         if not is_image_name(Path(name).name):
-            names[file] = name = f"{name}.jpg"
+            while name in taken:
+                name = f"{name}.jpg"
+            taken.add(name)
+            names[file] = name
         if (out / name).resolve() in seen:
             raise UsageError("A picture would overwrite an image", where=out / name, remedy="Name another --out.")
     return names
