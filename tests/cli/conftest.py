@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from detrkit.cli import main
+from detrkit.data import formats
 
 TINY = (
     *("--backbone-weights", "random", "--image-size", "64", "--longest", "96", "--batch-size", "2", "--workers", "0"),
@@ -100,6 +102,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     write_coco(root, "train", 4, rng)
     write_coco(root, "val", 2, rng)
+    return root
+
+
+@pytest.fixture
+def ambiguous(data: Path, tmp_path: Path) -> Path:
+    """The same data set in two formats in one folder: COCO, and YOLO with the training images alone."""
+    root = tmp_path / "ambiguous"
+    shutil.copytree(data, root)
+    formats.write(formats.read(data, "train"), tmp_path / "yolo", "yolo")
+    for part in (tmp_path / "yolo").iterdir():
+        part.rename(root / part.name)
     return root
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import detrkit as package
 from detrkit.data import formats
 
 
@@ -84,6 +85,20 @@ def test_what_is_broken_stays_so(detrkit, ill, tmp_path):
     assert "malformed-file (broken), val" in said.out
     assert "Broken: 1 kind of finding for a person to mend, 2 that can be repaired." in said.out
     assert set(formats.read(tmp_path / "mended")) == {"train"}
+
+
+def test_which_annotations_are_meant_can_be_said(detrkit, ambiguous):
+    said = detrkit("doctor", ambiguous)
+    assert said.code == 3
+    assert "--annotations coco" in said.err
+    assert "val: 2 images" in detrkit("doctor", ambiguous, "--annotations", "coco").out
+    document = json.loads((ambiguous / "annotations" / "instances_val.json").read_text())
+    document["annotations"][0]["bbox"] = [70, 20, 30, 30]
+    (ambiguous / "annotations" / "instances_val.json").write_text(json.dumps(document))
+    out = detrkit("doctor", ambiguous, "--annotations", "coco", "--quick").out
+    assert out.rstrip().endswith(f"A clean copy: detrkit doctor {ambiguous} --annotations coco --fix OUT")
+    assert package.doctor(ambiguous, annotations="yolo", decode=False).format == "yolo"
+    assert detrkit("doctor", ambiguous, "--annotations", "tar").code == 2
 
 
 def test_what_cannot_be_examined(detrkit, data, tmp_path):

@@ -397,6 +397,7 @@ def test_what_cannot_be_found(detrkit, data, images, trained, example, searched,
         ((trained, "--examples", tmp_path / "none", images, "--out", out), 3, "none"),
         ((trained, "--examples", images, images, "--out", out), 3, "no box"),
         ((trained, *example, images, "--out", out, "--split", "val"), 2, "--split"),
+        ((trained, *example, images, "--out", out, "--annotations", "coco"), 2, "--annotations"),
         ((trained, *example, images, "--out", out, "--name", " "), 2, "--name"),
         ((trained, *example, images, "--out", out, "--name", "a\nb"), 2, "--name"),
         ((trained, *example, images, "--out", out, "--accept", "0.5"), 2, "Add --write FORMAT OUT"),
@@ -442,6 +443,15 @@ def test_images_that_no_data_set_can_hold_are_refused_before_the_work(
     assert said.code == 3
     assert f"{images / 'photo'}: The image has no ending" in said.err
     assert not hasattr(searched, "things")
+
+
+def test_which_annotations_of_examples_are_meant_can_be_said(detrkit, ambiguous, images, trained, searched, tmp_path):
+    given = ("find", trained, "--examples", ambiguous, images, "--out", tmp_path / "found")
+    said = detrkit(*given)
+    assert said.code == 3
+    assert "--annotations coco" in said.err
+    assert detrkit(*given, "--split", "val", "--annotations", "coco").code == 0
+    assert [len(thing.examples) for thing in searched.things] == [1, 1]
 
 
 def test_which_examples_are_meant_must_be_clear(detrkit, data, images, trained, searched, labels, tmp_path):

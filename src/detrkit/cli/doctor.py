@@ -36,6 +36,8 @@ class Options(CommonOptions):
 
     path: tyro.conf.Positional[Path]
     """Data set folder, or an annotation file."""
+    annotations: str = ""
+    """Format of the annotations that are meant where a folder holds several, such as coco_panoptic."""
     report: Path | None = None
     """Folder for a page with all findings and pictures of the worst."""
     fix: Path | None = None
@@ -53,7 +55,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     Raises:
         DataError: no data set is there or recognised, or an image cannot be linked.
-        UsageError: an unknown preset, or a folder that cannot be written to.
+        UsageError: an unknown preset or format, or a folder that cannot be written to.
     """
     from detrkit.training.checkup import doctor
     from detrkit.visualize import write_diagnosis
@@ -65,6 +67,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
             model=options.model,
             image_size=options.image_size,
             decode=not options.quick,
+            annotations=options.annotations,
             on_start=lambda total: stack.enter_context(terminal.counting(total, "Looking at images")),
         )
     document = told.to_json()
@@ -78,7 +81,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         document["fixed"] = {"out": fixed.out, "format": fixed.format, "changes": fixed.changes}
         lines.append(_fixed_text(fixed))
     elif told.verdict == "repairable":
-        lines.append(f"A clean copy: detrkit doctor {shell(options.path)} --fix OUT")
+        meant = f" --annotations {shell(options.annotations)}" if options.annotations else ""
+        lines.append(f"A clean copy: detrkit doctor {shell(options.path)}{meant} --fix OUT")
     return Outcome(document, text="\n".join(lines), exit_code=_exit_code(told, fixed))
 
 

@@ -66,6 +66,8 @@ class Options(CommonOptions):
     categories are looked for."""
     split: str = ""
     """Split of --examples to take them from. Empty: the only one, else train."""
+    annotations: str = ""
+    """Format of the annotations of --examples that are meant where the folder holds several, such as coco_panoptic."""
     pictures: bool = True
     """Write a picture with boxes for each image."""
     write: Annotated[tuple[str, str], tyro.conf.arg(metavar="FORMAT OUT", help_behavior_hint="")] = ("", "")
@@ -159,8 +161,11 @@ def _check(options: Options) -> None:
         raise UsageError(
             "The things of --examples have names of their own", where="--name", got=options.name, remedy="Leave it out."
         )
-    if options.split and not options.examples:
-        raise UsageError("Only --examples has splits", where="--split", got=options.split, remedy="Leave it out.")
+    for flag, given in (("--split", options.split), ("--annotations", options.annotations)):
+        if given and not options.examples:
+            raise UsageError(
+                "That is about --examples, and there are none", where=flag, got=given, remedy="Leave it out."
+            )
     if not options.name.strip() or len(options.name.splitlines()) > 1:
         raise UsageError("Bad value for --name", got=repr(options.name), expected="a name in one line")
     if options.out.exists() and not options.out.is_dir():
@@ -280,7 +285,7 @@ def _examples(options: Options, terminal: Terminal) -> Annotations:
 
     split = options.split
     if not split:
-        known = list(formats.recognise(options.examples))
+        known = list(formats.recognise(options.examples, annotations=options.annotations))
         if len(known) > 1 and SPLIT not in known:
             raise UsageError(
                 "Which split the examples are taken from is not clear",
@@ -289,7 +294,7 @@ def _examples(options: Options, terminal: Terminal) -> Annotations:
                 remedy="Name one of them: --split NAME.",
             )
         split = known[0] if len(known) == 1 else SPLIT
-    (annotations,) = formats.read(options.examples, split).values()
+    (annotations,) = formats.read(options.examples, split, annotations=options.annotations).values()
     for line in annotations.problems.lines():
         terminal.note(line)
     names = [category.name for category in annotations.categories]

@@ -19,6 +19,7 @@ def doctor(
     model: str = DEFAULT_MODEL,
     image_size: int = 0,
     decode: bool = True,
+    annotations: str = "",
     on_start: Callable[[int], Callable[[], None]] | None = None,
 ) -> Diagnosis:
     """Say what is wrong with a data set: named, counted, and file by file.
@@ -30,14 +31,16 @@ def doctor(
         model: the preset that would be trained: its queries, resolution and tokens are what objects are held against.
         image_size: the shorter side that images would be resized to, in pixels; 0: the preset's own.
         decode: whether every image is decoded. Without it, damaged images, copies and true sizes are not found.
+        annotations: the format that is meant where the folder holds several, such as "coco_panoptic".
         on_start: called with the number of images before they are decoded; gives what is called after each.
 
     Raises:
-        DataError: no data set is there, or none that is recognised.
-        UsageError: there is no such preset.
+        DataError: no data set is there, none that is recognised, or more than one.
+        UsageError: there is no such preset, or no such format of annotations.
     """
     _, config = models.configure(model)
-    return examine(data, resolution_of(model, config, image_size), decode=decode, on_start=on_start)
+    resolution = resolution_of(model, config, image_size)
+    return examine(data, resolution, decode=decode, annotations=annotations, on_start=on_start)
 
 
 def resolution_of(model: str, config: Any, image_size: int = 0) -> Resolution:
@@ -49,7 +52,15 @@ def resolution_of(model: str, config: Any, image_size: int = 0) -> Resolution:
     return Resolution(model, config.num_queries, size, longest, token)
 
 
-def notes_before(train: Annotations, val: Annotations, data: str | Path) -> list[str]:
-    """What a training should know of its data before it begins, as far as it is to be found in a moment."""
+def notes_before(train: Annotations, val: Annotations, data: str | Path, annotations: str = "") -> list[str]:
+    """What a training should know of its data before it begins, as far as it is to be found in a moment.
+
+    Args:
+        train: the split to train on.
+        val: the split to validate on.
+        data: the data set, as the command that says more names it.
+        annotations: the format that is meant; empty where there is only one.
+    """
     found = [str(finding) for finding in examine_briefly(train, val)]
-    return [*found, f"More of this, and a clean copy: detrkit doctor {shlex.quote(str(data))}"] if found else []
+    meant = f" --annotations {annotations}" if annotations else ""
+    return [*found, f"More of this, and a clean copy: detrkit doctor {shlex.quote(str(data))}{meant}"] if found else []

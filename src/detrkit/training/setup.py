@@ -61,7 +61,7 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     """
     notes: list[str] = []
     train, val = open_splits(data, recipe.data, recipe.run.seed, notes)
-    notes.extend(notes_before(train, val, data))
+    notes.extend(notes_before(train, val, data, recipe.data.annotations))
     device = choose_place(recipe.run, world)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)

@@ -31,6 +31,7 @@ def examine(
     resolution: Resolution,
     *,
     decode: bool = True,
+    annotations: str = "",
     on_start: Callable[[int], Callable[[], None]] | None = None,
 ) -> Diagnosis:
     """Look through a data set.
@@ -39,13 +40,15 @@ def examine(
         path: what `formats.recognise` takes.
         resolution: of the model that would be trained, for what depends on it.
         decode: whether every image is decoded; without it, unreadable images, copies and true sizes are not found.
+        annotations: the format that is meant where a folder holds several, as of `formats.recognise`.
         on_start: called with the number of images before they are decoded; gives what is called after each.
 
     Raises:
-        DataError: no data set is there, or none that is recognised.
+        DataError: no data set is there, none that is recognised, or more than one.
+        UsageError: there is no such format of annotations.
     """
-    sources = formats.recognise(path)
-    splits, found = _read(path, sources)
+    sources = formats.recognise(path, annotations=annotations)
+    splits, found = _read(path, sources, annotations)
     order = [name for name in _ORDER if name in splits]
     splits = {name: splits[name] for name in dict.fromkeys([*order, *splits])}
     format = next(iter(sources.values())).format
@@ -66,17 +69,19 @@ def examine(
     return Diagnosis(Path(path), format, splits, in_order(found), resolution, bool(pictures), pictures)
 
 
-def _read(path: str | Path, sources: Mapping[str, formats.Source]) -> tuple[dict[str, Annotations], list[Finding]]:
+def _read(
+    path: str | Path, sources: Mapping[str, formats.Source], meant: str
+) -> tuple[dict[str, Annotations], list[Finding]]:
     """What can be read, and what is said of the rest."""
     with every_place():
         try:
-            return formats.read(path), []
+            return formats.read(path, annotations=meant), []
         except DataError as error:
             together = error
         splits, found = {}, []
         for name in sources:
             try:
-                splits.update(formats.read(path, name))
+                splits.update(formats.read(path, name, annotations=meant))
             except DataError as error:
                 found.append(_refusal(error, name))
     if not found:  # each alone can be read, but not all under one table
