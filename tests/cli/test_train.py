@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 
 import pytest
-from cli.conftest import TINY
+from cli.conftest import TINY, write_coco
 
+from detrkit import evaluate
 from detrkit.cli import train
 from detrkit.cli._options import parse
 from detrkit.cli._progress import PlainProgress
@@ -242,6 +245,33 @@ def test_the_ending_names_the_annotations_that_were_meant(detrkit, data, recipe_
     for more in ([], ["--masks"]):
         meant = detrkit("train", data, "--out", tmp_path / "run", "--annotations", "coco", *more, *TINY).out
         assert f"{data} --annotations coco --report" in meant
+
+
+@pytest.mark.parametrize(
+    ("flags", "images"),
+    [
+        ((), "1 image with 1 box (set aside by the run)"),
+        (("--val-fraction", "0.4", "--limit", "2"), "2 images with 2 boxes (set aside by the run)"),
+        (("--val-split", "train"), "12 images with 12 boxes (train)"),
+    ],
+)
+def test_the_command_that_it_ends_with_works_without_a_validation_split(detrkit, tmp_path, rng, flags, images):
+    write_coco(tmp_path / "alone", "train", 12, rng)
+    out = tmp_path / "run"
+    said = detrkit("train", tmp_path / "alone", "--out", out, "--epochs", "1", *TINY, *flags)
+    assert said.code == 0
+    ap = float(re.search(r"Best AP (\S+)", said.out)[1])
+    command = shlex.split(re.search("Look at it:  detrkit (.*)", said.out)[1])
+    looked = detrkit(*command, "--json")
+    assert looked.code == 0
+    assert looked.document["figures"]["AP"] == pytest.approx(ap, abs=0.001)
+    assert images in detrkit(*command).out
+    python = evaluate(out, tmp_path / "alone")
+    assert python["AP"] == looked.document["figures"]["AP"]
+    write_coco(tmp_path / "other", "train", 12, rng)  # of which the run set nothing aside
+    said = detrkit("evaluate", out, tmp_path / "other")
+    assert said.code == 3
+    assert "There is no split 'val'" in said.err
 
 
 def test_the_document(detrkit, data, trained, tmp_path):

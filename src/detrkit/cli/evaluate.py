@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -37,7 +38,7 @@ class Options(DetectionOptions):
     data: tyro.conf.Positional[str]
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
     split: str = "val"
-    """Split to evaluate on."""
+    """Split to evaluate on. Where there is no val, a run is evaluated on the images that it set aside."""
     annotations: str = ""
     """Format of the annotations that are meant where a folder holds several, such as coco_panoptic."""
     report: Path | None = None
@@ -59,16 +60,19 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         DataError, ModelError, UsageError: as `detrkit.evaluate`.
     """
     from detrkit.cli._weights import load_detector
-    from detrkit.data import formats
     from detrkit.evaluation import write_panoptic, write_report, write_results
     from detrkit.training.by_example import refuse_draws
+    from detrkit.training.judged_on import judged_on
     from detrkit.training.validation import has_stuff
     from detrkit.visualize.fonts import unwritable
 
     _check_files(options)
     detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
     masks: Literal["any", False] = "any" if detector is None or detector.segmenter is not None else False
-    (annotations,) = formats.read(options.data, options.split, masks=masks, annotations=options.annotations).values()
+    annotations, split = judged_on(
+        options.model, options.data, options.split, masks=masks, annotations=options.annotations
+    )
+    options = dataclasses.replace(options, split=split)
     for line in annotations.problems.lines():
         terminal.note(line)
     if not len(annotations):

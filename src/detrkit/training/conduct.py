@@ -151,7 +151,7 @@ def _check_same(out: Path, recipe: AnyRecipe) -> None:
 
 def _origin_of_weights(out: Path) -> str:
     """What a run noted of the weights that it started from; they are not needed again to go on."""
-    notes = _data_of(out).get("notes", [])
+    notes = data_of(out).get("notes", [])
     found = (note for note in notes if isinstance(note, str) and note.startswith(WEIGHTS_NOTES))
     return next(found, "Backbone: of the run's last checkpoint")
 
@@ -166,7 +166,7 @@ def check_data(out: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         DataError: a fingerprint is another than the run noted.
     """
-    before = _data_of(out).get("splits", {})
+    before = data_of(out).get("splits", {})
     for name, now in splits.items():
         then = before.get(name, now)
         if then["fingerprint"] != now["fingerprint"]:
@@ -180,7 +180,7 @@ def check_data(out: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def _data_of(out: Path) -> dict[str, Any]:
+def data_of(out: Path) -> dict[str, Any]:
     """What a run noted of its data; nothing if it was stopped in its very first moment.
 
     Raises:

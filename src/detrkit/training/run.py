@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from detrkit import models
-from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.errors import DataError, UsageError
 from detrkit.evaluation.run import Metrics
@@ -26,6 +25,7 @@ from detrkit.training.distributed import World
 from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.episodes import prepare_episodes
 from detrkit.training.events import Event
+from detrkit.training.judged_on import judged_on
 from detrkit.training.mask_recipe import SegmentationRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
 from detrkit.training.segmentation import prepare_segmentation
@@ -203,7 +203,8 @@ def evaluate(
     Args:
         model: a run folder, a model folder, or a loaded detector.
         data: a data set in COCO, Pascal VOC or YOLO format.
-        split: the split to evaluate on.
+        split: the split to evaluate on; where there is no "val", a run folder is evaluated on what the run validated
+            on.
         ensemble: let all decoder layers answer together, overlaps suppressed.
         batch_size: at most so many images go through the model at once; changes nothing but the speed.
         workers: processes that load images.
@@ -264,8 +265,7 @@ def evaluate_in_detail(
     """The same as `evaluate`, with the detections and all tables; takes its options and raises its errors."""
     detector = model if isinstance(model, Detector) else load(model)
     masks: Literal["any", False] = "any" if detector.segmenter is not None else False
-    # `valid` and `val` are the same split
-    (truth,) = formats.read(data, split, masks=masks, annotations=annotations).values()
+    truth, _ = judged_on(model, data, split, masks=masks, annotations=annotations)
     if not len(truth):
         raise DataError("The split has no images", where=truth.source or data, got=split)
     if detector.one_shot is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -149,7 +149,7 @@ def count_workers(wanted: int) -> int:
 
 
 def open_splits(
-    data: str | Path, options: DataOptions, seed: int, notes: list[str], *, masks: bool = False
+    data: str | Path, options: DataOptions, seed: int, notes: list[str], *, masks: bool | Literal["any"] = False
 ) -> tuple[Annotations, Annotations]:
     """The training and the validation split: found, or made from the training split; says which in `notes`.
 
@@ -158,7 +158,7 @@ def open_splits(
         options: the recipe's.
         seed: of the division, where the validation split is made.
         notes: what the user should know is added here.
-        masks: whether masks are read with the boxes.
+        masks: whether masks are read with the boxes; "any" does without where there are none.
 
     Raises:
         DataError: no such split, one without images, boxes or, where they are asked for, masks, or splits without a
