@@ -25,7 +25,7 @@ from detrkit.training import recipe
 from detrkit.training.pretext import TASKS as PRETEXTS
 from detrkit.training.pretext import of_task as pretext_of_task
 from detrkit.training.recipe import fields
-from detrkit.training.tasks import of_task
+from detrkit.training.tasks import TASKS, of_task
 
 FOLDER = recipe.FOLDER
 FULL = Path("/dev/full")
@@ -88,6 +88,14 @@ def test_the_help_of_train_lists_every_field_with_its_default(detrkit):
         assert flag in text
         assert (f"--no-{flag[2:]}" in text) == (kind is bool)
     assert "Passes through the training split. (default: 300)" in text
+
+
+@pytest.mark.parametrize("own", TASKS)
+def test_the_help_of_train_names_the_choices_of_other_tasks(detrkit, own):
+    texts = {task: detrkit("train", "--task", task, "--help").out for task in TASKS}
+    for kind in TASKS.values():
+        assert all(f"--{name.replace('_', '-')}" in texts[own] for name in fields(kind))
+    assert all(f"--task {task} has" in texts[own] for task in set(TASKS) - {own, "detection"})
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ def test_the_recipe_is_that_of_masks(segmented: Path) -> None:
     assert 'mask_attention = "peak"' in text
 
 
-def test_help_shows_the_choices_of_masks_where_masks_are_asked_for(detrkit: Detrkit) -> None:
-    assert "--frozen-detector" in detrkit("train", "--masks", "--help").out
-    assert "--frozen-detector" not in detrkit("train", "--help").out
+def test_help_explains_the_choices_of_masks_where_masks_are_asked_for(detrkit: Detrkit) -> None:
+    assert "Train the mask head alone" in detrkit("train", "--masks", "--help").out
+    assert "Train the mask head alone" not in detrkit("train", "--help").out
 
 
 def test_masks_and_another_task_are_refused(detrkit: Detrkit, data: Path, tmp_path: Path) -> None:

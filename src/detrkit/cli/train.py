@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from detrkit.errors import UsageError
 from detrkit.training import recipe as recipes
 from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
-from detrkit.training.tasks import of_task, task_with
+from detrkit.training.tasks import TASKS, of_task, task_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +87,21 @@ def _options(base: AnyRecipe, choices: tuple[Any, ...] = ()) -> type[Options]:
     bare: AnyRecipe = dataclasses.replace(base, model=model)
     kind: Any = type(base)
     recipe = ("recipe", Annotated[kind, tyro.conf.arg(name="")], field(default_factory=lambda: bare))
-    namespace = {"__doc__": Options.__doc__, "base": base, "choices": choices}
+    told = f"{inspect.getdoc(Options)}\n\n{_further(kind)}"
+    namespace = {"__doc__": told, "base": base, "choices": choices}
     return dataclasses.make_dataclass(
         "Options", [recipe], bases=(Options,), namespace=namespace, frozen=True, kw_only=True
     )
+
+
+def _further(kind: type[AnyRecipe]) -> str:
+    """A sentence on the choices of the other tasks, which the help of this one does not list."""
+    known, parts = recipes.fields(kind), []
+    for task, other in TASKS.items():
+        flags = [f"--{name.replace('_', '-')}" for name in recipes.fields(other) if name not in known]
+        if flags:
+            parts.append(f"--task {task} has {', '.join(flags)}")
+    return f"Further choices, explained by the help of each task: {'; '.join(parts)}."
 
 
 def _advised(base: Recipe, arguments: Sequence[str]) -> type[Options]:
