@@ -83,9 +83,10 @@ def test_only_the_first_layer_compares_positions_with_contents() -> None:
 
 
 @pytest.mark.parametrize("form", TRANSFORMATIONS)
-@pytest.mark.parametrize(("dim", "heads"), [(32, 4), (24, 3), (20, 5)])
-def test_every_form_and_width_learns(form: str, dim: int, heads: int) -> None:
-    model = make(transformation=form, dim=dim, heads=heads).train()
+@pytest.mark.parametrize(("dim", "heads", "layers"), [(32, 4, 3), (24, 3, 3), (20, 5, 3), (32, 4, 1)])
+def test_every_form_and_width_learns(form: str, dim: int, heads: int, layers: int) -> None:
+    """All parameters do: processes that train together would wait for the gradient of one that is not used."""
+    model = make(transformation=form, dim=dim, heads=heads, decoder_layers=layers).train()
     batch = images_of((64, 96), (64, 64))
     targets = [
         Target(torch.tensor([1, 4]), 0.2 + 0.3 * torch.rand(2, 4)),
@@ -109,6 +110,18 @@ def test_the_first_layer_looks_around_the_point_itself() -> None:
         after = model(batch.images, batch.padding).boxes
     assert torch.equal(before[0], after[0])
     assert not torch.allclose(before[1], after[1])
+
+
+def test_points_are_exact_where_all_else_is_computed_in_less() -> None:
+    """A point is half of every box's centre: in eight bits it would be right to some pixels only."""
+    model, batch = make(), images_of((64, 64))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        memory, queries = model.encode(batch.images, batch.padding), model.queries(1)
+        found = model.decode(memory, queries).reference
+    with torch.no_grad():
+        wanted = model.reference_head(queries.position).sigmoid()
+    assert memory.tokens.dtype == torch.bfloat16
+    assert torch.equal(found, wanted)
 
 
 def test_boxes_start_at_their_points_and_classes_at_one_percent() -> None:

@@ -239,7 +239,9 @@ class Model(nn.Module):
         )
         self.query_position = nn.Parameter(torch.randn(config.query_groups * config.num_queries, config.dim))
         self.reference_head = xavier(MLP(config.dim, config.dim, 2))
-        self.transformation = Transformation(config.transformation, config.dim, config.heads)
+        # Of a single layer nobody asks what it has seen: the transformation would never learn.
+        form = config.transformation if config.decoder_layers > 1 else "identity"
+        self.transformation = Transformation(form, config.dim, config.heads)
         self.decoder_layers = nn.ModuleList(DecoderLayer(config, layer == 0) for layer in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.dim)
         self.class_head = nn.Linear(config.dim, config.num_classes)
@@ -288,14 +290,14 @@ class Model(nn.Module):
         """The decoder: every layer's output, normalised, is an answer; points come from the queries once."""
         blocked = None if queries.blocked is None else queries.blocked[None, None]
         outside = None if memory.padding is None else memory.padding[:, None, None, :]
-        reference = self.reference_head(queries.position).float().sigmoid()
+        reference = in_float32(self.reference_head, queries.position).sigmoid()
         encoded = encode_points(reference, self.config.dim, self.config.temperature).to(memory.tokens.dtype)
-        x, spatial, states = queries.content, encoded, []
+        x, spatial, states = queries.content, encoded, list[Tensor]()
         for layer in self.decoder_layers:
+            if states:
+                spatial = self.transformation(states[-1] if self.config.pre_norm else x, encoded)
             x = layer(x, queries.position, spatial, memory, blocked, outside)
-            state = self.decoder_norm(x)
-            spatial = self.transformation(state if self.config.pre_norm else x, encoded)
-            states.append(state)
+            states.append(self.decoder_norm(x))
         return Hidden(torch.stack(states), reference, queries.groups)
 
     def predict(self, hidden: Hidden) -> Predictions:
