@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from detrkit import models
+from detrkit.nn.transformer import cells_outside
 from detrkit.one_shot.model import OneShot
 from detrkit.pretrain.up_detr import UpDetr
 
@@ -34,6 +35,27 @@ def inputs(*, padded: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
 def test_the_device_has_no_values() -> None:
     with pytest.raises((NotImplementedError, RuntimeError)):
         bool(torch.zeros(3, device="meta").any())
+
+
+def test_nothing_is_looked_at_where_a_graph_is_made_for_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, padding = torch.zeros(2, 3, 4, 6), torch.zeros(2, 64, 96, dtype=torch.bool)
+    assert cells_outside(padding, images)[1] is None
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert cells_outside(padding, images)[1] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["detr-nano", "conditional-detr-nano"])
+def test_what_is_exported_on_a_processor_holds_for_other_padding(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model = models.build(preset, **SMALL, backbone="resnet-nano", stride=16, dim=32, heads=4).eval()
+    images, padding = torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool)
+    exported = torch.export.export(model, (images, padding)).module()
+    padded = padding.clone()
+    padded[1, :, 64:] = True
+    with torch.no_grad():
+        for each in (padding, padded):
+            torch.testing.assert_close(exported(images, each).boxes, model(images, each).boxes)
 
 
 @pytest.mark.parametrize("padded", [True, False])

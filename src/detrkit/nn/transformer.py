@@ -17,8 +17,8 @@ def cells_outside(
 ) -> tuple[Bool[Tensor, "b h w"], Bool[Tensor, "b h*w"] | None]:
     """Which cells of a map lie outside their image, and the same as a mask of tokens; no mask where nothing does.
 
-    Whether anything does is looked up on a processor alone. Elsewhere the look would wait for the device, which has the
-    backbone before it.
+    Whether anything does is looked up on a processor alone, and not while the model is exported, as what is found would
+    hold for these images only. Elsewhere the look would wait for the device, which has the backbone before it.
 
     Args:
         padding: True where padded, in any resolution; None: nowhere.
@@ -27,7 +27,8 @@ def cells_outside(
     if padding is None:
         return torch.zeros(len(x), *x.shape[2:], dtype=torch.bool, device=x.device), None
     outside = F.interpolate(padding[:, None].float(), size=x.shape[2:])[:, 0].bool()
-    is_needless = padding.device.type == "cpu" and not padding.any()
+    may_look = padding.device.type == "cpu" and not torch.compiler.is_compiling()
+    is_needless = may_look and not padding.any()
     return outside, None if is_needless else outside.flatten(1)
 
 
