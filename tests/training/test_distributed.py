@@ -42,6 +42,8 @@ def kept(session, *args, **options):
 
 def counted(annotations, detections, **options):
     evaluations.append(len(detections))
+    if how == "signal in an evaluation":  # the other process waits for the figures
+        signal.raise_signal(signal.SIGINT)
     return evaluate(annotations, detections, **options)
 
 conduct.fit, detection.evaluate, log.plot_history = kept, counted, lambda lines, out: out
@@ -82,8 +84,8 @@ with open(f"{out}.{rank}.json", "w") as file:
 def torchrun(tmp_path: Path, data: Path, out: Path, fields: dict[str, Any], how: str = "train") -> list[dict[str, Any]]:
     """Train with two processes, and what each of them says.
 
-    They `stop` after the first checkpoint, or by a `signal` that one of them gets in mid-epoch; or they `resume`; or in
-    one of them something is not finite (`spoil`).
+    They `stop` after the first checkpoint, or by a `signal` that one of them gets in mid-epoch or in an evaluation; or
+    they `resume`; or in one of them something is not finite (`spoil`).
     """
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
@@ -97,7 +99,7 @@ def torchrun(tmp_path: Path, data: Path, out: Path, fields: dict[str, Any], how:
         text=True,
         timeout=220,
     )
-    if how in ("stop", "signal"):
+    if how.startswith(("stop", "signal")):
         return []
     reports = [out.with_name(f"{out.name}.{rank}.json") for rank in range(2)]
     # The files count and not the exit code: on a busy machine gloo sometimes aborts when all is done.
@@ -124,7 +126,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batch(tmp_path: Path
     """Each image holds two boxes: class weights and box counts are then the same in every part of a batch."""
     data = write_coco(tmp_path / "data", {"train": [2] * 20, "val": [2, 1, 3]}, sizes=[(64, 64)])
     two, one = tmp_path / "two", tmp_path / "one"
-    reports = torchrun(tmp_path, data, two, {"batch_size": 2, **STILL})
+    reports = torchrun(tmp_path, data, two, {"batch_size": 1, "accumulate": 2, **STILL})
     single = detrkit.train(data, out=one, **tiny(batch_size=4, **STILL))
     first, second = weights_of(two, 0), weights_of(two, 1)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -181,11 +183,12 @@ def test_two_processes_resume_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(480)
-def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["signal", "signal in an evaluation"])
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path, how: str) -> None:
     data = write_coco(tmp_path / "data", {"train": [2, 1, 3, 1, 2, 2, 1, 1], "val": [2, 1, 3]})
     whole, stopped, fields = tmp_path / "whole", tmp_path / "stopped", {"ema": 0.9, "log_every": 1}
     torchrun(tmp_path, data, whole, fields)
-    torchrun(tmp_path, data, stopped, fields, "signal")
+    torchrun(tmp_path, data, stopped, fields, how)
     status = json.loads((stopped / "status.json").read_text())
     assert (status["state"], status["step"], status["saved"]) == ("interrupted", 3, 3)
     reports = torchrun(tmp_path, data, stopped, fields, "resume")

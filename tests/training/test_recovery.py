@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from training.drawing import tiny, without_times
 from training.test_resume import HARD
 from training.test_resume import everything as everything_of_a_detector
@@ -22,6 +23,8 @@ import detrkit
 from detrkit.errors import Error, ModelError
 from detrkit.losses.matching import NonFiniteError
 from detrkit.training import interruption, recovery
+from detrkit.training.conduct import conduct
+from detrkit.training.distributed import World
 from detrkit.training.events import Event, Saved, Skipped, Started, Step, Stopped, Warned, WentBack
 from detrkit.training.guard import Guard
 from detrkit.training.recipe import revise
@@ -130,6 +133,40 @@ def test_a_signal_in_an_evaluation_ends_it_at_once(whole: Path, tmp_path: Path, 
     train(out, RECIPE, resume=True, on_event=again.append)
     assert kinds(again, Started) == [Started(3 * epoch, 12, 3, ("Start from nothing",), pending=True)]
     assert everything(out) == everything(whole)
+
+
+class Pair(World):
+    """Two processes, of which the other does the same."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value * 2
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        return model
+
+
+def test_a_signal_in_an_evaluation_of_several_processes_lets_it_finish(tmp_path: Path) -> None:
+    """None may leave where another waits for it; the step after it is the last."""
+    evaluated: list[int] = []
+
+    def interrupt(out: Path, epoch: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        evaluated.append(epoch)
+
+    recipe = revise(ToyRecipe(), {"save_every": 2, "epochs": 4, "batch_size": 1})
+    with pytest.raises(KeyboardInterrupt):
+        conduct(
+            recipe,
+            lambda world, came_from: session_of(recipe, Pair(size=2), came_from, on_evaluation=interrupt),
+            tmp_path / "run",
+            "toys",
+        )
+    assert evaluated == [1]
+    status = status_of(tmp_path / "run")
+    assert (status["state"], status["step"], status["saved"]) == ("interrupted", 4, 4)
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,8 @@ def fit(
         session: what to train, on what.
         out: the run folder.
         resume: go on from the run's newest checkpoint, or from the beginning where there is none yet.
-        interruption: when it becomes true, the step is finished and saved, and the training stops.
+        interruption: when it becomes true, the step is finished and saved, and the training stops. An evaluation is
+            left in the middle by one process alone; several finish it and one step more.
 
     Raises:
         NonFiniteError: step after step is NaN or infinite, and there is nothing to go back to; names the images.
@@ -238,12 +239,12 @@ def _end_epoch(
             # What an evaluation may meet, such as an image that cannot be read, must not cost what was trained.
             checkpoints.save(waiting)
         try:
-            with interruption.at_once():
+            # Processes that evaluate together wait for each other, so that none may leave: they stop at the next step.
+            with interruption.at_once() if session.world.size == 1 else nullcontext():
                 found = session.evaluate(checkpoints.out, epoch)
         except Interrupted:
             if not saves:
                 yield checkpoints.save(waiting, within=True)
-            session.world.share(None)
             return waiting
         position, event = _evaluated(checkpoints, position, epoch, found, time.perf_counter() - started)
         yield event
