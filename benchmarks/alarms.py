@@ -91,11 +91,12 @@ def broken(how: str) -> Iterator[None]:
     """Break trainings in one way, until the block ends."""
     losses, opened = DetectionSession.losses, setup.open_splits
 
-    def other_losses(self: DetectionSession, model: Any, batch: Any) -> Any:
+    def other_losses(self: DetectionSession, model: Any, batch: Any, counts: Any) -> Any:
         if how == "head":
             for parameter in self.model.class_head.requires_grad_(False).parameters():  # type: ignore[union-attr]
                 parameter.zero_()
-        return losses(self, model, {"corners": with_corners, "black": black}.get(how, lambda same: same)(batch))
+        change = {"corners": with_corners, "black": black}.get(how, lambda same: same)
+        return losses(self, model, change(batch), counts)
 
     def other_splits(*arguments: Any, **named: Any) -> Any:
         train, *others = opened(*arguments, **named)

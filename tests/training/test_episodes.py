@@ -267,12 +267,12 @@ def test_the_loss_asks_for_what_is_shown_and_nothing_else(drawn: Path) -> None:
 
     (loaded,) = session.batches(EpochBatches(session.count, 2, 0, total_steps=1))
     session.model.train()
-    plain = session.losses(session.model, loaded.batch)
+    plain = session.losses(session.model, loaded.batch, (5.0,))
     assert torch.isnan(plain.class_error).all()
     shuffled = loaded.batch._replace(
         targets=tuple(target._replace(boxes=target.boxes / 2) for target in loaded.batch.targets)
     )
-    assert session.losses(session.model, shuffled).total != plain.total
+    assert session.losses(session.model, shuffled, (5.0,)).total != plain.total
     assert list(session.names(loaded.batch)) == list(loaded.batch.names)
 
 

@@ -198,8 +198,8 @@ def break_losses(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) 
     """Let the losses see another batch than the one that there is."""
     real = DetectionSession.losses
 
-    def losses(self: DetectionSession, model: Any, batch: Any) -> Losses:
-        return real(self, model, change(batch))
+    def losses(self: DetectionSession, model: Any, batch: Any, counts: Any) -> Losses:
+        return real(self, model, change(batch), counts)
 
     monkeypatch.setattr(DetectionSession, "losses", losses)
 
@@ -270,11 +270,11 @@ def test_a_class_head_that_does_not_train_is_told(
     """Frozen at nothing. At random it would do no harm: the layers before it learn to aim at it."""
     real = DetectionSession.losses
 
-    def losses(self: DetectionSession, model: Any, batch: Any) -> Losses:
+    def losses(self: DetectionSession, model: Any, batch: Any, counts: Any) -> Losses:
         head: Any = self.model.class_head
         for parameter in head.requires_grad_(False).parameters():
             parameter.zero_()
-        return real(self, model, batch)
+        return real(self, model, batch, counts)
 
     monkeypatch.setattr(DetectionSession, "losses", losses)
     told = alarms(squares, tmp_path / "run", epochs=40)

@@ -157,7 +157,7 @@ def test_regions_cost_what_their_weight_says(images: Path, fields: dict[str, Any
         session, _ = opened(images, tmp_path / "run", {**fields, "regions_weight": weight, "mask_out": 0.0})
         (batch, _), *_ = session.batches(sampler_of(session))
         session.model.eval()  # no dropout
-        losses = session.losses(session.model, batch)
+        losses = session.losses(session.model, batch, session.shared([batch]))
         totals[weight], parts[weight] = float(losses.total.detach()), losses.names
         assert losses.class_error.isnan()
     assert parts[0.0] == ("class", "l1", "giou", "feature")

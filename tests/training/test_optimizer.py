@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from training.drawing import tiny_recipe
 
 from detrkit.errors import UsageError
@@ -164,15 +165,16 @@ def test_clipping(drawn: Path, clip: float, limit: float) -> None:
     assert float(gradients.norm()) == pytest.approx(min(reported, limit), rel=1e-4)
 
 
-def accumulated_and_whole(drawn: Path, counts: list[int]) -> tuple[float, float]:
+def accumulated_and_whole(drawn: Path, counts: list[int], **fields: Any) -> tuple[float, float]:
     """Largest difference of gradients, and of figures, between one batch of four and two of two."""
+    fields.setdefault("architecture", {})["dropout"] = "0.0"
     figures, gradients = [], []
     whole = batch_of(counts)
     for parts in (
         [whole],
         [Batch(whole.images[s], whole.padding[s], whole.targets[s]) for s in (slice(2), slice(2, 4))],
     ):
-        session = session_of(drawn, clip=0.0, architecture={"dropout": "0.0"})
+        session = session_of(drawn, clip=0.0, **fields)
         figures.append(optimize(session, session.model, no_scaler(), parts).values)
         gradients.append(torch.cat([p.grad.flatten() for p in session.model.parameters() if p.grad is not None]))
     return (
@@ -187,26 +189,55 @@ def test_accumulated_batches_equal_one_large_batch_where_images_hold_equally_man
     assert figure < 1e-4  # norm and losses are of the order of ten
 
 
-def test_accumulated_batches_weigh_each_batch_alike_and_not_each_box(drawn: Path) -> None:
-    """Box terms are divided by the boxes of their own batch, the class term by its weights, as in the paper's code."""
-    gradient, _ = accumulated_and_whole(drawn, [1, 1, 5, 5])
-    assert gradient > 1e-3
+@pytest.mark.parametrize("counts", [[1, 0, 8, 5], [0, 0, 0, 1]])
+@pytest.mark.parametrize("model", ["conditional-detr-nano", "detr-nano"])
+def test_each_box_weighs_the_same_in_whichever_batch_of_a_step_it_is(
+    drawn: Path, model: str, counts: list[int]
+) -> None:
+    """DETR's class term alone is a mean of its own in every batch, as it is in every process."""
+    without_classes = {} if model.startswith("conditional") else {"class_weight": "0.0"}
+    gradient, figure = accumulated_and_whole(drawn, counts, model=model, architecture=without_classes)
+    assert gradient < 1e-5
+    assert figure < 1e-3 or without_classes
 
 
 class Crowd(World):
     """Processes of which the others hold three times as many boxes as this one."""
 
-    def mean_of(self, number: float, device: torch.device) -> float:
-        return number * 2
+    def mean_of(self, numbers: Sequence[float], device: torch.device) -> Sequence[float]:
+        return [number * 2 for number in numbers]
 
 
 def test_box_terms_are_divided_by_the_mean_number_of_boxes_over_all_processes(drawn: Path) -> None:
     session = session_of(drawn, architecture={"dropout": "0.0"})
     crowded = dataclasses.replace(session, world=Crowd())
-    alone = session.losses(session.model, batch_of([2, 1])).values
-    among = crowded.losses(crowded.model, batch_of([2, 1])).values
+    batch = batch_of([2, 1])
+    alone = session.losses(session.model, batch, session.shared([batch])).values
+    among = crowded.losses(crowded.model, batch, crowded.shared([batch])).values
     torch.testing.assert_close(among[1:], alone[1:] / 2)
     torch.testing.assert_close(among[0], alone[0])
+
+
+def test_gradients_travel_once_a_step(drawn: Path, tmp_path: Path) -> None:
+    """A hook of torch's is called for each part of the gradients that travels."""
+    session, travelled = session_of(drawn), list[int]()
+
+    def travel(bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+        travelled.append(bucket.index())
+        done = torch.futures.Future[Tensor]()
+        done.set_result(bucket.buffer())
+        return done
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        wrapped: Any = World(size=2).wrap(session.model, session.device)
+        wrapped.register_comm_hook(None, lambda state, bucket: travel(bucket))
+        optimize(session, wrapped, no_scaler(), [batch_of([2, 1], seed) for seed in range(3)])
+    finally:
+        distributed.destroy_process_group()
+    assert not wrapped.will_sync_module_buffers()
+    assert travelled
+    assert len(travelled) == len(set(travelled))
 
 
 def test_fp16_scales_the_loss_and_skips_steps_that_overflow(drawn: Path) -> None:

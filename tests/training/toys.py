@@ -80,7 +80,7 @@ class ToySession(Session[ToyBatch]):
             names = tuple(f"picture {index}" for index in chosen)
             yield LoadedToy(ToyBatch(self.pictures[chosen], names), ())
 
-    def losses(self, model: nn.Module, batch: ToyBatch) -> Losses:
+    def losses(self, model: nn.Module, batch: ToyBatch, counts: Sequence[float]) -> Losses:
         self.on_losses(self, batch)
         with self.arithmetic():
             answers = model(self.laid_out(batch.images)).float()

@@ -64,13 +64,16 @@ class DetectionSession(Session[PackedBatch | Batch]):
         """Augmented images with their targets."""
         return training_batches(self.dataset, sampler, workers=self.workers, pin_memory=self.device.type == "cuda")
 
-    def losses(self, model: nn.Module, batch: PackedBatch | Batch) -> Losses:
-        """Predictions against targets; box terms are divided by the mean number of boxes over all processes."""
+    def counts(self, batch: PackedBatch | Batch) -> tuple[int]:
+        """Boxes."""
+        return (sum(len(target.labels) for target in batch.targets),)
+
+    def losses(self, model: nn.Module, batch: PackedBatch | Batch, counts: Sequence[float]) -> Losses:
+        """Predictions against targets."""
         ready = batch.to(self.device)
-        num_boxes = self.shared(sum(len(target.labels) for target in ready.targets))
         with self.arithmetic():
             predictions = model(self.laid_out(ready.images), ready.padding)
-        return self.criterion(predictions, ready.targets, num_boxes)
+        return self.criterion(predictions, ready.targets, *counts)
 
     def names(self, batch: PackedBatch | Batch) -> Sequence[str]:
         """The images' files."""

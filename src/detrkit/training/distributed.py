@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -43,9 +43,12 @@ class World:
         """The mean over all processes."""
         return self.sum(value) / self.size
 
-    def mean_of(self, number: float, device: torch.device) -> float:
-        """The mean of a number of each process; one process alone does not wait for its device."""
-        return number if self.size == 1 else float(self.mean(torch.tensor(number, device=device)))
+    def mean_of(self, numbers: Sequence[float], device: torch.device) -> Sequence[float]:
+        """The means of the numbers of each process; one process alone does not wait for its device."""
+        if self.size == 1 or not numbers:
+            return numbers
+        means: list[float] = self.mean(torch.tensor(numbers, device=device)).tolist()
+        return means
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether it holds in any process."""
@@ -75,7 +78,14 @@ class World:
         """The model, its gradients averaged over all processes."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        wrapped.broadcast_buffers = False  # they are constants; the argument of this name is going away
+        return wrapped
+
+    @staticmethod
+    def apart(model: nn.Module) -> AbstractContextManager[None]:
+        """Within it, the gradients of a wrapped model add up in each process, until a backward pass outside of it."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def processors() -> int:

@@ -92,14 +92,17 @@ class EpisodeSession(Session[EpisodeBatch]):
             pin_memory=self.device.type == "cuda",
         )
 
-    def losses(self, model: nn.Module, batch: EpisodeBatch) -> Losses:
+    def counts(self, batch: EpisodeBatch) -> tuple[int]:
+        """Instances of what is looked for."""
+        return (sum(len(target.labels) for target in batch.targets),)
+
+    def losses(self, model: nn.Module, batch: EpisodeBatch, counts: Sequence[float]) -> Losses:
         """Predictions against all instances of what is looked for; matching is binary, as there is but one class."""
         batch = batch.to(self.device)
-        num_boxes = self.shared(sum(len(target.labels) for target in batch.targets))
         with self.arithmetic():
             found = model(self.laid_out(batch.images), batch.padding, batch.asked, batch.source, batch.exemplars)
         targets = [target._replace(labels=target.labels + self.model.matched) for target in batch.targets]
-        losses = self.criterion(found, targets, num_boxes)
+        losses = self.criterion(found, targets, *counts)
         return losses._replace(class_error=torch.full_like(losses.class_error, torch.nan))
 
     def names(self, batch: EpisodeBatch) -> Sequence[str]:

@@ -143,10 +143,12 @@ def optimize(
     session.model.train()
     session.optimizer.zero_grad(set_to_none=True)
     figures: list[Tensor] = []
-    for batch in batches:
-        losses = _losses(session, model, batch)
-        watch(losses.evidence)
-        scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
+    counts = session.shared(batches)
+    for number, batch in enumerate(batches, 1):
+        with nullcontext() if number == len(batches) else session.world.apart(model):
+            losses = _losses(session, model, batch, counts)
+            watch(losses.evidence)
+            scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
         figures.append(
             torch.cat([losses.total.detach()[None], losses.class_error[None], losses.values.detach()[:, -1]])
         )
@@ -165,11 +167,11 @@ def optimize(
     return Figures(losses.names, values)
 
 
-def _losses(session: Session[Any], model: nn.Module, batch: Any) -> Losses:
+def _losses(session: Session[Any], model: nn.Module, batch: Any, counts: Sequence[float]) -> Losses:
     """The losses of a batch, or the same error in all processes: none may wait for the gradient of another."""
     losses, error = None, NonFiniteError(())
     try:
-        losses = session.losses(model, batch)
+        losses = session.losses(model, batch, counts)
     except NonFiniteError as found:
         error = found
     if not session.world.any(losses is None, session.device):

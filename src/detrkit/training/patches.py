@@ -93,19 +93,23 @@ class PatchSession(Session[PatchBatch | FeatureBatch]):
             return feature_batches(self.train, sampler, workers=self.workers, pin_memory=pin)
         return patch_batches(self.train, sampler, workers=self.workers, pin_memory=pin)
 
-    def losses(self, model: nn.Module, batch: PatchBatch | FeatureBatch) -> Losses:
-        """Predictions against the places of the patches; sums are divided by their mean number over all processes.
+    def counts(self, batch: PatchBatch | FeatureBatch) -> tuple[int, int]:
+        """Patches, and regions that stand out."""
+        regions = batch.regions if isinstance(batch, FeatureBatch) else ()
+        return batch.boxes.shape[:2].numel(), sum(len(region.labels) for region in regions)
+
+    def losses(self, model: nn.Module, batch: PatchBatch | FeatureBatch, counts: Sequence[float]) -> Losses:
+        """Predictions against the places of the patches.
 
         There is but one class, so how often it is mistaken says nothing: `class_error` is NaN.
         """
         batch = batch.to(self.device)
         with self.arithmetic():
             found, unasked = self._answer(model, batch)
-        regions = self._targets(batch) if isinstance(batch, FeatureBatch) and self.unasked is not None else []
-        count, others_count = map(self.shared, (batch.boxes.shape[:2].numel(), sum(len(one.labels) for one in regions)))
-        losses = self.criterion(found, batch.boxes, self.model.group, count, names=batch.names)
-        if self.unasked is not None and unasked is not None:
-            others = self.unasked(unasked, regions, others_count)
+        patches, regions = counts
+        losses = self.criterion(found, batch.boxes, self.model.group, patches, names=batch.names)
+        if self.unasked is not None and unasked is not None and isinstance(batch, FeatureBatch):
+            others = self.unasked(unasked, self._targets(batch), regions)
             losses = losses.beside(others, "region_", self.recipe.pretext.regions_weight)
         return losses._replace(class_error=torch.full_like(losses.class_error, torch.nan))
 

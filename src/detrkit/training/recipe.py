@@ -105,7 +105,7 @@ class OptimizationOptions:
     batch_size: int = field(default=2, metadata=within(1))
     """Images that go through the model together, in each process."""
     accumulate: int = field(default=1, metadata=within(1))
-    """Batches whose gradients make one step."""
+    """Batches whose gradients make one step, as one large batch would; DETR's classes are averaged batch by batch."""
     lr: float = field(default=1e-4, metadata=within(0))
     """Learning rate of AdamW."""
     backbone_lr: float = field(default=1e-5, metadata=within(0))

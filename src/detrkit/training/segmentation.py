@@ -78,10 +78,14 @@ class SegmentationSession(Session[PackedBatch | Batch]):
         """Augmented images with their targets and masks."""
         return training_batches(self.dataset, sampler, workers=self.workers, pin_memory=self.device.type == "cuda")
 
-    def losses(self, model: nn.Module, batch: PackedBatch | Batch) -> Losses:
-        """Predictions against targets, and the masks of the last layer's matches; over the mean number of boxes."""
+    def counts(self, batch: PackedBatch | Batch) -> tuple[int]:
+        """Boxes."""
+        return (sum(len(target.labels) for target in batch.targets),)
+
+    def losses(self, model: nn.Module, batch: PackedBatch | Batch, counts: Sequence[float]) -> Losses:
+        """Predictions against targets, and the masks of the last layer's matches."""
         ready = batch.to(self.device)
-        num_boxes = self.shared(sum(len(target.labels) for target in ready.targets))
+        (num_boxes,) = counts
         padded, matches = pad_targets(ready.targets), list[Matches]()
 
         def wanted(predictions: Predictions) -> Wanted:

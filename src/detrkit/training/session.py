@@ -128,9 +128,18 @@ class Session(ABC, Generic[SomeBatch]):
         """Within it, forward passes compute in the recipe's arithmetic."""
         return arithmetic(self.device, self.dtype)
 
-    def shared(self, count: int) -> float:
-        """The mean of a count over all processes, at least 1: what sums of losses are divided by."""
-        return max(self.world.mean_of(float(count), self.device), 1.0)
+    def counts(self, batch: SomeBatch) -> tuple[int, ...]:
+        """What a batch holds of all that its sums of losses run over, such as boxes; nothing where losses are means."""
+        return ()
+
+    def shared(self, batches: Sequence[SomeBatch]) -> tuple[float, ...]:
+        """What sums of losses are divided by in a step: as if its batches, in all processes, were one.
+
+        Each of the counts is summed over the batches and averaged over the processes, is at least 1, and falls to all
+        batches alike, whatever each of them holds.
+        """
+        sums = [float(sum(each)) for each in zip(*map(self.counts, batches), strict=True)]
+        return tuple(max(mean, 1.0) / len(batches) for mean in self.world.mean_of(sums, self.device))
 
     def laid_out(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Images, or maps of them, in the memory layout that the recipe asks for."""
@@ -156,13 +165,14 @@ class Session(ABC, Generic[SomeBatch]):
         """
 
     @abstractmethod
-    def losses(self, model: nn.Module, batch: SomeBatch) -> Losses:
+    def losses(self, model: nn.Module, batch: SomeBatch, counts: Sequence[float]) -> Losses:
         """The losses of a batch, with gradients.
 
         Args:
             model: `self.model`, wrapped where several processes train; its forward pass is called once, within
                 `arithmetic`.
             batch: as it was loaded; it is not on the device yet.
+            counts: what its sums are divided by: the batch's share of `shared`.
 
         Returns:
             The terms under their names. `class_error` is NaN where the task has no classes.

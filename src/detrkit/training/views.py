@@ -59,7 +59,7 @@ class BackboneSession(Session[ViewBatch]):
         """Two views of each image."""
         return view_batches(self.train, sampler, workers=self.workers, pin_memory=self.device.type == "cuda")
 
-    def losses(self, model: nn.Module, batch: ViewBatch) -> Losses:
+    def losses(self, model: nn.Module, batch: ViewBatch, counts: Sequence[float]) -> Losses:
         """How the embeddings of both views correlate, in each process for itself; there are no classes to mistake."""
         batch = batch.to(self.device)
         with self.arithmetic():
