@@ -64,6 +64,21 @@ def test_processes_share_a_global_batch():
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
+@pytest.mark.parametrize(("count", "accumulate"), [(40, 8), (48, 8), (16, 8), (37, 3), (40, 1)])
+def test_batches_of_a_step_are_the_parts_of_one_large_batch(count, accumulate):
+    """So that an epoch consists of whole steps, and no permutation reaches into the next one."""
+    whole = EpochBatches(count, 4 * accumulate, 7, total_steps=5)
+    parts = EpochBatches(count, 4, 7, accumulate=accumulate, total_steps=5)
+    assert parts.steps_per_epoch == whole.steps_per_epoch
+    batches = list(parts)
+    assert len(parts) == len(batches) == 5 * accumulate
+    steps = [list(itertools.chain(*step)) for step in zip(*[iter(batches)] * accumulate, strict=True)]
+    assert steps == list(whole)
+    for start in (1, 4):
+        later = EpochBatches(count, 4, 7, accumulate=accumulate, start_step=start, total_steps=5)
+        assert list(later) == batches[start * accumulate :]
+
+
 def test_few_images_are_repeated():
     sampler = EpochBatches(3, 8, 0, total_steps=2)
     assert sampler.steps_per_epoch == 1
@@ -81,6 +96,7 @@ def test_few_images_are_repeated():
         ({"seed": -1}, "seed: "),
         ({"start_step": -1}, "start_step: "),
         ({"world": 0}, "world: "),
+        ({"accumulate": 0}, "accumulate: "),
         ({"rank": 2, "world": 2}, "rank: .*got 2; expected 0 … 1"),
     ],
 )

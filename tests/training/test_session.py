@@ -66,6 +66,15 @@ def test_a_figure_that_is_undefined_is_never_the_best(tmp_path: Path, monkeypatc
     assert not (tmp_path / "run" / "checkpoints" / "best").exists()
 
 
+def test_an_epoch_of_accumulated_batches_shows_no_image_twice(tmp_path: Path) -> None:
+    """Five batches of two images, of which two make a step: one is left out, and comes when the next epoch draws it."""
+    shown: list[str] = []
+    recipe = revise(ToyRecipe(), {"count": 10, "batch_size": 2, "accumulate": 2, "epochs": 4})
+    train(tmp_path / "run", recipe, on_losses=lambda session, batch: shown.extend(batch.names))
+    epochs = [shown[start : start + 8] for start in range(0, len(shown), 8)]
+    assert [len(set(epoch)) for epoch in epochs] == [8, 8, 8, 8]
+
+
 @pytest.mark.parametrize("where", ["in mid-epoch", "after a checkpoint", "at an evaluation"])
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path, where: str) -> None:
     def stop(event: Event) -> None:

@@ -26,16 +26,18 @@ class EpochBatches(Sampler[list[Key]]):
     """The keys of every batch of a run: a pure function of the step, so a run can start at any.
 
     Each epoch has its own permutation of the images. A global batch is the next `batch_size` × `world` of them, and a
-    process takes its slice. An incomplete last batch is left out (the next epoch's permutation brings other images into
-    it). Where there are fewer images than a global batch holds, the permutation is repeated.
+    process takes its slice. `accumulate` such batches make a step of the optimiser, and belong to one epoch. Those of an
+    incomplete last step are left out (the next epoch's permutation brings other images into it). Where there are fewer
+    images than a step takes, the permutation is repeated.
 
     Images that share a batch are padded to the largest among them. Where `size_of` tells how large each is going to be,
     those of a stretch of `STRETCH` batches are divided among these by their shapes (`alike`).
 
     Args:
         count: number of images.
-        batch_size: images a step, in each process.
+        batch_size: images of a batch, in each process.
         seed: of the run, at least 0.
+        accumulate: batches of a step.
         start_step: the first step to yield.
         total_steps: the step to stop before.
         rank: of this process.
@@ -53,6 +55,7 @@ class EpochBatches(Sampler[list[Key]]):
         batch_size: int,
         seed: int,
         *,
+        accumulate: int = 1,
         start_step: int = 0,
         total_steps: int,
         rank: int = 0,
@@ -63,6 +66,7 @@ class EpochBatches(Sampler[list[Key]]):
             ("count", count, 1),
             ("batch_size", batch_size, 1),
             ("seed", seed, 0),
+            ("accumulate", accumulate, 1),
             ("start_step", start_step, 0),
             ("total_steps", total_steps, 0),
             ("world", world, 1),
@@ -71,22 +75,22 @@ class EpochBatches(Sampler[list[Key]]):
                 raise UsageError("This number is too small", where=name, got=number, expected=f"at least {low}")
         if not 0 <= rank < world:
             raise UsageError("There is no such process", where="rank", got=rank, expected=f"0 … {world - 1}")
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.count, self.batch_size, self.seed, self.accumulate = count, batch_size, seed, accumulate
         self.start_step, self.total_steps, self.rank, self.world = start_step, total_steps, rank, world
         self.size_of = size_of
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which an epoch's images are seen once."""
-        return max(1, self.count // (self.batch_size * self.world))
+        """Steps of the optimiser in which an epoch's images are seen once, or nearly."""
+        return max(1, self.count // (self.batch_size * self.world * self.accumulate))
 
     def __len__(self) -> int:
-        return max(0, self.total_steps - self.start_step)
+        return self.accumulate * max(0, self.total_steps - self.start_step)
 
     def __iter__(self) -> Iterator[list[Key]]:
         current, order = (-1, -1), np.zeros((0, 0), np.int64)
-        for step in range(self.start_step, self.total_steps):
-            epoch, position = divmod(step, self.steps_per_epoch)
+        for batch in range(self.start_step * self.accumulate, self.total_steps * self.accumulate):
+            epoch, position = divmod(batch, self.steps_per_epoch * self.accumulate)
             stretch, place = divmod(position, STRETCH)
             if current != (epoch, stretch):
                 current, order = (epoch, stretch), self._order(epoch, stretch)
@@ -97,7 +101,7 @@ class EpochBatches(Sampler[list[Key]]):
         """The images of a stretch: a row for each global batch."""
         together = self.batch_size * self.world
         permutation = random_stream(_SHUFFLE_STREAM, self.seed, epoch).permutation(self.count)
-        whole = np.resize(permutation, (self.steps_per_epoch, together))
+        whole = np.resize(permutation, (self.steps_per_epoch * self.accumulate, together))
         order = whole[stretch * STRETCH : (stretch + 1) * STRETCH]
         if self.size_of is None or together == 1:
             return order

@@ -114,7 +114,7 @@ def fit(
 def steps_per_epoch(session: Session[Any]) -> int:
     """Steps of the optimiser that see each image once, or nearly."""
     options = session.optimization
-    return max(1, session.count // (options.batch_size * session.world.size) // options.accumulate)
+    return max(1, session.count // (options.batch_size * session.world.size * options.accumulate))
 
 
 def optimize(
@@ -200,8 +200,9 @@ def _batches(session: Session[Any], step: int) -> Iterator[Loaded[Any]]:
         session.count,
         options.batch_size,
         session.run.seed,
-        start_step=step * options.accumulate,
-        total_steps=steps_per_epoch(session) * options.epochs * options.accumulate,
+        accumulate=options.accumulate,
+        start_step=step,
+        total_steps=steps_per_epoch(session) * options.epochs,
         rank=session.world.rank,
         world=session.world.size,
         size_of=session.size_of,
