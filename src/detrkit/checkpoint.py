@@ -271,8 +271,7 @@ def _described(about: Mapping[str, Any]) -> tuple[nn.Module, tuple[Category, ...
     )
     if len(categories) != config.num_classes:
         raise ValueError(f"{len(categories)} categories for num_classes {config.num_classes}")
-    with torch.random.fork_rng(devices=[]):  # the random weights are replaced; the caller's random state stays
-        return module.Model(config), categories
+    return module.Model(config), categories
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:

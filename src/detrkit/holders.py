@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from detrkit.checkpoint import (
@@ -120,7 +119,7 @@ def attach_mask_head(detector: nn.Module, about: Mapping[str, Any], folder: Path
     """
     folder = model_folder(folder)
     try:
-        with torch.random.fork_rng(devices=[]), built_within(size_of_weights(folder, MASK_HEAD)):
+        with built_within(size_of_weights(folder, MASK_HEAD)):
             segmenter = Segmenter(detector, **about[SEGMENTATION])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(

@@ -43,12 +43,15 @@ def test_large_seeds_are_seeds(drawn: Path, tmp_path: Path) -> None:
     assert len(set(runs)) == 3
 
 
-def test_the_callers_random_states_stay(drawn: Path, tmp_path: Path) -> None:
+def test_the_callers_random_states_stay(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []  # GPUs, which this training does not use, have states of their own
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     # Python's own state is looked at in `test_distributed`: here the checks of types draw from it.
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     run = detrkit.train(drawn, out=tmp_path / "run", **tiny(epochs=1, workers=1, samples=2, limit=4))
     run.load().predict(sorted((drawn / "val").iterdir())[0])
     detrkit.train(drawn, out=tmp_path / "next", **tiny(epochs=1, init=str(run.folder), limit=4))
+    assert seeded == []
     assert torch.equal(torch.get_rng_state(), torch_before)
     for one, other in zip(np.random.get_state(), numpy_before, strict=True):  # noqa: NPY002
         assert np.array_equal(one, other)

@@ -117,7 +117,9 @@ def test_a_detector_is_pretrained_from_end_to_end(model: str, images: Path, tmp_
 
 
 def test_the_task_is_found_again_as_it_was(pretrained: Path) -> None:
+    before = torch.get_rng_state()
     task = UpDetr.load(pretrained).eval()
+    assert torch.equal(torch.get_rng_state(), before)
     assert (task.patches, task.mask_out, task.place) == (3, 0.1, "position")
     assert any(parameter.requires_grad for parameter in task.detector.backbone.parameters())
     heads = load_file(pretrained / "model" / "pretext.safetensors")

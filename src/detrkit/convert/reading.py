@@ -85,7 +85,7 @@ def understand(source: Source, overrides: Mapping[str, Any], mask_attention: Att
     ]
     size = sum(tensor.nbytes for tensor in source.tensors.values())
     try:
-        with torch.random.fork_rng(devices=[]), built_within(size):  # the caller's random state stays
+        with built_within(size):
             model = match.module.Model(config)
             attention = _usual_attention(match, config) if mask_attention is None else mask_attention
             segmenter = Segmenter(model, attention=attention) if match.has_masks else None

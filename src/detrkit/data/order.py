@@ -26,8 +26,8 @@ class EpochBatches(Sampler[list[Key]]):
     """The keys of every batch of a run: a pure function of the step, so a run can start at any.
 
     Each epoch has its own permutation of the images. A global batch is the next `batch_size` × `world` of them, and a
-    process takes its slice. `accumulate` such batches make a step of the optimiser, and belong to one epoch. Those of an
-    incomplete last step are left out (the next epoch's permutation brings other images into it). Where there are fewer
+    process takes its slice. `accumulate` such batches make a step of the optimiser, and belong to one epoch. An
+    incomplete last step is left out (the next epoch's permutation brings other images into it). Where there are fewer
     images than a step takes, the permutation is repeated.
 
     Images that share a batch are padded to the largest among them. Where `size_of` tells how large each is going to be,

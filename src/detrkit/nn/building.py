@@ -43,7 +43,8 @@ class _Refusal(TorchFunctionMode):
 def built_within(size: int) -> Iterator[None]:
     """Within it, this thread builds no module of more numbers than `size`, which is that of its weights in bytes.
 
-    Tensors are counted when a module takes them; one that alone is too large is not even made.
+    The caller's random state stays as it is, whatever the module starts with before it has its weights. Tensors are
+    counted when a module takes them; one that alone is too large is not even made.
 
     Raises:
         ValueError: where a module would be larger.
@@ -62,7 +63,7 @@ def built_within(size: int) -> Iterator[None]:
         torch_modules.register_module_buffer_registration_hook(count),
     ]
     try:
-        with _Refusal(left):
+        with torch.random.fork_rng(devices=[]), _Refusal(left):
             yield
     finally:
         for hook in hooks:

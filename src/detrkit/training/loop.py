@@ -325,8 +325,22 @@ def _names(session: Session[Any], batches: Sequence[Any]) -> list[str]:
 
 @contextmanager
 def _seeded(session: Session[Any], step: int) -> Iterator[None]:
-    """Seed dropout anew for each step and process: resuming needs no random state, and the caller's stays as it is."""
-    devices, seed = [session.device] if session.device.type == "cuda" else [], session.run.seed
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(random_stream(_DROPOUT_STREAM, seed, step, session.world.rank).integers(2**63)))
+    """Seed dropout anew for each step and process: resuming needs no random state, and the caller's stays as it is.
+
+    Only the generators that are drawn from are seeded: `torch.manual_seed` would seed those of all devices.
+    """
+    seed = int(random_stream(_DROPOUT_STREAM, session.run.seed, step, session.world.rank).integers(2**63))
+    generators = [torch.default_generator]
+    if session.device.type == "cuda":
+        place = torch.cuda.current_device() if session.device.index is None else session.device.index
+        generators.append(torch.cuda.default_generators[place])
+    elif session.device.type == "mps":
+        generators.append(torch.mps._get_default_mps_generator())
+    before = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
         yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
