@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training.drawing import tiny_recipe, write_coco
 
 from detrkit.arithmetic import choose_dtype
 from detrkit.data import formats
 from detrkit.errors import DataError
 from detrkit.masks import RunLengths
-from detrkit.training.distributed import processors
+from detrkit.training.distributed import World, processors
 from detrkit.training.recipe import DataOptions
-from detrkit.training.setup import count_workers, open_splits
+from detrkit.training.setup import count_workers, open_splits, prepare
 
 
 def names(options: DataOptions, data: Path, seed: int = 0) -> tuple[set[str], set[str], list[str]]:
@@ -75,6 +77,23 @@ def test_masks_and_another_format_are_read_where_they_are_asked_for(drawn: Path,
     train, val = open_splits(tmp_path / "data", DataOptions(annotations="coco_panoptic"), 0, [], masks=True)
     assert (len(train.boxes), len(val.boxes)) == (1, 1)
     assert "coco_panoptic" in train.source
+
+
+def test_more_objects_than_queries_are_noted_and_crowds_are_no_objects(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data", {"train": [9, 2], "val": [1]})
+    file = data / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    told = {}
+    for crowds in (0, 1):  # of an image's nine boxes, for which the model has eight queries
+        document["annotations"][0]["iscrowd"] = crowds
+        file.write_text(json.dumps(document))
+        told[crowds] = [
+            note for note in prepare(tiny_recipe(), data, World()).notes if note.startswith("An image holds")
+        ]
+    assert told == {
+        0: ["An image holds 9 boxes but the model has 8 queries and cannot find them all: raise num_queries"],
+        1: [],
+    }
 
 
 def test_a_mistyped_split_is_an_error(drawn: Path) -> None:

@@ -26,7 +26,7 @@ from detrkit.training import recipe as recipes
 from detrkit.training.checkup import resolution_of
 from detrkit.training.distributed import processors
 from detrkit.training.recipe import DEFAULT_MODEL, Recipe
-from detrkit.training.setup import open_splits
+from detrkit.training.setup import most_objects, open_splits
 
 LARGE_MODEL = "conditional-detr-r50"
 MANY_IMAGES = 10_000
@@ -86,13 +86,12 @@ class Facts:
         """The facts of a training split."""
         owners = np.repeat(np.arange(len(train)), np.diff(train.offsets))
         rows = np.flatnonzero(~train.crowd & (train.image_sizes[owners] > 0).all(1))
-        objects = np.bincount(owners[~train.crowd], minlength=len(train))
         rows = rows[:: max(1, len(rows) // KEPT_SIDES)]
         boxes, shorter = train.boxes[rows], train.image_sizes[owners[rows]].min(1)
         sizes = train.image_sizes[(train.image_sizes > 0).all(1)]
         height, width = np.median(sizes, 0).astype(int).tolist() if len(sizes) else (0, 0)
         sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], 1)) / np.maximum(shorter, 1)
-        return Facts(len(train), int(objects.max(initial=0)), (height, width), sides)
+        return Facts(len(train), most_objects(train), (height, width), sides)
 
 
 @dataclass(frozen=True)

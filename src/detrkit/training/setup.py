@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -85,7 +86,7 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
         f"images {config.image_size} (at most {config.longest}) pixels, "
         f"on {device} in {str(dtype).removeprefix('torch.')}"
     )
-    if (most := _most_boxes(train)) > config.num_queries:
+    if (most := most_objects(train)) > config.num_queries:
         notes.append(
             f"An image holds {most} boxes but the model has {config.num_queries} queries and cannot find them all: "
             f"raise num_queries"
@@ -354,5 +355,7 @@ def _frozen(options: OptimizationOptions) -> str:
     return f" ({', '.join(parts)} frozen)" if parts else ""
 
 
-def _most_boxes(annotations: Annotations) -> int:
-    return int((annotations.offsets[1:] - annotations.offsets[:-1]).max())
+def most_objects(annotations: Annotations) -> int:
+    """The most boxes in an image, without those of crowds, which are never targets; 0 where there are none."""
+    owners = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    return int(np.bincount(owners[~annotations.crowd], minlength=1).max())
