@@ -188,18 +188,6 @@ class EpisodeBatch(NamedTuple):
     targets: tuple[Target, ...]
     names: tuple[str, ...]
 
-    def to(self, device: torch.device | str) -> EpisodeBatch:
-        """The same batch on another device."""
-        return EpisodeBatch(
-            self.images.to(device, non_blocking=True),
-            self.padding.to(device, non_blocking=True),
-            self.asked.to(device, non_blocking=True),
-            self.source.to(device, non_blocking=True),
-            self.exemplars.to(device, non_blocking=True),
-            tuple(target.to(device) for target in self.targets),
-            self.names,
-        )
-
 
 class Queries(NamedTuple):
     """What the decoder is asked.

@@ -78,7 +78,7 @@ def run(
 def assert_same(first: LoadedEpisodes, second: LoadedEpisodes) -> None:
     assert first.replaced == second.replaced
     assert first.batch.names == second.batch.names
-    for ours, theirs in zip(first.batch[:5], second.batch[:5], strict=True):
+    for ours, theirs in zip(first.batch.to("cpu")[:5], second.batch.to("cpu")[:5], strict=True):
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(first.batch.targets, second.batch.targets, strict=True):
         assert torch.equal(ours.boxes, theirs.boxes)
@@ -281,7 +281,7 @@ def test_all_images_of_a_batch_are_turned_alike(data: Annotations):
     plain = pairs_of(data)
     ways = set()
     for loaded in run(plain, steps=12, batch=2, turned=1.0):
-        batch = loaded.batch
+        batch = loaded.batch.to("cpu")
         items = [plain.images[Key(0, upright[name])] for name in batch.names]
         same = [
             (quarters, mirrored)
@@ -296,7 +296,7 @@ def test_all_images_of_a_batch_are_turned_alike(data: Annotations):
         ways.add(same[0])
     assert len(ways) > 3
     for loaded in run(plain, steps=3, turned=0.0):
-        for name, image in zip(loaded.batch.names, loaded.batch.images, strict=True):
+        for name, image in zip(loaded.batch.names, loaded.batch.to("cpu").images, strict=True):
             still = to_tensor(plain.images[Key(0, upright[name])].image)
             assert torch.equal(still, image[:, : still.shape[1], : still.shape[2]])
 
@@ -372,9 +372,10 @@ def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path, data: Annotations
         run(pairs_of(data), questions=0)
 
 
-def test_a_batch_can_move(data: Annotations):
-    batch = run(pairs_of(data), steps=1)[0].batch
-    moved = batch.to("meta")
+def test_a_batch_moves_as_bytes_and_becomes_numbers(data: Annotations):
+    packed = run(pairs_of(data), steps=1)[0].batch
+    assert packed.images.dtype == torch.uint8
+    batch, moved = packed.to("cpu"), packed.to("meta")
     assert {tensor.device.type for tensor in moved[:5]} == {"meta"}
     assert {target.boxes.device.type for target in moved.targets} == {"meta"}
     assert moved.names == batch.names

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem, random_stream
@@ -90,10 +92,41 @@ class PairDataset(Dataset[PairItem]):
         return PairItem(self.images[key], self.images[Key(key.epoch, mate)], key)
 
 
+class PackedEpisodes(NamedTuple):
+    """An `EpisodeBatch` on its way to a device.
+
+    Attributes:
+        packed: its images; all else is as there.
+    """
+
+    packed: PackedImages
+    asked: Int64[Tensor, " e"]
+    source: Int64[Tensor, " e"]
+    exemplars: Float[Tensor, "e 4"]
+    targets: tuple[Target, ...]
+    names: tuple[str, ...]
+
+    @property
+    def images(self) -> UInt8[Tensor, "b 3 h w"]:
+        """The bytes of the images."""
+        return self.packed.pixels
+
+    def to(self, device: torch.device | str) -> EpisodeBatch:
+        """The batch, normalised, on a device."""
+        return EpisodeBatch(
+            *self.packed.normalised(device),
+            self.asked.to(device, non_blocking=True),
+            self.source.to(device, non_blocking=True),
+            self.exemplars.to(device, non_blocking=True),
+            tuple(target.to(device) for target in self.targets),
+            self.names,
+        )
+
+
 class LoadedEpisodes(NamedTuple):
     """A batch, and for each unreadable image that was replaced in it, its path and what was wrong with it."""
 
-    batch: EpisodeBatch
+    batch: PackedEpisodes
     replaced: tuple[str, ...]
 
 
@@ -114,8 +147,8 @@ class _Packed(NamedTuple):
         for image, label in self.episodes[:, :2].tolist():
             boxes = torch.from_numpy(self.boxes[image][self.labels[image] == label])
             targets.append(Target(torch.zeros(len(boxes), dtype=torch.int64), boxes, self.names[image]))
-        batch = EpisodeBatch(
-            *self.images.normalised(),
+        batch = PackedEpisodes(
+            self.images,
             episodes[:, 0],
             episodes[:, 2],
             torch.from_numpy(self.exemplars),

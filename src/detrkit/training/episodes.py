@@ -18,7 +18,7 @@ from detrkit.checkpoint import TrainingState, model_folder, read_tensors
 from detrkit.convert.keys import shortened
 from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import DetectionDataset
-from detrkit.data.episodes import LoadedEpisodes, PairDataset, episode_batches
+from detrkit.data.episodes import LoadedEpisodes, PackedEpisodes, PairDataset, episode_batches
 from detrkit.data.order import EpochBatches
 from detrkit.errors import DataError, MissingExtraError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
@@ -32,7 +32,6 @@ from detrkit.pretrain.saved import is_pretrained
 from detrkit.pretrain.saved import load as load_pretext
 from detrkit.pretrain.up_detr import detection_criterion
 from detrkit.sources import locate, open_model
-from detrkit.structures import EpisodeBatch
 from detrkit.training.detection import describe
 from detrkit.training.distributed import World
 from detrkit.training.episode_recipe import EpisodeRecipe
@@ -53,7 +52,7 @@ SEEN, UNSEEN = "AP50_seen", "AP50_unseen"
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class EpisodeSession(Session[EpisodeBatch]):
+class EpisodeSession(Session[PackedEpisodes]):
     """Episodes on annotated images.
 
     Attributes:
@@ -92,20 +91,20 @@ class EpisodeSession(Session[EpisodeBatch]):
             pin_memory=self.device.type == "cuda",
         )
 
-    def counts(self, batch: EpisodeBatch) -> tuple[int]:
+    def counts(self, batch: PackedEpisodes) -> tuple[int]:
         """Instances of what is looked for."""
         return (sum(len(target.labels) for target in batch.targets),)
 
-    def losses(self, model: nn.Module, batch: EpisodeBatch, counts: Sequence[float]) -> Losses:
+    def losses(self, model: nn.Module, batch: PackedEpisodes, counts: Sequence[float]) -> Losses:
         """Predictions against all instances of what is looked for; matching is binary, as there is but one class."""
-        batch = batch.to(self.device)
+        ready = batch.to(self.device)
         with self.arithmetic():
-            found = model(self.laid_out(batch.images), batch.padding, batch.asked, batch.source, batch.exemplars)
-        targets = [target._replace(labels=target.labels + self.model.matched) for target in batch.targets]
+            found = model(self.laid_out(ready.images), ready.padding, ready.asked, ready.source, ready.exemplars)
+        targets = [target._replace(labels=target.labels + self.model.matched) for target in ready.targets]
         losses = self.criterion(found, targets, *counts)
         return losses._replace(class_error=torch.full_like(losses.class_error, torch.nan))
 
-    def names(self, batch: EpisodeBatch) -> Sequence[str]:
+    def names(self, batch: PackedEpisodes) -> Sequence[str]:
         """The images' files."""
         return batch.names
 
