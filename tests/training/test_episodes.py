@@ -274,6 +274,9 @@ def test_the_loss_asks_for_what_is_shown_and_nothing_else(drawn: Path) -> None:
     )
     assert session.losses(session.model, shuffled, (5.0,)).total != plain.total
     assert list(session.names(loaded.batch)) == list(loaded.batch.names)
+    assert session.counts(loaded.batch) == (sum(len(target.boxes) for target in loaded.batch.targets),)
+    spread = session.losses(session.model, loaded.batch, (10.0,))
+    torch.testing.assert_close(spread.values[1:], plain.values[1:] / 2)
 
 
 @pytest.fixture(scope="module")

@@ -166,6 +166,23 @@ def test_regions_cost_what_their_weight_says(images: Path, fields: dict[str, Any
     assert totals[3.0] - totals[0.0] == pytest.approx(3 * (totals[1.0] - totals[0.0]), rel=1e-4)
 
 
+def test_sums_are_divided_by_the_patches_and_the_regions_of_a_step(
+    images: Path, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    session, _ = opened(images, tmp_path / "run", {**fields, "mask_out": 0.0})
+    (batch, _), *_ = session.batches(sampler_of(session))
+    session.model.eval()
+    patches, regions = session.counts(batch)
+    assert (patches, regions) == (6, sum(len(one.boxes) for one in batch.regions))
+    assert session.shared([batch, batch]) == (patches, regions)
+    plain = session.losses(session.model, batch, (float(patches), float(regions)))
+    spread = session.losses(session.model, batch, (2.0 * patches, 4.0 * regions))
+    share = (plain.values / spread.values).mean(1).tolist()
+    assert dict(zip(plain.names, share, strict=True)) == pytest.approx(
+        {"class": 1, "l1": 2, "giou": 2, "feature": 2, "region_class": 1, "region_l1": 4, "region_giou": 4}, rel=1e-4
+    )
+
+
 def sampler_of(session: PatchSession) -> Any:
     from detrkit.data.order import EpochBatches
 

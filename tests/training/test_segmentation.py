@@ -19,10 +19,15 @@ import detrkit
 from detrkit import DataError, ModelError, UsageError
 from detrkit.checkpoint import load_model
 from detrkit.data import formats
+from detrkit.data.order import EpochBatches
 from detrkit.masks import RunLengths
 from detrkit.sources import open_model
+from detrkit.training.distributed import World
 from detrkit.training.events import Evaluated, Event, Started, Step
+from detrkit.training.mask_recipe import SegmentationRecipe
+from detrkit.training.recipe import revise
 from detrkit.training.run import Run, evaluate_in_detail
+from detrkit.training.segmentation import prepare_segmentation
 from detrkit.training.validation import detect, segment
 
 pytestmark = pytest.mark.usefixtures("plotless")
@@ -168,6 +173,18 @@ def test_what_cannot_be_trained_is_refused(drawn: Path, tmp_path: Path) -> None:
         file.write_text(json.dumps(document))
     with pytest.raises(DataError, match="mask"):
         train(plain, tmp_path / "c")
+
+
+def test_masks_and_boxes_are_divided_by_the_boxes_of_a_step(drawn: Path) -> None:
+    session = prepare_segmentation(revise(SegmentationRecipe(), tiny(architecture={"dropout": "0.0"})), drawn, World())
+    (loaded,) = session.batches(EpochBatches(session.count, 2, 0, total_steps=1))
+    session.model.train()
+    boxes = session.counts(loaded.batch)
+    assert boxes == (sum(len(target.boxes) for target in loaded.batch.targets),)
+    plain = session.losses(session.model, loaded.batch, (float(boxes[0]),))
+    spread = session.losses(session.model, loaded.batch, (2.0 * boxes[0],))
+    assert plain.names == ("class", "l1", "giou", "mask", "dice")
+    torch.testing.assert_close(spread.values[1:], plain.values[1:] / 2)
 
 
 def test_a_damaged_mask_head_is_named(together: tuple[Path, list[Event]], tmp_path: Path) -> None:
