@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,6 +101,19 @@ def test_an_image_that_cannot_be_read_is_named_once(capsys, clock):
         show(step(number, replaced=replaced))
     said = [line for line in capsys.readouterr().err.splitlines() if "cannot be read" in line]
     assert [line.rpartition(": ")[2] for line in said] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_figure_that_could_not_be_told_is_a_dash(capsys, clock, live):
+    event = dataclasses.replace(evaluated(1.0), headline=("AP", "ece"))
+    terminal = live_terminal(clock)
+    with (
+        LiveProgress(terminal, evaluate_every=1) if live else nullcontext(PlainProgress(Terminal(clock=clock))) as show
+    ):
+        show(STARTED)
+        show(event)
+    text = terminal.console.file.getvalue() if live else capsys.readouterr().err
+    assert "0.250       –" in text if live else "AP 0.250, ece –" in text
 
 
 TROUBLE = (

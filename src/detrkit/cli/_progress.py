@@ -135,7 +135,7 @@ class PlainProgress:
             for line in self._complaints(event):
                 self.terminal.note(line)
         elif isinstance(event, Evaluated):
-            figures = ", ".join(f"{name} {share(event.figures[name])}" for name in event.headline)
+            figures = ", ".join(f"{name} {share(event.figures.get(name, math.nan))}" for name in event.headline)
             best = ", best so far" if event.is_best else ""
             self.terminal.note(f"epoch {event.epoch:g} evaluated in {duration(event.seconds)}: {figures}{best}")
             for line in self._news(event):
@@ -220,7 +220,7 @@ class LiveProgress:
             self._has_heading = True
         cells = [
             f"{event.epoch:g}",
-            *(share(event.figures[name]) for name in event.headline),
+            *(share(event.figures.get(name, math.nan)) for name in event.headline),
             duration(event.seconds),
         ]
         line = Text(_columns(cells, event.headline))

@@ -239,9 +239,11 @@ class Model(nn.Module):
         )
         self.query_position = nn.Parameter(torch.randn(config.query_groups * config.num_queries, config.dim))
         self.reference_head = xavier(MLP(config.dim, config.dim, 2))
-        # Of a single layer nobody asks what it has seen: the transformation would never learn.
-        form = config.transformation if config.decoder_layers > 1 else "identity"
-        self.transformation = Transformation(form, config.dim, config.heads)
+        self.transformation = Transformation(config.transformation, config.dim, config.heads)
+        if (
+            config.decoder_layers == 1
+        ):  # nobody asks what a single layer has seen: it would wait for a gradient for ever
+            self.transformation.requires_grad_(False)
         self.decoder_layers = nn.ModuleList(DecoderLayer(config, layer == 0) for layer in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.dim)
         self.class_head = nn.Linear(config.dim, config.num_classes)

@@ -153,7 +153,7 @@ class Evaluated:
         step: steps done.
         epoch: passes through the data.
         figures: all of them by name; NaN where undefined.
-        headline: the names of those that are worth showing, the first ones first.
+        headline: the names of those that are worth showing, the first ones first; what could not be told is no figure.
         seconds: that it took.
         is_best: no evaluation before was as good, by the figure that the task chooses by; for a detector AP.
         metrics: all tables, where a detector was trained.

@@ -87,7 +87,8 @@ class Logged:
             for line in self._complaints(event):
                 LOGGER.log(level, "%s", line)
         elif isinstance(event, Evaluated):
-            figures = ", ".join(f"{name} {event.figures[name]:.3f}" for name in event.headline)
+            known = [name for name in event.headline if name in event.figures]
+            figures = ", ".join(f"{name} {event.figures[name]:.3f}" for name in known)
             LOGGER.info("epoch %g: %s%s", event.epoch, figures, ", best so far" if event.is_best else "")
             for line in self._news(event):
                 LOGGER.warning("%s", line)
