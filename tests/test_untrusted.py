@@ -60,7 +60,7 @@ def test_what_is_damaged_was_sound_before(name: str, tmp_path: Path) -> None:
 def test_damaged_inputs_are_read_or_refused_by_name(names: Sequence[str], tmp_path: Path) -> None:
     verdicts, peak = judged(names, QUICK, tmp_path)
     check(verdicts, QUICK * len(names), peak)
-    assert accepted(verdicts) < 0.8 * len(verdicts)  # the damage is more than what is repaired
+    assert accepted(verdicts) < 0.9 * len(verdicts)  # the damage is more than what is repaired and left out
 
 
 @pytest.mark.slow

@@ -157,14 +157,48 @@ def test_a_missing_size_is_read_from_the_upright_image(tmp_path):
 BOMB = '<!DOCTYPE a [<!ENTITY x "y"><!ENTITY z "&x;&x;&x;">]><annotation><filename>&z;</filename></annotation>'
 
 
-@pytest.mark.parametrize(
-    "text", ["", "<annotation>", "<html/>", BOMB, "\x00", "<?xml version='1.0' encoding='no'?><a/>"]
-)
-def test_files_that_are_no_annotations_are_refused_by_name(tmp_path, text):
-    official(tmp_path, {"1": []}, {})
+@pytest.mark.parametrize("text", ["", "<annotation>", "<html/>", "\x00", "<?xml version='1.0' encoding='no'?><a/>"])
+@pytest.mark.parametrize("lists", [{}, {"train": ["1", "2"], "val": ["3"]}])
+def test_files_that_are_no_annotations_are_left_out_by_name(tmp_path, text, lists):
+    official(tmp_path, {"1": [item("cat", 1, 1, 9, 9)], "2": [], "3": []}, lists)
     (tmp_path / "Annotations" / "2.xml").write_text(text)
-    with pytest.raises(DataError, match=r"2\.xml: malformed-file"):
-        formats.read(tmp_path)
+    found = formats.read(tmp_path)
+    first = found["train" if lists else "all"]
+    assert first.problems.counts["unreadable-annotation"] == 1
+    assert "2.xml: " in first.problems.examples["unreadable-annotation"][0]
+    assert "missing-annotation" not in first.problems.counts
+    assert [name for part in found.values() for name in part.file_names] == ["1.jpg", "3.jpg"]
+    if lists:
+        assert not found["val"].problems.counts
+
+
+@pytest.mark.parametrize("others", [[], ["1"]])
+def test_bombs_are_refused_and_so_is_a_set_of_which_nothing_can_be_read(tmp_path, others):
+    official(tmp_path, {stem: [] for stem in ("2", *others)}, {})
+    for text in (BOMB, *([] if others else ["<annotation>"])):
+        (tmp_path / "Annotations" / "2.xml").write_text(text)
+        with pytest.raises(DataError, match=r"2\.xml: malformed-file"):
+            formats.read(tmp_path)
+
+
+def test_images_without_a_file_of_their_own_are_noted(tmp_path):
+    for stem in ("1", "2"):
+        Image.new("RGB", (20, 10)).save(tmp_path / f"{stem}.png")
+    put(tmp_path / "1.xml", item("cat", 1, 1, 9, 9))
+    problems = formats.read(tmp_path)["all"].problems
+    assert problems.counts == {"unannotated-image": 1}
+    assert problems.examples["unannotated-image"] == [str(tmp_path / "2.png")]
+
+
+def test_an_image_that_has_lost_all_its_boxes_is_no_empty_one(tmp_path):
+    official(tmp_path, {"1": [item("cat", 9, 9, 9, 9)], "2": [], "3": [item("cat", 1, 1, 9, 9)]}, {})
+    text = (tmp_path / "Annotations" / "3.xml").read_text()
+    (tmp_path / "Annotations" / "4.xml").write_text(text.replace("<xmin>1<", "<xmin>1,5<"))
+    (tmp_path / "JPEGImages" / "4.jpg").touch()
+    found = formats.read(tmp_path)["all"]
+    assert list(found.file_names) == ["2.jpg", "3.jpg"]
+    assert found.problems.counts == {"degenerate-box": 1, "malformed-box": 1, "emptied-image": 2}
+    assert found.offsets.tolist() == [0, 0, 1]
 
 
 PROJECT = "<?xml version='1.0'?>\n<project version='4'><annotationProcessing/></project>"
@@ -193,10 +227,9 @@ def test_annotations_are_known_by_their_element_in_any_encoding(tmp_path):
     text = (tmp_path / "a.xml").read_text()
     (tmp_path / "a.xml").write_bytes(f'<?xml version="1.0" encoding="UTF-16"?>{text}'.encode("utf-16"))
     (tmp_path / "A project.xml").write_text("<!-- of something else -->")
-    with pytest.raises(DataError, match=r"A project\.xml: malformed-file: .*remove it"):
-        formats.read(tmp_path)
-    (tmp_path / "A project.xml").unlink()
-    assert len(formats.read(tmp_path)["all"].boxes) == 1
+    found = formats.read(tmp_path)["all"]
+    assert len(found.boxes) == 1
+    assert "A project.xml: " in found.problems.examples["unreadable-annotation"][0]
 
 
 @pytest.mark.parametrize(

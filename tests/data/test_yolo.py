@@ -73,6 +73,19 @@ def test_each_problem_is_counted_and_named(tmp_path, line, kind, kept):
     assert "a.txt, line 3" in found.problems.examples[kind][0]
 
 
+@pytest.mark.parametrize("line", ["0,5 0,5 0,2 0,4", "0 0,5 0,5 0,2 0,4", "0 0.5 0.5 0 0.4"])
+def test_an_image_of_which_no_line_can_be_used_is_no_empty_one(tmp_path, line):
+    simple(tmp_path, f"{line}\n\n")
+    for name, text in (("b", ""), ("c", "1 0.5 0.5 0.1 0.1")):
+        picture(tmp_path / "images" / "train" / f"{name}.jpg")
+        (tmp_path / "labels" / "train" / f"{name}.txt").write_text(text)
+    (tmp_path / "images" / "train" / "d.jpg").touch()
+    found = formats.read(tmp_path)["train"]
+    assert [Path(name).name for name in found.file_names] == ["b.jpg", "c.jpg"]
+    assert found.problems.counts["emptied-image"] == 1
+    assert "a.jpg" in found.problems.examples["emptied-image"][0]
+
+
 def test_polygons_are_masks_where_masks_are_asked_for(tmp_path):
     simple(
         tmp_path, "0 0.1 0.2 0.5 0.2 0.5 0.6\n1 0.5 0.5 0.2 0.4\n7 0.1 0.2 0.5 0.2 0.5 0.6\n0 0.1 nan 0.5 0.2 0.5 0.6\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,3 +122,20 @@ def test_workers_are_as_many_as_the_process_may_use(monkeypatch: pytest.MonkeyPa
     monkeypatch.delattr(os, "sched_getaffinity")
     assert processors() == 64
     assert count_workers(-1) == 8
+
+
+def test_validation_images_that_cannot_be_read_are_refused_before_the_first_step(drawn: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(drawn, data)
+    files = sorted((data / "val").glob("*.png"))[:2]
+    files[0].write_bytes(b"")
+    files[1].write_text("%PDF-1.4")
+    with pytest.raises(DataError, match="2 of the 3 validation images cannot be read") as caught:
+        prepare(tiny_recipe(), data, World())
+    assert all(str(file) in str(caught.value) for file in files)
+    assert "detrkit doctor DATA --fix COPY" in str(caught.value)
+
+
+def test_a_few_validation_images_are_told_to_say_little(drawn: Path) -> None:
+    notes = prepare(tiny_recipe(), drawn, World()).notes
+    assert sum(note.startswith("Only 3 validation images: figures") for note in notes) == 1

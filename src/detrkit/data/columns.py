@@ -34,12 +34,14 @@ class ImageColumns(NamedTuple):
     """Images as a file lists them.
 
     `names` are n paths relative to the image folder, `ids` (n,) int64, `sizes` (n, 2) height and width in pixels with 0
-    where unknown.
+    where unknown; `lost` (n,) bool says of which images objects were left out already, since they could not be
+    understood. None: of no image.
     """
 
     names: list[str]
     ids: np.ndarray
     sizes: np.ndarray
+    lost: np.ndarray | None = None
 
 
 class BoxColumns(NamedTuple):
@@ -124,14 +126,14 @@ def build(
         _fill_sizes(root, names, sizes, kept, problems)
         if boxes.masks is None:  # else all were measured before masks were made at these sizes
             _correct_sizes(root, names, sizes, kept & _overfull(boxes, sizes), problems)
-    kept_images = np.flatnonzero(kept)
-    new_row = np.full(len(names), -1, np.int64)
-    new_row[kept_images] = np.arange(len(kept_images))
-
     rows = np.flatnonzero(kept[boxes.images]) if len(boxes.images) else np.zeros(0, np.int64)
     rows = rows[np.argsort(boxes.images[rows], kind="stable")]
     box_sizes = sizes[boxes.images[rows]]
     clean, good, repaired = sanitise(boxes.boxes[rows], box_sizes, problems, lambda row: boxes.where(int(rows[row])))
+    kept = kept & ~_emptied(images, boxes.images[rows], good, kept, lambda row: str(root / names[row]), problems)
+    kept_images = np.flatnonzero(kept)
+    new_row = np.full(len(names), -1, np.int64)
+    new_row[kept_images] = np.arange(len(kept_images))
     mended = _mended(boxes, rows, new_row, good, repaired)
     rows, clean, repaired = rows[good], clean[good], repaired[good]
     counts = np.bincount(new_row[boxes.images[rows]], minlength=len(kept_images))
@@ -155,6 +157,24 @@ def build(
     )
 
 
+def _emptied(
+    images: ImageColumns,
+    owners: np.ndarray,
+    good: np.ndarray,
+    kept: np.ndarray,
+    where: Callable[[int], str],
+    problems: Problems,
+) -> np.ndarray:
+    """Which images had objects, of which none can be used (n,): as images without objects they would teach a lie."""
+    had = np.zeros(len(images.names), bool) if images.lost is None else images.lost.copy()
+    had[owners] = True
+    has = np.zeros_like(had)
+    has[owners[good]] = True
+    emptied = kept & had & ~has
+    count_rows(problems, "emptied-image", np.flatnonzero(emptied), where)
+    return emptied
+
+
 def _masks(boxes: BoxColumns, rows: np.ndarray, problems: Problems) -> Masks | None:
     """The masks of the boxes that are left, and what is wrong with them; None where the file has none at all."""
     assert boxes.masks is not None
@@ -173,6 +193,7 @@ def _mended(
     if good.all() and not repaired.any():
         return None
     touched = np.flatnonzero(~good | repaired)
+    touched = touched[new_row[boxes.images[rows[touched]]] >= 0]  # else its image was left out
     became = np.where(good, np.cumsum(good) - 1, -1)[touched]
     stated = rows[touched]
     return Stated(new_row[boxes.images[stated]], boxes.boxes[stated].astype(np.float64), boxes.labels[stated], became)

@@ -38,6 +38,12 @@ POLICIES: dict[str, Policy] = {
     ),
     "damaged-shard": Policy("dropped", "file", "a tar shard is damaged; what comes after the damage is lost"),
     "missing-annotation": Policy("dropped", "image", "a split lists an image that has no annotation file"),
+    "unreadable-annotation": Policy(
+        "dropped", "image", "the annotation file of an image cannot be parsed; the image is left out with it"
+    ),
+    "emptied-image": Policy(
+        "dropped", "image", "no box of an image could be used, and without them it would be taught as empty"
+    ),
     "missing-split": Policy("noted", "file", "a split is declared, but its folder does not exist"),
     "duplicate-file-name": Policy("noted", "image", "two entries of one split name the same image file"),
     "text-image-id": Policy("repaired", "image", "an image id is not an integer; images are numbered anew"),

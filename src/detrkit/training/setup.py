@@ -18,7 +18,7 @@ from detrkit.convert.keys import shortened
 from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.data.dataset import DetectionDataset
-from detrkit.data.files import split_name
+from detrkit.data.files import split_name, upright_size
 from detrkit.data.splits import split as make_split
 from detrkit.data.transforms import Training, TrainingSizes, training_sizes
 from detrkit.errors import DataError, ModelError, UsageError
@@ -44,6 +44,12 @@ from detrkit.training.validation import label_table
 from detrkit.visualize.fonts import unwritable
 
 DEFAULT_VAL_FRACTION = 0.1
+
+FEW = 10
+"""Validation images below which their figures are said to say little."""
+
+LISTED = 5
+"""Images that a message names."""
 
 
 def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = "") -> DetectionSession:
@@ -191,7 +197,7 @@ def open_splits(
     notes.insert(0, f"Training: {train.summary()}, from {train.source or data}")
     notes.extend(unwritable([category.name for category in train.categories]))
     for part, what in ((train, "There is nothing to learn from"), (val, "There is nothing to validate on")):
-        notes.extend(part.problems.lines())
+        notes.extend(line for line in part.problems.lines() if line not in notes)
         if part.crowd.all():  # also where there is no box, or no image
             raise DataError(
                 what,
@@ -200,7 +206,36 @@ def open_splits(
                 remedy="Annotate some of them, choose another split, or set val_fraction.",
             )
     label_table(train.categories, val.categories)
+    _refuse_unreadable(val)
+    if len(val) < FEW:
+        notes.append(
+            f"Only {len(val)} validation images: figures, the choice of the best checkpoint and the threshold for "
+            "detections depend on few boxes, and say little. More of them (--val-fraction) say more"
+        )
     return train, val
+
+
+def _refuse_unreadable(val: Annotations) -> None:
+    """Look at the headers of the validation images before hours of work: an evaluation cannot do without one of them.
+
+    Raises:
+        DataError: some cannot be read; names the first ones.
+    """
+    faults = []
+    for index in range(len(val)):
+        try:
+            upright_size(val.path(index))
+        except DataError as error:
+            faults.append(f"{error.where} ({error.got})")
+    if faults:
+        more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+        raise DataError(
+            f"{len(faults)} of the {len(val)} validation images cannot be read, and leaving them out would change the "
+            "figures",
+            where=val.source,
+            got="; ".join(faults[:LISTED]) + more,
+            remedy="Mend them, or write a copy without: detrkit doctor DATA --fix COPY.",
+        )
 
 
 def build_model(

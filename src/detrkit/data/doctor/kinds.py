@@ -138,6 +138,8 @@ _REMEDIES = {
     "missing-image": "Put the file where the annotation says, or take its entry out.",
     "unreadable-image": "Copy or download it again.",
     "missing-annotation": "Add its annotation file, or take it out of the list.",
+    "unreadable-annotation": "Export the file again, or take it out together with its image.",
+    "emptied-image": "Draw its boxes again, or take it out.",
     "missing-split": "Add the folder, or take the entry out.",
     "duplicate-file-name": "Join the two entries.",
     "text-image-id": "Nothing needs to be done here.",

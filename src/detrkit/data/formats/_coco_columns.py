@@ -52,6 +52,7 @@ class Collector:
         self.masks = masks
         self.describe = describe
         self.size_of: dict[int, tuple[int, int]] = {}
+        self.lost: list[int] = []  # images of objects that could not be understood
 
     def add(self, key: str, items: list[Any]) -> None:
         """Take some items of the list `key`."""
@@ -168,6 +169,7 @@ class Collector:
             box = item.get("bbox")
             if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
                 self.problems.add("malformed-box", where)
+                self.lost.append(image)
                 continue
             area: Any = item.get("area")
             sound.append(item)
@@ -210,6 +212,7 @@ class Collector:
             DataError: two images share an id.
         """
         image_ids = np.array(self.image_ids, np.int64)
+        lost = np.isin(image_ids, self.lost)
         order = np.argsort(image_ids, kind="stable")
         same = np.flatnonzero(np.diff(image_ids[order]) == 0)
         if len(same):
@@ -236,7 +239,7 @@ class Collector:
             )
             image_ids = np.arange(1, len(image_ids) + 1, dtype=np.int64)
         sizes = np.array(self.sizes, np.int64).reshape(-1, 2)
-        found = ImageColumns(self.names, image_ids, sizes)
+        found = ImageColumns(self.names, image_ids, sizes, lost)
         masks = None if self.masks is None else self.masks.column()
         objects = BoxColumns(rows, boxes, labels, areas, crowd, difficult, where, masks)
         return found, objects if good.all() else objects.select(np.flatnonzero(good))

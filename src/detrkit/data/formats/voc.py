@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-import defusedxml.ElementTree
 import numpy as np
 
 from detrkit.data.annotations import Annotations
@@ -40,33 +39,17 @@ from detrkit.data.files import (
 )
 from detrkit.data.formats import Source
 from detrkit.data.formats import _voc_layout as layout
+from detrkit.data.formats._voc_files import CORNERS, VocFile, parsed
 from detrkit.data.problems import Problems
-from detrkit.documents import read_bytes, read_text
+from detrkit.documents import read_text
 from detrkit.errors import DataError
 from detrkit.structures import Category
 
 EXPECTED = "Annotations/*.xml with JPEGImages/ and ImageSets/Main/*.txt, or XML files beside their images"
 PRECEDENCE = 3
 TABLE = "classes.txt"
-LARGEST = 1 << 25
-"""Bytes of the largest XML file; that of an image of a thousand objects has half a million."""
 _WRITABLE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
 """Text that XML and a list of lines can hold."""
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-
-class _Object(NamedTuple):
-    name: str
-    corners: tuple[float, float, float, float] | None  # None: malformed
-    difficult: bool
-    crowd: bool
-
-
-class _File(NamedTuple):
-    path: Path
-    file_name: str
-    size: tuple[int, int]
-    objects: list[_Object]
 
 
 def recognise(root: Path) -> dict[str, Source]:
@@ -87,8 +70,8 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
         masks: of no effect, as the files hold none.
 
     Raises:
-        DataError: a file is not XML or not an annotation, an entity bomb is refused, a file name is unsafe, or not one
-            image exists.
+        DataError: not one file is an annotation, an entity bomb is refused, a file name is unsafe, or not one image
+            exists.
     """
     return read_together({source.split: source}, check_files=check_files)[source.split]
 
@@ -99,7 +82,7 @@ def read_together(
     """Read several splits of one data set, each XML file once. See `read`."""
     first = next(iter(sources.values()))
     root, folders = layout.set_of(first)
-    files = {str(path.relative_to(root).with_suffix("").as_posix()): _parse(path) for path in layout.xml_files(folders)}
+    files, damaged = parsed(root, layout.xml_files(folders))
     shared = Problems()
     one_based = _is_one_based(files, shared)
     categories = _table(root.parent if root.name == "Annotations" else root, files)
@@ -107,16 +90,20 @@ def read_together(
     for split, source in sources.items():
         problems = Problems()
         problems.merge(shared)
-        if source.path.suffix == ".txt":
-            keys = _listed(source.path, files, problems)
+        is_listed = source.path.suffix == ".txt"
+        if is_listed:
+            keys = _listed(source.path, {*files, *damaged}, problems)
         else:
-            keys = [key for key in files if (root / key).is_relative_to(source.path)]
-        chosen = {key: files[key] for key in keys}
+            keys = [key for key in (*files, *damaged) if (root / key).is_relative_to(source.path)]
+        for key in keys:
+            if key in damaged:
+                problems.add("unreadable-annotation", f"{damaged[key].where}: {damaged[key].got}")
+        chosen = {key: files[key] for key in keys if key in files}
         splits[split] = _columns(source, root, chosen, categories, one_based, problems, check_files)
     return splits
 
 
-def _listed(path: Path, files: Mapping[str, _File], problems: Problems) -> list[str]:
+def _listed(path: Path, files: Container[str], problems: Problems) -> list[str]:
     """The stems of a list that have an annotation file. A second column, as in the lists of a class, is ignored."""
     try:
         lines = read_text(path).splitlines()
@@ -136,54 +123,7 @@ def _listed(path: Path, files: Mapping[str, _File], problems: Problems) -> list[
     return list(dict.fromkeys(keys))
 
 
-def _parse(path: Path) -> _File:
-    """Read one XML file."""
-    try:
-        tree = defusedxml.ElementTree.fromstring(read_bytes(path, LARGEST))
-    except Exception as error:
-        raise _malformed(path, str(error) or type(error).__name__) from error
-    if tree.tag != "annotation":
-        raise _malformed(path, f"the element <{tree.tag}>")
-    size = tree.find("size")
-    height, width = (_side(_text(size, name)) for name in ("height", "width"))
-    return _File(path, _text(tree, "filename"), (height, width), [_object(item) for item in tree.findall("object")])
-
-
-def _malformed(path: Path, got: str) -> DataError:
-    return DataError(
-        "malformed-file: the file is not a Pascal VOC annotation",
-        where=path,
-        got=got,
-        expected="XML whose outermost element is <annotation>",
-        remedy="Export the file again, or remove it.",
-    )
-
-
-def _object(item: Element) -> _Object:
-    box = item.find("bndbox")
-    try:
-        x, y, other_x, other_y = (float(_text(box, name)) for name in _CORNERS)
-        corners = (x, y, other_x, other_y)
-    except ValueError:
-        corners = None
-    return _Object(_text(item, "name"), corners, _text(item, "difficult") == "1", crowd=_text(item, "crowd") == "1")
-
-
-def _text(element: Element | None, name: str) -> str:
-    """The text of a child, "" where there is none."""
-    return ((element.findtext(name) if element is not None else None) or "").strip()
-
-
-def _side(text: str) -> int:
-    """A height or width in pixels; 0, meaning unknown, where it is nothing of the kind."""
-    try:
-        value = float(text)
-    except ValueError:
-        return 0
-    return int(value) if 0 < value < 2**31 else 0
-
-
-def _is_one_based(files: Mapping[str, _File], problems: Problems) -> bool:
+def _is_one_based(files: Mapping[str, VocFile], problems: Problems) -> bool:
     """Whether fewer boxes begin in [0, 1), where none does that counts from 1, than in [1, 2).
 
     Boxes gather at the left and upper border, wherever that is. Boxes without area, which many tools write as four
@@ -204,7 +144,7 @@ def _is_one_based(files: Mapping[str, _File], problems: Problems) -> bool:
     return True
 
 
-def _table(base: Path, files: Mapping[str, _File]) -> tuple[Category, ...]:
+def _table(base: Path, files: Mapping[str, VocFile]) -> tuple[Category, ...]:
     if (base / TABLE).is_file():
         try:
             lines = read_text(base / TABLE).splitlines()
@@ -219,7 +159,7 @@ def _table(base: Path, files: Mapping[str, _File]) -> tuple[Category, ...]:
 def _columns(
     source: Source,
     root: Path,
-    files: Mapping[str, _File],
+    files: Mapping[str, VocFile],
     categories: tuple[Category, ...],
     one_based: bool,
     problems: Problems,
@@ -230,6 +170,7 @@ def _columns(
     names: list[str] = []
     rows: list[tuple[Any, ...]] = []
     places: list[str] = []
+    lost = np.zeros(len(files), bool)
     for image, (key, file) in enumerate(files.items()):
         if source.images.is_relative_to(root):  # beside the XML files: names are relative to the folder of the split
             key = (root / key).relative_to(source.images).as_posix()
@@ -238,6 +179,7 @@ def _columns(
             place = f"{file.path}: object {number}"
             if item.corners is None:
                 problems.add("malformed-box", place)
+                lost[image] = True
             elif item.name not in labels:
                 problems.add("unknown-category", f"{place}, {item.name!r}")
             else:
@@ -253,6 +195,7 @@ def _columns(
             names,
             np.arange(1, len(names) + 1, dtype=np.int64),
             np.array([file.size for file in files.values()], np.int64).reshape(-1, 2),
+            lost,
         ),
         BoxColumns(
             np.array(images, np.int64),
@@ -267,6 +210,7 @@ def _columns(
         problems,
         f"voc {source.path}",
         check_files=check_files,
+        note_others=source.path.suffix != ".txt",  # a list leaves out what others name
     )
 
 
@@ -278,7 +222,7 @@ def _to_zero_based(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([low - (is_area & ~swapped), high - swapped], 1)
 
 
-def _image_name(key: str, file: _File, listing: Listing, check_files: bool) -> str:
+def _image_name(key: str, file: VocFile, listing: Listing, check_files: bool) -> str:
     """The image that an XML file is about, as a path relative to the image folder."""
     stated = Path(file.file_name).suffix if file.file_name else ""
     if check_files:
@@ -361,7 +305,7 @@ def _element(annotations: Annotations, index: int, name: str) -> bytes:
         corners = np.round(annotations.boxes[row] + (1, 1, 0, 0), 4)
         if (corners[:2] == corners[2:]).all():  # one pixel: not to be read as a click
             corners[2] += 1e-4
-        _children(SubElement(item, "bndbox"), dict(zip(_CORNERS, map(_number, corners), strict=True)))
+        _children(SubElement(item, "bndbox"), dict(zip(CORNERS, map(_number, corners), strict=True)))
     indent(tree)
     return bytes(tostring(tree, encoding="utf-8"))
 

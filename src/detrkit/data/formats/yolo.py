@@ -80,9 +80,10 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
     for split in found.missing:
         problems.add("missing-split", f"{found.path}: {split}")
     root, names = layout.images(found, source.split)
-    columns = ImageColumns(names, np.arange(1, len(names) + 1, dtype=np.int64), _sizes(root, names, problems))
+    numbers, lost = np.arange(1, len(names) + 1, dtype=np.int64), np.zeros(len(names), bool)
+    columns = ImageColumns(names, numbers, _sizes(root, names, problems), lost)
     categories = layout.categories(found)
-    boxes = _boxes(root, names, columns.sizes, found.has_key_points, problems, masks)
+    boxes = _boxes(root, columns, found.has_key_points, problems, masks)
     rows = {category.id: row for row, category in enumerate(categories)}
     labels = np.array([rows.get(int(label), -1) for label in boxes.labels], np.int64)
     known = labels >= 0
@@ -91,8 +92,7 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
     )
     kept = np.flatnonzero(known)
     boxes = boxes.select(kept)._replace(labels=labels[kept])
-    present = (columns.sizes > 0).all(1)
-    if names and not present.any():
+    if names and not (columns.sizes > 0).all(1).any():
         raise DataError(
             f"None of the {len(names)} images can be read",
             where=f"yolo {source.path}",
@@ -100,6 +100,7 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
             remedy="Check the folders that the YAML file names.",
         )
     annotations = build(root, columns, boxes, categories, problems, f"yolo {source.path}", check_files=False)
+    present = (annotations.image_sizes > 0).all(1)
     return annotations if present.all() else annotations.select(np.flatnonzero(present))
 
 
@@ -115,10 +116,10 @@ def _sizes(root: Path, names: list[str], problems: Problems) -> np.ndarray:
     return sizes
 
 
-def _boxes(
-    root: Path, names: list[str], sizes: np.ndarray, has_key_points: bool, problems: Problems, masks: bool
-) -> BoxColumns:
-    """All label files as columns; `labels` are still the class numbers of the files."""
+def _boxes(root: Path, columns: ImageColumns, has_key_points: bool, problems: Problems, masks: bool) -> BoxColumns:
+    """All label files as columns; `labels` are still the class numbers of the files. Marks `columns.lost`."""
+    names, sizes, lost = columns.names, columns.sizes, columns.lost
+    assert lost is not None
     images: list[int] = []
     classes: list[float] = []
     fractions: list[tuple[float, ...]] = []
@@ -140,6 +141,7 @@ def _boxes(
             parsed = _line(line, has_key_points)
             if parsed is None:
                 problems.add("malformed-line", f"{path}, line {number}")
+                lost[row] = True
                 continue
             category, fraction, polygon = parsed
             if polygon and not masks:

@@ -1,0 +1,105 @@
+"""One XML file of Pascal VOC, and all of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+import defusedxml.ElementTree
+from defusedxml.common import DefusedXmlException
+
+from detrkit.documents import read_bytes
+from detrkit.errors import DataError
+
+LARGEST = 1 << 25
+"""Bytes of the largest XML file; that of an image of a thousand objects has half a million."""
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VocObject(NamedTuple):
+    """One <object>; `corners` are None where they are malformed."""
+
+    name: str
+    corners: tuple[float, float, float, float] | None
+    difficult: bool
+    crowd: bool
+
+
+class VocFile(NamedTuple):
+    """What a file says of its image; `size` is height and width in pixels, 0 where it is not known."""
+
+    path: Path
+    file_name: str
+    size: tuple[int, int]
+    objects: list[VocObject]
+
+
+def parsed(root: Path, paths: Iterable[Path]) -> tuple[dict[str, VocFile], dict[str, DataError]]:
+    """All files by their stems, and what is wrong with those that cannot be understood.
+
+    Raises:
+        DataError: not one of them can, or one has entities, which are not followed.
+    """
+    files: dict[str, VocFile] = {}
+    damaged: dict[str, DataError] = {}
+    for path in paths:
+        key = path.relative_to(root).with_suffix("").as_posix()
+        try:
+            files[key] = _parse(path)
+        except DataError as error:
+            if isinstance(error.__cause__, DefusedXmlException):
+                raise
+            damaged[key] = error
+    if damaged and not files:
+        raise next(iter(damaged.values()))
+    return files, damaged
+
+
+def _parse(path: Path) -> VocFile:
+    """Read one XML file."""
+    try:
+        tree = defusedxml.ElementTree.fromstring(read_bytes(path, LARGEST))
+    except Exception as error:
+        raise _malformed(path, str(error) or type(error).__name__) from error
+    if tree.tag != "annotation":
+        raise _malformed(path, f"the element <{tree.tag}>")
+    size = tree.find("size")
+    height, width = (_side(_text(size, name)) for name in ("height", "width"))
+    return VocFile(path, _text(tree, "filename"), (height, width), [_object(item) for item in tree.findall("object")])
+
+
+def _malformed(path: Path, got: str) -> DataError:
+    return DataError(
+        "malformed-file: the file is not a Pascal VOC annotation",
+        where=path,
+        got=got,
+        expected="XML whose outermost element is <annotation>",
+        remedy="Export the file again, or remove it.",
+    )
+
+
+def _object(item: Element) -> VocObject:
+    box = item.find("bndbox")
+    try:
+        x, y, other_x, other_y = (float(_text(box, name)) for name in CORNERS)
+        corners = (x, y, other_x, other_y)
+    except ValueError:
+        corners = None
+    return VocObject(_text(item, "name"), corners, _text(item, "difficult") == "1", crowd=_text(item, "crowd") == "1")
+
+
+def _text(element: Element | None, name: str) -> str:
+    """The text of a child, "" where there is none."""
+    return ((element.findtext(name) if element is not None else None) or "").strip()
+
+
+def _side(text: str) -> int:
+    """A height or width in pixels; 0, meaning unknown, where it is nothing of the kind."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0
+    return int(value) if 0 < value < 2**31 else 0
