@@ -391,7 +391,7 @@ def _pictures(images: Any) -> tuple[Sequence[Picture], bool]:
 
 
 def _check(threshold: float, batch_size: int) -> None:
-    if not 0 <= threshold <= 1:
-        raise UsageError("Bad value for threshold", got=threshold, expected="between 0 and 1")
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise UsageError("Bad value for threshold", got=repr(threshold), expected="between 0 and 1")
     if batch_size < 1:
         raise UsageError("Bad value for batch_size", got=batch_size, expected="at least 1")

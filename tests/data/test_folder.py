@@ -18,6 +18,17 @@ def test_images_at_any_depth_form_one_unlabelled_set(tmp_path):
     assert found.select([1]).offsets.tolist() == [0, 0]
 
 
+def test_files_that_may_be_annotations_are_noted(tmp_path):
+    for name in ("a.jpg", "a.txt", "deep/b.png", "deep/b.json", "labels.csv", "notes.txt", "package.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    problems = formats.read(tmp_path)["all"].problems
+    assert problems.counts == {"unread-annotation": 3}
+    assert problems.examples["unread-annotation"] == [
+        str(tmp_path / name) for name in ("a.txt", "labels.csv", "deep/b.json")
+    ]
+
+
 def test_a_folder_without_images_is_no_data_set(tmp_path):
     (tmp_path / "note.txt").touch()
     with pytest.raises(DataError, match=r"No data set is recognised; got the entries note\.txt"):

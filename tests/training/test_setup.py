@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training.drawing import tiny_recipe, write_coco
 
 from detrkit.arithmetic import choose_dtype
@@ -19,7 +20,8 @@ from detrkit.errors import DataError
 from detrkit.masks import RunLengths
 from detrkit.training.distributed import World, processors
 from detrkit.training.recipe import DataOptions
-from detrkit.training.setup import count_workers, open_splits, prepare
+from detrkit.training.setup import count_workers, prepare
+from detrkit.training.splits import open_splits
 
 
 def names(options: DataOptions, data: Path, seed: int = 0) -> tuple[set[str], set[str], list[str]]:
@@ -139,3 +141,11 @@ def test_validation_images_that_cannot_be_read_are_refused_before_the_first_step
 def test_a_few_validation_images_are_told_to_say_little(drawn: Path) -> None:
     notes = prepare(tiny_recipe(), drawn, World()).notes
     assert sum(note.startswith("Only 3 validation images: figures") for note in notes) == 1
+
+
+def test_annotations_that_were_not_read_are_named_where_there_is_nothing_to_learn_from(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.2")
+    with pytest.raises(DataError, match=r"nothing to learn from.*0\.txt was not read: arrange"):
+        prepare(tiny_recipe(), tmp_path, World())

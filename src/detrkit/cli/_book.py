@@ -163,11 +163,13 @@ def summary(names: list[str]) -> str:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that holds anything but an earlier book.
+    """Refuse a file, and a folder that holds anything but an earlier book.
 
     Raises:
-        UsageError: it does.
+        UsageError: it is one, or does.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError("The output needs a folder", where=out, got="a file", remedy="Name a new folder.")
     if out.is_dir() and any(out.iterdir()) and not (out / "detections.json").is_file():
         raise UsageError(
             "The output folder holds other things",

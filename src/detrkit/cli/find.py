@@ -168,8 +168,6 @@ def _check(options: Options) -> None:
             )
     if not options.name.strip() or len(options.name.splitlines()) > 1:
         raise UsageError("Bad value for --name", got=repr(options.name), expected="a name in one line")
-    if options.out.exists() and not options.out.is_dir():
-        raise UsageError("The output needs a folder", where=options.out, got="a file", remedy="Name a new folder.")
     check_out(options.out)
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from detrkit.cli._options import CommonOptions, Switch, glance, parse
 from detrkit.cli._terminal import Outcome, Terminal, share, shell
-from detrkit.errors import UsageError
+from detrkit.errors import DataError, UsageError
 from detrkit.training import recipe as recipes
 from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
@@ -148,9 +148,11 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     """
     from detrkit.cli._progress import how_to_go_on, training_progress
     from detrkit.training.advice import reasons
+    from detrkit.training.recovery import has_checkpoint
     from detrkit.training.run import train
 
     recipe: AnyRecipe = _whole(options)
+    again = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
     notes = reasons(options.choices, recipe) if isinstance(recipe, Recipe) else ()
     try:
         with training_progress(terminal, recipe.run.evaluate_every) as listener:
@@ -158,8 +160,11 @@ def run(options: Options, terminal: Terminal) -> Outcome:
                 options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listener, notes=notes
             )
     except KeyboardInterrupt as error:
-        command = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
-        error.args = (how_to_go_on(options.out, command),)
+        error.args = (how_to_go_on(options.out, again),)
+        raise
+    except DataError:
+        if has_checkpoint(options.out):
+            terminal.note(f"What was trained is saved. When that is mended, go on with: {again}")
         raise
     document = {"run": done.folder, "model": done.folder / "model", "figures": done.figures}
     return Outcome(document, text=_ending(options, done.figures))

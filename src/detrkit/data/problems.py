@@ -44,6 +44,9 @@ POLICIES: dict[str, Policy] = {
     "emptied-image": Policy(
         "dropped", "image", "no box of an image could be used, and without them it would be taught as empty"
     ),
+    "unread-annotation": Policy(
+        "noted", "file", "a file beside the images may hold annotations, and is of no format that is known here"
+    ),
     "missing-split": Policy("noted", "file", "a split is declared, but its folder does not exist"),
     "duplicate-file-name": Policy("noted", "image", "two entries of one split name the same image file"),
     "text-image-id": Policy("repaired", "image", "an image id is not an integer; images are numbered anew"),

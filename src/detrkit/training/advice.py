@@ -26,7 +26,8 @@ from detrkit.training import recipe as recipes
 from detrkit.training.checkup import resolution_of
 from detrkit.training.distributed import processors
 from detrkit.training.recipe import DEFAULT_MODEL, Recipe
-from detrkit.training.setup import most_objects, open_splits
+from detrkit.training.setup import most_objects
+from detrkit.training.splits import open_splits
 
 LARGE_MODEL = "conditional-detr-r50"
 MANY_IMAGES = 10_000

@@ -42,8 +42,8 @@ from detrkit.training.setup import (
     count_workers,
     equip,
     make_transform,
-    open_splits,
 )
+from detrkit.training.splits import open_splits
 from detrkit.training.validation import draw_samples, forgiving
 from detrkit.visualize.plots import plot_reliability
 

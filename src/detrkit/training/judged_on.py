@@ -14,7 +14,7 @@ from detrkit.training import recipe as recipes
 from detrkit.training.conduct import data_of
 from detrkit.training.detection import describe
 from detrkit.training.recipe import DataOptions
-from detrkit.training.setup import open_splits
+from detrkit.training.splits import open_splits
 from detrkit.training.tasks import DETECTION, TASKS
 
 SET_ASIDE = "set aside by the run"

@@ -36,8 +36,8 @@ from detrkit.training.setup import (
     count_workers,
     equip,
     make_transform,
-    open_splits,
 )
+from detrkit.training.splits import open_splits
 from detrkit.training.validation import draw_panoptic_samples, draw_samples, forgiving, judge
 
 

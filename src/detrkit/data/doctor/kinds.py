@@ -139,6 +139,7 @@ _REMEDIES = {
     "unreadable-image": "Copy or download it again.",
     "missing-annotation": "Add its annotation file, or take it out of the list.",
     "unreadable-annotation": "Export the file again, or take it out together with its image.",
+    "unread-annotation": "Arrange files and folders as docs/data.md shows (YOLO needs a data.yaml), or export COCO.",
     "emptied-image": "Draw its boxes again, or take it out.",
     "missing-split": "Add the folder, or take the entry out.",
     "duplicate-file-name": "Join the two entries.",

@@ -5,14 +5,16 @@ All images form the split "all", without categories and boxes. Hidden files and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from detrkit.data.annotations import Annotations, Strings
-from detrkit.data.files import IMAGE_SUFFIXES, CopyImages, place_images, walk_images
+from detrkit.data.columns import count_rows
+from detrkit.data.files import IMAGE_SUFFIXES, CopyImages, place_images, walk_files, walk_images
 from detrkit.data.formats import Source
+from detrkit.data.problems import Problems
 
 EXPECTED = f"images ({' '.join(IMAGE_SUFFIXES)}) at any depth"
 PRECEDENCE = 0
@@ -33,8 +35,10 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
         check_files: of no effect, as the images are found by looking.
         masks: of no effect, as there are no objects.
     """
-    names = Strings(walk_images(source.images))
-    count = len(names)
+    listed = list(walk_images(source.images))
+    names, count, problems = Strings(listed), len(listed), Problems()
+    unread = list(_may_be_annotations(source.images, listed))
+    count_rows(problems, "unread-annotation", np.arange(len(unread)), lambda row: str(source.images / unread[row]))
     return Annotations(
         root=source.images,
         file_names=names,
@@ -47,8 +51,17 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
         crowd=np.zeros(0, bool),
         difficult=np.zeros(0, bool),
         categories=(),
+        problems=problems,
         source=f"folder {source.path}",
     )
+
+
+def _may_be_annotations(root: Path, images: Iterable[str]) -> Iterator[str]:
+    """Tables, and files that are called like an image."""
+    stems = {name.rpartition(".")[0] for name in images}
+    for name in walk_files(root, lambda name: name.lower().endswith((".txt", ".json", ".xml", ".csv"))):
+        if name.lower().endswith(".csv") or name.rpartition(".")[0] in stems:
+            yield name
 
 
 def write(splits: Mapping[str, Annotations], out: Path, *, copy_images: CopyImages = "link") -> None:
