@@ -164,7 +164,7 @@ class Losses(NamedTuple):
 
     def joined(self, name: str, values: Float[Tensor, " layer"], weight: float) -> Losses:
         """The same with one term more, whose weight is shared among groups of queries as those of the others are."""
-        share = self.share * values.new_tensor([weight])
+        share = self.share * constants(values, weight)
         return Losses(
             (*self.names, name),
             torch.cat([self.values, values[None]]),
@@ -178,7 +178,7 @@ class Losses(NamedTuple):
         """The same with a term more that only the last layer has, at its full weight."""
         values = torch.zeros_like(self.values[:1])
         values[0, -1] = value
-        weights = torch.cat([self.weights, self.weights.new_tensor([weight])])
+        weights = torch.cat([self.weights, constants(self.weights, weight)])
         return self._replace(names=(*self.names, name), values=torch.cat([self.values, values]), weights=weights)
 
     def beside(self, other: Losses, prefix: str, weight: float) -> Losses:
@@ -270,7 +270,12 @@ class SetCriterion:
         share = self.layers / values.shape[1] if self.layers else 1.0
         classes = logits.shape[-1] - isinstance(self.classification, SoftmaxClassification)
         evidence = Evidence(logits[-1, :, :, :classes].detach(), predicted[-1].detach(), targets, matches)
-        return Losses(("class", "l1", "giou"), values, values.new_tensor(self.loss) * share, error, share, evidence)
+        return Losses(("class", "l1", "giou"), values, constants(values, *self.loss) * share, error, share, evidence)
+
+
+def constants(like: Tensor, *numbers: float) -> Float[Tensor, " n"]:
+    """Numbers where a tensor is and in its type, without waiting for its device as a copy of them would."""
+    return torch.stack([like.new_full((), number) for number in numbers])
 
 
 def pad_targets(targets: Sequence[Target]) -> PaddedTargets:

@@ -94,8 +94,10 @@ def assign(cost: Float[Tensor, "layer b q t"], targets: PaddedTargets) -> Matche
         image.extend([index] * min(part.shape[1:]))
         pairs.append(np.array([linear_sum_assignment(part[layer]) for layer in range(layers)]))
     joined = np.concatenate(pairs, -1).astype(np.int64) if pairs else np.zeros((layers, 2, 0), np.int64)
-    moved = torch.from_numpy(joined).to(cost.device, non_blocking=True)
-    return Matches(torch.tensor(image, dtype=torch.int64, device=cost.device), moved[:, 0], moved[:, 1])
+    image_of, moved = (
+        torch.from_numpy(one).to(cost.device, non_blocking=True) for one in (np.array(image, np.int64), joined)
+    )
+    return Matches(image_of, moved[:, 0], moved[:, 1])
 
 
 def _blame(finite: np.ndarray, targets: PaddedTargets) -> NonFiniteError:

@@ -22,11 +22,14 @@ def extents(
         grid: rows and columns of the map.
         stride: of the map, in pixels.
     """
-    if padding is None:
-        pixels = torch.tensor([images.shape[-2:]], device=images.device).expand(len(images), 2)
-    else:
-        pixels = torch.stack([(~padding).any(2).sum(1), (~padding).any(1).sum(1)], -1)
-    return pixels / (torch.tensor(grid, device=images.device) * stride)
+    shares = []
+    for axis, cells in enumerate(grid):
+        if padding is None:
+            pixels = images.new_full((len(images),), images.shape[axis - 2])
+        else:
+            pixels = (~padding).any(2 - axis).sum(1)
+        shares.append(pixels / (cells * stride))  # plain numbers: a tensor of them would wait for its device
+    return torch.stack(shares, -1)
 
 
 def pool_boxes(features: Float[Tensor, "f h w"], boxes: Float[Tensor, "p 4"]) -> Float[Tensor, "p f"]:

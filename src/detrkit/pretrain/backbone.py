@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.errors import UsageError
-from detrkit.losses.criterion import Losses
+from detrkit.losses.criterion import Losses, constants
 from detrkit.losses.matching import NonFiniteError
 from detrkit.nn.backbone import Backbone
 
@@ -128,7 +128,7 @@ class RedundancyReduction:
         return Losses(
             ("invariance", "redundancy"),
             torch.stack([invariance, redundancy])[:, None],
-            invariance.new_tensor([1, self.redundancy_weight]),
+            constants(invariance, 1.0, self.redundancy_weight),
             invariance.new_zeros(()),
         )
 

@@ -194,7 +194,7 @@ def wanted_masks(matches: Matches, targets: Sequence[Target], size: tuple[int, i
         assert one.masks is not None
         rows, height, width = one.masks.shape
         every[start : start + rows, :height, :width] = one.masks
-    masks = every[counts.to(target.device)[matches.image] + target]
+    masks = every[counts.to(target.device, non_blocking=True)[matches.image] + target]
     known = masks.flatten(1).any(1)
     return Wanted(matches.image[known], query[known], masks[known])
 
