@@ -60,8 +60,9 @@ class ModelOptions:
     """What is trained."""
 
     model: str = ""
-    """Preset of the model, such as detr-r50. Empty: preset, architecture and image size of `init`, or, without it, the
-    usual one: conditional-detr-nano, and detr-nano in pre-training."""
+    """Preset of the model: detr or conditional-detr with -nano, -r50, -r101, -r50-dc5 or -r101-dc5 (detr also with -r18
+    and -r34). Empty: preset, architecture and image size of `init`, or, without it, the usual one:
+    conditional-detr-nano, and detr-nano in pre-training."""
     architecture: dict[str, str] = field(default_factory=dict)
     """Fields of the preset to change, such as: num_queries 50 dim 128."""
     image_size: int = field(default=0, metadata=within(0))
