@@ -6,17 +6,42 @@ its group, and groups do not see each other.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from detrkit.errors import UsageError
 from detrkit.structures import Queries
 
 Place = Literal["position", "content", "both"]
 """What of a query a prompt is added to; UP-DETR adds it to the position."""
+
+
+DISTINCT = 4.0
+"""How much larger than a token a prompt may start."""
+
+
+@torch.no_grad()
+def start_as_tokens(prompting: nn.Linear, detector: nn.Module) -> bool:
+    """Let prompts begin as what a detector makes of the same features in an image, `DISTINCT` times as strong.
+
+    A query and the tokens of what it is told are then alike from the first step.
+
+    Args:
+        prompting: from features to prompts; changed in place.
+        detector: of any variant.
+
+    Returns:
+        Whether the variant makes tokens by a projection, as it takes; else nothing is changed.
+    """
+    tokens: Any = getattr(detector, "projection", None)
+    if tokens is None or tokens.weight.shape != (*prompting.weight.shape, 1, 1):
+        return False
+    prompting.weight.copy_(DISTINCT * tokens.weight[:, :, 0, 0])
+    prompting.bias.copy_(DISTINCT * tokens.bias)
+    return True
 
 
 def group_of_queries(count: int, groups: int, device: torch.device | str = "cpu") -> Int64[Tensor, " {count}"]:

@@ -36,7 +36,8 @@ from detrkit.pretrain.features import (
     extract,
     feature_batches,
 )
-from detrkit.pretrain.up_detr import DISTINCT, UpDetr, criterion
+from detrkit.pretrain.up_detr import UpDetr, criterion
+from detrkit.prompts import DISTINCT
 from detrkit.structures import FeatureBatch
 
 MODULE = sys.modules[extract.__module__]

@@ -210,17 +210,20 @@ class SetCriterion:
     loss: TermWeights
     layers: int = 0
 
+    @torch.no_grad()
+    def costs(self, predictions: Answers, targets: PaddedTargets) -> Float[Tensor, "layer b q t"]:
+        """What it costs to join each query with each object of its image, padded ones included, at every layer."""
+        logits, boxes = predictions.logits.float(), predictions.boxes.float()
+        of_class = self.cost.classification * self.classification.cost(logits, targets.labels)
+        return of_class + box_cost(boxes, targets.boxes, self.cost.l1, self.cost.giou)
+
     def match(self, predictions: Answers, targets: PaddedTargets) -> Matches:
         """Join queries with objects at every layer.
 
         Raises:
             NonFiniteError: predictions are NaN or infinite; names the images.
         """
-        with torch.no_grad():
-            logits, boxes = predictions.logits.float(), predictions.boxes.float()
-            cost = self.cost.classification * self.classification.cost(logits, targets.labels)
-            cost = cost + box_cost(boxes, targets.boxes, self.cost.l1, self.cost.giou)
-        return assign(cost, targets)
+        return assign(self.costs(predictions, targets), targets)
 
     def __call__(self, predictions: Predictions, targets: Sequence[Target], num_boxes: float | None = None) -> Losses:
         """All terms of a batch.

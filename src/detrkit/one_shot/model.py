@@ -20,7 +20,7 @@ from detrkit.errors import UsageError
 from detrkit.nn.heads import MLP
 from detrkit.nn.pooling import extents, pool_grids, pool_lattice
 from detrkit.one_shot.background import Usual
-from detrkit.prompts import Place, ask
+from detrkit.prompts import Place, ask, start_as_tokens
 from detrkit.structures import Memory, Predictions
 
 SHARPNESS = 8.0
@@ -28,9 +28,6 @@ SHARPNESS = 8.0
 
 ALIKE = 0.5
 """The likeness (cosine) that, at first, counts neither for nor against a match."""
-
-DISTINCT = 4.0
-"""How much larger than a token a prompt starts."""
 
 MIRRORED = 2
 """Cells of the map by which images are continued on each side before places are compared."""
@@ -104,19 +101,10 @@ class OneShot(nn.Module):
             nn.init.zeros_(self.exemplar_projection.weight)
             nn.init.zeros_(self.exemplar_projection.bias)
 
-    @torch.no_grad()
     def start_as_tokens(self) -> None:
-        """Let prompts begin as what the detector makes of the same features in an image, several times as strong.
-
-        A query and the tokens of what it is told are then alike from the first step. Variants that make tokens in
-        another way keep their random start.
-        """
-        projection: Any = getattr(self.detector, "projection", None)
-        own = self.exemplar_projection
-        if own is None or projection is None or projection.weight.shape != (*own.weight.shape, 1, 1):
-            return
-        own.weight.copy_(DISTINCT * projection.weight[:, :, 0, 0])
-        own.bias.copy_(DISTINCT * projection.bias)
+        """Let prompts begin as tokens (`prompts.start_as_tokens`); where a variant makes these otherwise, at random."""
+        if self.exemplar_projection is not None:
+            start_as_tokens(self.exemplar_projection, self.detector)
 
     def encode(self, images: Float[Tensor, "b 3 h w"], padding: Bool[Tensor, "b h w"]) -> Encoded:
         """All that is done to images once, whatever is looked for in them."""

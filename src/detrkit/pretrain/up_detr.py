@@ -21,17 +21,13 @@ from torch.nn import functional as F
 from detrkit import convert, models
 from detrkit.errors import ModelError, UsageError
 from detrkit.losses.criterion import Answers, Losses, SetCriterion, SoftmaxClassification
-from detrkit.losses.matching import Matches, NonFiniteError, PaddedTargets, box_cost
+from detrkit.losses.matching import Matches, NonFiniteError, PaddedTargets
 from detrkit.nn.heads import MLP
-from detrkit.prompts import Place, ask, group_of_queries
+from detrkit.prompts import Place, ask, group_of_queries, start_as_tokens
 from detrkit.structures import Predictions
 
 OFFICIAL = (("patch2query.", "patch_projection."), ("feature_align.", "reconstruction_head."))
 """What the official code calls the two heads, and what they are called here."""
-
-
-DISTINCT = 4.0
-"""How much larger than a token a patch starts, so that its queries tell alike and unlike tokens apart."""
 
 
 class PatchPredictions(NamedTuple):
@@ -100,8 +96,8 @@ class UpDetr(nn.Module):
         channels = backbone.channels[-1]
         self.patch_projection = nn.Linear(channels, config.dim)
         self.reconstruction_head = MLP(config.dim, config.dim, channels) if reconstruct else None
-        if start == "tokens":
-            self._start_as_tokens()
+        if start == "tokens" and not start_as_tokens(self.patch_projection, detector):
+            raise UsageError("This variant does not make tokens by a projection", remedy="start = 'random'")
         if frozen_backbone:
             backbone.requires_grad_(False).eval()
 
@@ -145,15 +141,6 @@ class UpDetr(nn.Module):
         from detrkit.pretrain import saved  # which knows this class
 
         return saved.load(folder)
-
-    @torch.no_grad()
-    def _start_as_tokens(self) -> None:
-        projection: Any = getattr(self.detector, "projection", None)
-        wanted = self.patch_projection.weight.shape
-        if projection is None or projection.weight.shape != (*wanted, 1, 1):
-            raise UsageError("This variant does not make tokens by a projection", remedy="start = 'random'")
-        self.patch_projection.weight.copy_(DISTINCT * projection.weight[:, :, 0, 0])
-        self.patch_projection.bias.copy_(DISTINCT * projection.bias)
 
     def describe(self, patches: Float[Tensor, "b p 3 h w"]) -> Float[Tensor, "b p f"]:
         """What the backbone says of each patch, averaged over its cells; all patches of a batch go through at once."""
@@ -315,9 +302,7 @@ def match_in_groups(
     Raises:
         NonFiniteError: predictions are NaN or infinite; names the images.
     """
-    logits, boxes = found.logits.float(), found.boxes.float()
-    cost = detection.cost.classification * detection.classification.cost(logits, targets.labels)
-    cost = cost + box_cost(boxes, targets.boxes, detection.cost.l1, detection.cost.giou)
+    cost = detection.costs(found, targets)
     finite = torch.isfinite(cost).all(-1).all(-1).all(0)
     if not bool(finite.all()):
         raise NonFiniteError(
