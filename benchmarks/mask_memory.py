@@ -38,7 +38,8 @@ from detrkit.cli._memory import SPARE
 from detrkit.losses.criterion import SetCriterion, pad_targets
 from detrkit.losses.functional import dice_loss, mask_focal_loss
 from detrkit.losses.matching import Matches
-from detrkit.segmentation.head import MaskHead
+from detrkit.nn.pooling import extents
+from detrkit.segmentation.head import Canvas, MaskHead
 from detrkit.segmentation.model import Segmenter, Wanted, wanted_masks
 from detrkit.structures import Memory, Predictions
 
@@ -107,18 +108,19 @@ class Step:
                 detector: Any = self.model.detector
                 memory = detector.encode(self.images, self.padding)
                 predictions = detector.predict(detector.decode(memory, detector.queries(1)))
-            masks = judged(self.model.mask_head, memory, predictions, wanted(predictions))
+            extent = extents(self.images, self.padding, memory.grid, detector.backbone.strides[-1])
+            canvas = self.model.mask_head.prepare(memory, extent)
+            masks = judged(self.model.mask_head, memory, canvas, predictions, wanted(predictions))
         boxes = self.criterion.terms(predictions, pad_targets(self.targets), matches[0]).total
         loss = boxes + masks / OBJECTS
         loss.backward()
         return float(loss.detach())
 
 
-def judged(head: MaskHead, memory: Memory, predictions: Predictions, wanted: Wanted) -> Tensor:
+def judged(head: MaskHead, memory: Memory, canvas: Canvas, predictions: Predictions, wanted: Wanted) -> Tensor:
     """The loss of masks, straightforwardly."""
     hidden = predictions.hidden[-1].flatten(0, 1)
     every = torch.zeros(len(hidden), dtype=torch.int64)
-    canvas = head.prepare(memory)
     assert memory.projected is not None
     x = torch.cat([memory.projected.expand(len(hidden), -1, -1, -1), head.attention_maps(canvas, every, hidden)], 1)
     for layer, norm in zip(head.layers[:2], head.norms[:2], strict=True):

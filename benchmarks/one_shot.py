@@ -127,7 +127,7 @@ def windows(arguments: Any, seed: int, changes: Mapping[str, Any], *, whitened: 
     finder = Finder(model, "windows", scales=WINDOWS, overlap=0.3)
     if whitened:
         paths = [annotations.path(index) for index in range(min(len(annotations), 32))]
-        finder.adapt(image.tensor for image in load_images(paths, shortest=sizes[0], longest=sizes[1]))
+        finder = finder.adapted(image.tensor for image in load_images(paths, shortest=sizes[0], longest=sizes[1]))
     return evaluate_one_shot(finder, annotations, sizes=sizes, seen=seen, seed=seed).metrics.figures
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from detrkit.arithmetic import choose_device, choose_dtype
 from detrkit.checkpoint import save_model
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.errors import DataError, ModelError, UsageError
-from detrkit.predict import Detector, load
+from detrkit.predict import Detector, _check, load
 from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category, Detections
 from detrkit.training.validation import detect, label_table
@@ -363,3 +365,15 @@ def test_a_detector_answers_as_it_is_evaluated_whatever_its_model_did_before(
 def test_one_picture_is_a_stream_of_one(detector: Detector, pictures: list[Image.Image]) -> None:
     (one,) = detector.stream(pictures[0], threshold=0.0)
     same(one, detector.predict(pictures[0], threshold=0.0))
+
+
+def test_thresholds_are_numbers_of_any_kind() -> None:
+    for threshold in (0, 1.0, np.float32(0.25), np.int64(1)):
+        _check(threshold, 1)
+    for threshold in ("0.5", np.float32(1.5), math.nan):
+        with pytest.raises(UsageError, match="Bad value for threshold"):
+            _check(threshold, 1)
+
+
+def test_any_sequence_of_pictures_is_a_list_of_them(detector: Detector, pictures: list[Image.Image]) -> None:
+    assert len(list(detector.stream(deque(pictures[:2])))) == 2

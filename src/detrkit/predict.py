@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any, overload
@@ -381,7 +382,7 @@ def _pictures(images: Any) -> tuple[Sequence[Picture], bool]:
     """
     if isinstance(images, str | Path | Image.Image | np.ndarray):
         return [images], True
-    if isinstance(images, list | tuple):
+    if isinstance(images, Sequence) and not isinstance(images, bytes):
         return images, False
     raise UsageError(
         "This is no picture and no list of pictures",
@@ -390,8 +391,8 @@ def _pictures(images: Any) -> tuple[Sequence[Picture], bool]:
     )
 
 
-def _check(threshold: float, batch_size: int) -> None:
-    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+def _check(threshold: Any, batch_size: Any) -> None:
+    if not isinstance(threshold, Real) or not 0 <= float(threshold) <= 1:
         raise UsageError("Bad value for threshold", got=repr(threshold), expected="between 0 and 1")
     if batch_size < 1:
         raise UsageError("Bad value for batch_size", got=batch_size, expected="at least 1")

@@ -101,7 +101,8 @@ def ask(
         own = queries.blocked.view(sets, count, sets, count)[:, :asked, :, :asked]
         blocked = blocked | own.reshape(blocked.shape)
     content, position = (
-        one.view(len(one), sets, count, -1)[:, :, :asked].flatten(1, 2) for one in (queries.content, queries.position)
+        one.view(len(one), sets, count, one.shape[-1])[:, :, :asked].flatten(1, 2)
+        for one in (queries.content, queries.position)
     )
     return Queries(
         content + added if place != "position" else content,

@@ -146,7 +146,7 @@ def or_nothing(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # an interruption, too
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder.resolve(), ignore_errors=True)  # of a link, what it leads to
         if isinstance(error, OSError):
             raise _unwritable("folder", folder, error) from error
         raise

@@ -119,7 +119,7 @@ def test_what_cannot_be_evaluated(detrkit, data, trained, tmp_path, results):
         ((results, data, "--split", "train", "--results", tmp_path / "no" / "x.json"), 2, "no folder"),
         ((results, data, "--results", truth), 2, "over something else"),
         ((results, data, "--segments", truth), 2, "over something else"),
-        ((results, data, "--results", "/dev/full"), 2, "over something else"),
+        ((results, data, "--results", "/dev/full"), 1, "No space left on device"),
         ((results, data, "--results", tmp_path), 2, "over something else"),
         ((results, data, "--report", foreign), 2, "holds other things"),
         ((results, data, "--report", file), 2, "needs a folder"),

@@ -80,14 +80,17 @@ def test_no_png_of_segments_takes_the_place_of_another_or_of_a_picture(
     detrkit: Detrkit, segmented: Path, tmp_path: Path
 ) -> None:
     photos, out = tmp_path / "photos", tmp_path / "cut"
-    for name in ("panoptic/a.png", "a.jpg", "a.png"):
+    for name in ("panoptic/a.png", "a.jpg", "a.png", "b.jpg", "b.png/c.png"):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (60, 40), (90, 20, 20)).save(photos / name)
     assert detrkit("predict", segmented, photos, "--panoptic", "--out", out, "--threshold", "0").code == 0
     document = json.loads((out / "panoptic.json").read_text())
     pairs = zip(document["images"], document["annotations"], strict=True)
     maps = {image["file_name"]: annotation["file_name"] for image, annotation in pairs}
-    assert maps == {"a.jpg": "a.png.png", "a.png": "a.png.png.png", "panoptic/a.png": "panoptic/a.png"}
+    assert maps == {
+        **{"a.jpg": "a.png.png", "a.png": "a.png.png.png", "panoptic/a.png": "panoptic/a.png"},
+        **{"b.jpg": "b.png.png", "b.png/c.png": "b.png/c.png"},
+    }
     for name in (*maps, *(f"panoptic/{name}" for name in maps.values())):
         assert (out / name).is_file()
 

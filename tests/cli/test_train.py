@@ -272,6 +272,10 @@ def test_the_command_that_it_ends_with_works_without_a_validation_split(detrkit,
     said = detrkit("evaluate", out, tmp_path / "other")
     assert said.code == 3
     assert "There is no split 'val'" in said.err
+    for name in ("foo", "bar"):
+        write_coco(tmp_path / "third", name, 2, rng)
+    said = detrkit("evaluate", out, tmp_path / "third")
+    assert (said.code, "There is no split 'val'" in said.err) == (3, True)
 
 
 def test_the_document(detrkit, data, trained, tmp_path):

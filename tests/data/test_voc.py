@@ -157,19 +157,37 @@ def test_a_missing_size_is_read_from_the_upright_image(tmp_path):
 BOMB = '<!DOCTYPE a [<!ENTITY x "y"><!ENTITY z "&x;&x;&x;">]><annotation><filename>&z;</filename></annotation>'
 
 
-@pytest.mark.parametrize("text", ["", "<annotation>", "<html/>", "\x00", "<?xml version='1.0' encoding='no'?><a/>"])
+@pytest.mark.parametrize("text", ["", "<annotation>", "\x00", "<?xml version='1.0' encoding='no'?><a/>"])
 @pytest.mark.parametrize("lists", [{}, {"train": ["1", "2"], "val": ["3"]}])
 def test_files_that_are_no_annotations_are_left_out_by_name(tmp_path, text, lists):
     official(tmp_path, {"1": [item("cat", 1, 1, 9, 9)], "2": [], "3": []}, lists)
     (tmp_path / "Annotations" / "2.xml").write_text(text)
+    Image.new("RGB", (20, 10)).save(tmp_path / "JPEGImages" / "2.jpg")
     found = formats.read(tmp_path)
     first = found["train" if lists else "all"]
     assert first.problems.counts["unreadable-annotation"] == 1
+    assert first.problems.counts["emptied-image"] == 1
+    assert "unannotated-image" not in first.problems.counts
     assert "2.xml: " in first.problems.examples["unreadable-annotation"][0]
     assert "missing-annotation" not in first.problems.counts
     assert [name for part in found.values() for name in part.file_names] == ["1.jpg", "3.jpg"]
     if lists:
         assert not found["val"].problems.counts
+
+
+def test_xml_of_other_things_among_annotations_is_not_read(tmp_path):
+    official(tmp_path, {"1": [item("cat", 1, 1, 9, 9)], "2": []}, {})
+    (tmp_path / "Annotations" / "2.xml").write_text("<html/>")
+    problems = formats.read(tmp_path)["all"].problems
+    assert problems.counts == {"unread-annotation": 1, "unannotated-image": 1}
+    assert problems.examples["unread-annotation"] == [str(tmp_path / "Annotations" / "2.xml")]
+
+
+def test_lists_of_other_things_are_no_splits(tmp_path):
+    files = {stem: [item("cat", 1, 1, 9, 9)] for stem in "12345"}
+    lists = {"train": ["1", "2"], "val": ["3"], "all": ["1", "2", "3"], "labels": ["cat"], "extra": ["4"]}
+    official(tmp_path, files, lists)
+    assert {name: len(part) for name, part in formats.read(tmp_path).items()} == {"train": 2, "val": 1, "extra": 1}
 
 
 @pytest.mark.parametrize("others", [[], ["1"]])

@@ -110,8 +110,10 @@ def test_what_does_not_train_answers_as_it_is_evaluated():
     assert modes == [{False}, {False}, *[{True}] * (len(modes) - 2)]
     backbone.freeze(0)
     assert all(part.training for part in backbone.modules())
-    backbone.requires_grad_(False).train()
-    assert not any(part.training for part in backbone.modules())
+    backbone.freeze(5)
+    assert not any(part.training for child in backbone.children() for part in child.modules())
+    backbone.freeze(0)
+    assert all(part.training for part in backbone.modules())
 
 
 def test_batch_norms_inside_a_module_are_frozen_with_their_numbers():

@@ -149,3 +149,15 @@ def test_annotations_that_were_not_read_are_named_where_there_is_nothing_to_lear
         (tmp_path / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.2")
     with pytest.raises(DataError, match=r"nothing to learn from.*0\.txt was not read: arrange"):
         prepare(tiny_recipe(), tmp_path, World())
+
+
+def test_what_became_of_the_boxes_is_said_where_none_is_left(drawn: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(drawn, data)
+    for file in (data / "annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        for one in content["annotations"]:
+            one["bbox"][2] = 0
+        file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"nothing to learn from.*of 1 images and no box.*emptied-image"):
+        prepare(tiny_recipe(), data, World())

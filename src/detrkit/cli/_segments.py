@@ -47,7 +47,8 @@ class SegmentBook:
     def fill(self, answers: Iterable[PanopticMap], images: Mapping[Path, str], doing: str) -> None:
         """Add all answers as they come, and show how far it is; arguments as of the book of detections."""
         by_name = {str(file): file for file in images}
-        self._taken.update(images.values())
+        for name in images.values():
+            self._taken.update((name, *(f"{FOLDER}/{folder}" for folder in PurePosixPath(name).parents)))
         with self.terminal.counting(len(images), doing) as tick:
             for found in answers:
                 file = by_name[found.source]

@@ -163,7 +163,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         error.args = (how_to_go_on(options.out, again),)
         raise
     except DataError:
-        if has_checkpoint(options.out):
+        if has_checkpoint(options.out) and Path(options.data).exists():
             terminal.note(f"What was trained is saved. When that is mended, go on with: {again}")
         raise
     document = {"run": done.folder, "model": done.folder / "model", "figures": done.figures}

@@ -26,6 +26,9 @@ TOLERANCE = 0.01
 """Pixels. Files round coordinates, so a box may leave its image by this much without being counted as wrong, and a
 side of less than this is no side."""
 
+BOXES_SHOWN = 20
+"""Boxes of an image that a message names."""
+
 LONGEST_SIDE = 2**31 - 1
 """Pixels. The border where the size of an image is not known."""
 
@@ -60,6 +63,11 @@ class BoxColumns(NamedTuple):
     difficult: np.ndarray
     where: Callable[[int], str]
     masks: MaskColumn | None = None
+
+    def of(self, image: int) -> str:
+        """The boxes of an image as they are stated, for the end of a message; "" where there are none."""
+        stated = self.boxes[self.images == image]
+        return "".join(f", [{', '.join(f'{side:.6g}' for side in box)}]" for box in stated[:BOXES_SHOWN])
 
     def select(self, rows: np.ndarray) -> BoxColumns:
         """Some of the boxes, in the order that is asked for."""
@@ -130,7 +138,9 @@ def build(
     rows = rows[np.argsort(boxes.images[rows], kind="stable")]
     box_sizes = sizes[boxes.images[rows]]
     clean, good, repaired = sanitise(boxes.boxes[rows], box_sizes, problems, lambda row: boxes.where(int(rows[row])))
-    kept = kept & ~_emptied(images, boxes.images[rows], good, kept, lambda row: str(root / names[row]), problems)
+    emptied = kept & _emptied(images, boxes.images[rows], good)
+    count_rows(problems, "emptied-image", np.flatnonzero(emptied), lambda row: f"{root / names[row]}{boxes.of(row)}")
+    kept = kept & ~emptied
     kept_images = np.flatnonzero(kept)
     new_row = np.full(len(names), -1, np.int64)
     new_row[kept_images] = np.arange(len(kept_images))
@@ -157,22 +167,13 @@ def build(
     )
 
 
-def _emptied(
-    images: ImageColumns,
-    owners: np.ndarray,
-    good: np.ndarray,
-    kept: np.ndarray,
-    where: Callable[[int], str],
-    problems: Problems,
-) -> np.ndarray:
+def _emptied(images: ImageColumns, owners: np.ndarray, good: np.ndarray) -> np.ndarray:
     """Which images had objects, of which none can be used (n,): as images without objects they would teach a lie."""
     had = np.zeros(len(images.names), bool) if images.lost is None else images.lost.copy()
     had[owners] = True
     has = np.zeros_like(had)
     has[owners[good]] = True
-    emptied = kept & had & ~has
-    count_rows(problems, "emptied-image", np.flatnonzero(emptied), where)
-    return emptied
+    return had & ~has
 
 
 def _masks(boxes: BoxColumns, rows: np.ndarray, problems: Problems) -> Masks | None:

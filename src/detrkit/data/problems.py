@@ -39,10 +39,10 @@ POLICIES: dict[str, Policy] = {
     "damaged-shard": Policy("dropped", "file", "a tar shard is damaged; what comes after the damage is lost"),
     "missing-annotation": Policy("dropped", "image", "a split lists an image that has no annotation file"),
     "unreadable-annotation": Policy(
-        "dropped", "image", "the annotation file of an image cannot be parsed; the image is left out with it"
+        "dropped", "file", "the annotation file of an image cannot be parsed, and the image is left out, too"
     ),
     "emptied-image": Policy(
-        "dropped", "image", "no box of an image could be used, and without them it would be taught as empty"
+        "dropped", "image", "no box of an image can be understood, and without them it would be taught as empty"
     ),
     "unread-annotation": Policy(
         "noted", "file", "a file beside the images may hold annotations, and is of no format that is known here"

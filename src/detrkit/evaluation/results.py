@@ -97,7 +97,7 @@ def check_results(path: Path | str, *, panoptic: bool = False) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise UsageError("There is no folder to write the results into", where=path.parent)
-    if not path.exists():
+    if not path.exists() or not (path.is_file() or path.is_dir()):  # nothing is lost in a pipe or a device
         return
     try:
         held = read_json(path, LARGEST_RESULTS)
@@ -129,7 +129,10 @@ def write_results(path: Path | str, annotations: Annotations, detections: Sequen
         for number, one in zip(annotations.image_ids, detections, strict=True)
         for entry in one.to_coco(int(number))
     ]
-    write_text_whole(Path(path), json.dumps(entries))
+    if Path(path).exists() and not Path(path).is_file():
+        Path(path).write_text(json.dumps(entries), encoding="utf-8")
+    else:
+        write_text_whole(Path(path), json.dumps(entries))
 
 
 def write_panoptic(path: Path | str, folder: Path | str, annotations: Annotations, maps: Sequence[PanopticMap]) -> None:

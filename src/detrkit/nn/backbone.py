@@ -106,10 +106,10 @@ class Backbone(nn.Module, ABC):
         Some networks drop whole paths in training, and a frozen one would say something else of an image each time.
         """
         super().train(mode)
-        if mode:
-            for part in (self, *(module for modules in self.stages() for module in modules)):
-                if not any(parameter.requires_grad for parameter in part.parameters()):
-                    part.eval()
+        stages = (module for modules in self.stages() for module in modules)
+        for part in (*self.children(), *stages):  # not itself, which tells what was asked for when a stage thaws
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
         return self
 
     @abstractmethod
@@ -248,6 +248,7 @@ class AutoBackbone(Backbone):
         with torch.no_grad():
             maps = self.body.eval()(torch.zeros(1, 3, side, side)).feature_maps
         self.body.train(training)
+        self.train(self.training)
         strides = [round(side / map_.shape[-1]) for map_ in maps]
         self._found = tuple(sorted(set(strides)))
         wanted = tuple(sorted(levels))

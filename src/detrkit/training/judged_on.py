@@ -62,6 +62,8 @@ def _of_run(
     recipe: Any = recipes.read(file, kind())
     noted = data_of(run).get("splits", {}).get("val", {})
     options: DataOptions = dataclasses.replace(recipe.data, annotations=annotations)
+    if (len(found) > 1 and split_name(options.train_split) not in found) or not noted:
+        return None
     _, val = open_splits(data, options, recipe.run.seed, [], masks=masks)
     val = val.select(range(min(len(val), noted.get("images", 0))))  # a recipe may limit them
     if describe(val)["fingerprint"] != noted.get("fingerprint"):

@@ -338,6 +338,8 @@ def _seeded(session: Session[Any], step: int) -> Iterator[None]:
         generators.append(torch.mps._get_default_mps_generator())
     before = [generator.get_state() for generator in generators]
     try:
+        if session.device.type not in ("cpu", "cuda", "mps"):
+            torch.manual_seed(seed)  # of a device that is not known here, by what torch knows of it
         for generator in generators:
             generator.manual_seed(seed)
         yield

@@ -44,6 +44,7 @@ def open_splits(
     wanted, other = split_name(options.train_split), split_name(options.val_split)
     name = wanted if wanted in found or len(found) > 1 else next(iter(found))
     train = formats.read(data, name, masks=masks, annotations=options.annotations)[name]
+    _refuse_boxless(train, "There is nothing to learn from", data)
     if options.val_fraction == 0 and other == name:
         val = train
         notes.append("Validation: the training images themselves, which shows whether they can be learnt by heart")
@@ -66,16 +67,7 @@ def open_splits(
     notes.extend(unwritable([category.name for category in train.categories]))
     for part, what in ((train, "There is nothing to learn from"), (val, "There is nothing to validate on")):
         notes.extend(line for line in part.problems.lines() if line not in notes)
-        if part.crowd.all():  # also where there is no box, or no image
-            unread = part.problems.examples.get("unread-annotation", [])
-            raise DataError(
-                what,
-                where=part.source or data,
-                got=f"a split of {len(part)} images and no box",
-                remedy=f"{unread[0]} was not read: arrange files and folders as docs/data.md shows."
-                if unread
-                else "Annotate some of them, choose another split, or set val_fraction.",
-            )
+        _refuse_boxless(part, what, data)
     label_table(train.categories, val.categories)
     _refuse_unreadable(val)
     if len(val) < FEW:
@@ -84,6 +76,25 @@ def open_splits(
             "detections depend on few boxes, and say little. More of them (--val-fraction) say more"
         )
     return train, val
+
+
+def _refuse_boxless(part: Annotations, what: str, data: str | Path) -> None:
+    """Refuse a split without a box, and say what became of those that it may have had.
+
+    Raises:
+        DataError: there is no box that is no crowd's, or no image.
+    """
+    if not part.crowd.all():
+        return
+    unread = part.problems.examples.get("unread-annotation", [])
+    raise DataError(
+        what,
+        where=part.source or data,
+        got="; ".join([f"a split of {len(part)} images and no box", *part.problems.lines()]),
+        remedy=f"{unread[0]} was not read: arrange files and folders as docs/data.md shows."
+        if unread
+        else "Annotate some of them, choose another split, or set val_fraction.",
+    )
 
 
 def _refuse_unreadable(val: Annotations) -> None:

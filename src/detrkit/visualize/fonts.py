@@ -84,12 +84,22 @@ def _face(characters: frozenset[str]) -> _Face:
 
 
 def _lacking(path: str, characters: frozenset[str]) -> frozenset[str]:
+    return frozenset(one for one in characters if not _has(path, one))
+
+
+@functools.lru_cache(1 << 17)
+def _has(path: str, character: str) -> bool:
     try:
-        font = _opened(path, _SIZE)
-        nothing = bytes(font.getmask(NO_CHARACTER))
-        return frozenset(one for one in characters if bytes(font.getmask(one)) == nothing)
+        return bytes(_probe(path)[0].getmask(character)) != _probe(path)[1]
     except OSError:  # a damaged file, or pictures of one size only
-        return characters
+        return False
+
+
+@functools.lru_cache(256)
+def _probe(path: str) -> tuple[Font, bytes]:
+    """A font of some size, and what it draws for what it lacks."""
+    font = _opened(path, _SIZE)
+    return font, bytes(font.getmask(NO_CHARACTER))
 
 
 def _opened(path: str, size: float) -> Font:

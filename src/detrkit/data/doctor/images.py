@@ -145,8 +145,10 @@ def _sizes(name: str, annotations: Annotations, pictures: Pictures) -> Iterator[
         said = f"The boxes of {sum(stored):,} of them can only have been drawn on the picture as stored."
         places = [place(row, text) for row, text in zip(rows.tolist(), more, strict=True)]
         yield Finding.of("orientation-disagrees", name, places, said if any(stored) else "")
-    if len(others := resized(annotations, pictures)):
-        yield Finding.of("size-mismatch", name, [place(row) for row in others.tolist()])
+    others = [place(row) for row in resized(annotations, pictures).tolist()]
+    known = set(annotations.problems.examples.get("size-mismatch", ()))  # some headers were read with the annotations
+    if others := [one for one in others if str(one) not in known]:
+        yield Finding.of("size-mismatch", name, others)
     flagged = np.setdiff1d(np.flatnonzero(pictures.orientations > 1), rows)
     if len(flagged):
         flags = [(row, int(pictures.orientations[row])) for row in flagged.tolist()]

@@ -165,6 +165,7 @@ class Collector:
             where = where if own is None else f"{self.path}: {self.describe(item['id'])}"
             if image is None or label is None:
                 self.problems.add("malformed-annotation", where)
+                self.lost.extend([] if image is None else [image])
                 continue
             box = item.get("bbox")
             if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):

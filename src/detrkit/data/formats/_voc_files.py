@@ -29,22 +29,38 @@ class VocObject(NamedTuple):
 
 
 class VocFile(NamedTuple):
-    """What a file says of its image; `size` is height and width in pixels, 0 where it is not known."""
+    """What a file says of its image; `size` is height and width in pixels, 0 where it is not known, and `objects` are
+    None where the file cannot be understood."""
 
     path: Path
     file_name: str
     size: tuple[int, int]
-    objects: list[VocObject]
+    objects: list[VocObject] | None
 
 
-def parsed(root: Path, paths: Iterable[Path]) -> tuple[dict[str, VocFile], dict[str, DataError]]:
-    """All files by their stems, and what is wrong with those that cannot be understood.
+class Parsed(NamedTuple):
+    """All files of a data set by their stems: those that can be understood, what is wrong with those that cannot, and
+    the paths of XML files of other things."""
+
+    files: dict[str, VocFile]
+    damaged: dict[str, DataError]
+    others: dict[str, Path]
+
+
+def parsed(root: Path, paths: Iterable[Path]) -> Parsed:
+    """Read files.
+
+    Args:
+        root: what stems are relative to.
+        paths: the files.
 
     Raises:
-        DataError: not one of them can, or one has entities, which are not followed.
+        DataError: not one of them is an annotation, or one has entities, which are not followed.
     """
     files: dict[str, VocFile] = {}
     damaged: dict[str, DataError] = {}
+    others: dict[str, Path] = {}
+    first: DataError | None = None
     for path in paths:
         key = path.relative_to(root).with_suffix("").as_posix()
         try:
@@ -52,10 +68,14 @@ def parsed(root: Path, paths: Iterable[Path]) -> tuple[dict[str, VocFile], dict[
         except DataError as error:
             if isinstance(error.__cause__, DefusedXmlException):
                 raise
-            damaged[key] = error
-    if damaged and not files:
-        raise next(iter(damaged.values()))
-    return files, damaged
+            first = first or error
+            if error.__cause__ is None:  # it is XML
+                others[key] = path
+            else:
+                damaged[key] = error
+    if first is not None and not files:
+        raise first
+    return Parsed(files, damaged, others)
 
 
 def _parse(path: Path) -> VocFile:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detrkit.data.files import is_known_split, split_name, walk_files
 from detrkit.data.formats import Source
-from detrkit.documents import opened
+from detrkit.documents import opened, read_text
 from detrkit.errors import DataError
 
 HEAD_BYTES = 1 << 12
@@ -48,9 +48,33 @@ def _official(base: Path) -> dict[str, Source]:
     """The splits of the devkit's layout."""
     images = next((base / name for name in ("JPEGImages", "images") if (base / name).is_dir()), base / "Annotations")
     lists = {path.stem: path for path in sorted((base / "ImageSets" / "Main").glob("*.txt"))}
+    lists = _apart(lists, base / "Annotations")
     if not lists:
         return {"all": Source("voc", "all", base / "Annotations", images)}
     return {split: Source("voc", split, lists[name], images) for split, name in lists_of_splits(lists).items()}
+
+
+def _apart(lists: dict[str, Path], annotations: Path) -> dict[str, Path]:
+    """The lists without those that only look like splits beside official ones: of all images, of classes, of other
+    things. A split of another name holds images of its own."""
+    known = {name: path for name, path in lists.items() if name in _OFFICIAL}
+    if not known:
+        return lists
+    taken = {stem for path in known.values() for stem in _stems(path)}
+    for name, path in lists.items():
+        stems = set() if name in known else _stems(path)
+        if stems and not stems & taken and any((annotations / f"{stem}.xml").is_file() for stem in stems):
+            known[name] = path
+            taken |= stems
+    return known
+
+
+def _stems(path: Path) -> set[str]:
+    """What a list names; nothing where it cannot be read, which is told where it is read as a split."""
+    try:
+        return {line.strip() for line in read_text(path).splitlines() if line.strip()}
+    except (OSError, ValueError):
+        return set()
 
 
 def lists_of_splits(names: Iterable[str]) -> dict[str, str]:

@@ -82,7 +82,7 @@ def read_together(
     """Read several splits of one data set, each XML file once. See `read`."""
     first = next(iter(sources.values()))
     root, folders = layout.set_of(first)
-    files, damaged = parsed(root, layout.xml_files(folders))
+    files, damaged, others = parsed(root, layout.xml_files(folders))
     shared = Problems()
     one_based = _is_one_based(files, shared)
     categories = _table(root.parent if root.name == "Annotations" else root, files)
@@ -95,10 +95,16 @@ def read_together(
             keys = _listed(source.path, {*files, *damaged}, problems)
         else:
             keys = [key for key in (*files, *damaged) if (root / key).is_relative_to(source.path)]
+            for path in others.values():
+                if path.is_relative_to(source.path):
+                    problems.add("unread-annotation", str(path))
+        chosen = {}
         for key in keys:
             if key in damaged:
                 problems.add("unreadable-annotation", f"{damaged[key].where}: {damaged[key].got}")
-        chosen = {key: files[key] for key in keys if key in files}
+                chosen[key] = VocFile(root / f"{key}.xml", "", (0, 0), None)
+            else:
+                chosen[key] = files[key]
         splits[split] = _columns(source, root, chosen, categories, one_based, problems, check_files)
     return splits
 
@@ -131,7 +137,7 @@ def _is_one_based(files: Mapping[str, VocFile], problems: Problems) -> bool:
     """
     begun, first = [0, 0], ""
     for file in files.values():
-        for x, y, other_x, other_y in (item.corners for item in file.objects if item.corners):
+        for x, y, other_x, other_y in (item.corners for item in file.objects or () if item.corners):
             if x == other_x or y == other_y:
                 continue
             for low in (min(x, other_x), min(y, other_y)):
@@ -152,7 +158,7 @@ def _table(base: Path, files: Mapping[str, VocFile]) -> tuple[Category, ...]:
             raise DataError("malformed-file: the list of classes cannot be read", where=base / TABLE) from error
         found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     else:
-        found = sorted({item.name for file in files.values() for item in file.objects if item.name})
+        found = sorted({item.name for file in files.values() for item in file.objects or () if item.name})
     return tuple(Category(number, name) for number, name in enumerate(found, 1))
 
 
@@ -175,7 +181,8 @@ def _columns(
         if source.images.is_relative_to(root):  # beside the XML files: names are relative to the folder of the split
             key = (root / key).relative_to(source.images).as_posix()
         names.append(_image_name(key, file, listing, check_files))
-        for number, item in enumerate(file.objects, 1):
+        lost[image] = file.objects is None
+        for number, item in enumerate(file.objects or (), 1):
             place = f"{file.path}: object {number}"
             if item.corners is None:
                 problems.add("malformed-box", place)
