@@ -128,8 +128,9 @@ class Book:
         unreadable = list(self.unreadable.values())
         note_unreadable(unreadable, self.out, self.terminal)
         document = {"out": self.out, "objects": self.boxes, "images": self.images, "unreadable": unreadable}
-        document["threshold"] = threshold
-        return Outcome({**document, **further}, exit_code=DataError.exit_code if unreadable else 0)
+        return Outcome(
+            {**document, "threshold": threshold, **further}, exit_code=DataError.exit_code if unreadable else 0
+        )
 
 
 def note_others(out: Path, own: Iterable[str], terminal: Terminal) -> None:

@@ -72,7 +72,7 @@ def open_splits(
     _refuse_unreadable(val)
     if len(val) < FEW:
         notes.append(
-            f"Only {len(val)} validation images: figures, the choice of the best checkpoint and the threshold for "
+            f"Only {len(val)} validation image{'' if len(val) == 1 else 's'}: figures, the choice of the best checkpoint and the threshold for "
             "detections depend on few boxes, and say little. More of them (--val-fraction) say more"
         )
     return train, val

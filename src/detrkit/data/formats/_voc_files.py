@@ -29,26 +29,18 @@ class VocObject(NamedTuple):
 
 
 class VocFile(NamedTuple):
-    """What a file says of its image; `size` is height and width in pixels, 0 where it is not known, and `objects` are
-    None where the file cannot be understood."""
+    """What a file says of its image; `size` is height and width in pixels, 0 where it is not known. `fault` is what is
+    wrong with a file that cannot be understood."""
 
     path: Path
-    file_name: str
-    size: tuple[int, int]
-    objects: list[VocObject] | None
+    file_name: str = ""
+    size: tuple[int, int] = (0, 0)
+    objects: tuple[VocObject, ...] = ()
+    fault: str = ""
 
 
-class Parsed(NamedTuple):
-    """All files of a data set by their stems: those that can be understood, what is wrong with those that cannot, and
-    the paths of XML files of other things."""
-
-    files: dict[str, VocFile]
-    damaged: dict[str, DataError]
-    others: dict[str, Path]
-
-
-def parsed(root: Path, paths: Iterable[Path]) -> Parsed:
-    """Read files.
+def parsed(root: Path, paths: Iterable[Path]) -> tuple[dict[str, VocFile], list[Path]]:
+    """All files by their stems, and the paths of XML files of other things.
 
     Args:
         root: what stems are relative to.
@@ -58,8 +50,7 @@ def parsed(root: Path, paths: Iterable[Path]) -> Parsed:
         DataError: not one of them is an annotation, or one has entities, which are not followed.
     """
     files: dict[str, VocFile] = {}
-    damaged: dict[str, DataError] = {}
-    others: dict[str, Path] = {}
+    others: list[Path] = []
     first: DataError | None = None
     for path in paths:
         key = path.relative_to(root).with_suffix("").as_posix()
@@ -70,12 +61,12 @@ def parsed(root: Path, paths: Iterable[Path]) -> Parsed:
                 raise
             first = first or error
             if error.__cause__ is None:  # it is XML
-                others[key] = path
+                others.append(path)
             else:
-                damaged[key] = error
-    if first is not None and not files:
+                files[key] = VocFile(path, fault=f"{error.where}: {error.got}")
+    if first is not None and all(file.fault for file in files.values()):
         raise first
-    return Parsed(files, damaged, others)
+    return files, others
 
 
 def _parse(path: Path) -> VocFile:
@@ -88,7 +79,7 @@ def _parse(path: Path) -> VocFile:
         raise _malformed(path, f"the element <{tree.tag}>")
     size = tree.find("size")
     height, width = (_side(_text(size, name)) for name in ("height", "width"))
-    return VocFile(path, _text(tree, "filename"), (height, width), [_object(item) for item in tree.findall("object")])
+    return VocFile(path, _text(tree, "filename"), (height, width), tuple(map(_object, tree.findall("object"))))
 
 
 def _malformed(path: Path, got: str) -> DataError:

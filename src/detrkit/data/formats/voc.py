@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -82,7 +82,7 @@ def read_together(
     """Read several splits of one data set, each XML file once. See `read`."""
     first = next(iter(sources.values()))
     root, folders = layout.set_of(first)
-    files, damaged, others = parsed(root, layout.xml_files(folders))
+    files, others = parsed(root, layout.xml_files(folders))
     shared = Problems()
     one_based = _is_one_based(files, shared)
     categories = _table(root.parent if root.name == "Annotations" else root, files)
@@ -90,26 +90,19 @@ def read_together(
     for split, source in sources.items():
         problems = Problems()
         problems.merge(shared)
-        is_listed = source.path.suffix == ".txt"
-        if is_listed:
-            keys = _listed(source.path, {*files, *damaged}, problems)
+        if source.path.suffix == ".txt":
+            keys = _listed(source.path, files, problems)
         else:
-            keys = [key for key in (*files, *damaged) if (root / key).is_relative_to(source.path)]
-            for path in others.values():
+            keys = [key for key in files if (root / key).is_relative_to(source.path)]
+            for path in others:
                 if path.is_relative_to(source.path):
                     problems.add("unread-annotation", str(path))
-        chosen = {}
-        for key in keys:
-            if key in damaged:
-                problems.add("unreadable-annotation", f"{damaged[key].where}: {damaged[key].got}")
-                chosen[key] = VocFile(root / f"{key}.xml", "", (0, 0), None)
-            else:
-                chosen[key] = files[key]
+        chosen = {key: files[key] for key in keys}
         splits[split] = _columns(source, root, chosen, categories, one_based, problems, check_files)
     return splits
 
 
-def _listed(path: Path, files: Container[str], problems: Problems) -> list[str]:
+def _listed(path: Path, files: Mapping[str, VocFile], problems: Problems) -> list[str]:
     """The stems of a list that have an annotation file. A second column, as in the lists of a class, is ignored."""
     try:
         lines = read_text(path).splitlines()
@@ -137,7 +130,7 @@ def _is_one_based(files: Mapping[str, VocFile], problems: Problems) -> bool:
     """
     begun, first = [0, 0], ""
     for file in files.values():
-        for x, y, other_x, other_y in (item.corners for item in file.objects or () if item.corners):
+        for x, y, other_x, other_y in (item.corners for item in file.objects if item.corners):
             if x == other_x or y == other_y:
                 continue
             for low in (min(x, other_x), min(y, other_y)):
@@ -158,7 +151,7 @@ def _table(base: Path, files: Mapping[str, VocFile]) -> tuple[Category, ...]:
             raise DataError("malformed-file: the list of classes cannot be read", where=base / TABLE) from error
         found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     else:
-        found = sorted({item.name for file in files.values() for item in file.objects or () if item.name})
+        found = sorted({item.name for file in files.values() for item in file.objects if item.name})
     return tuple(Category(number, name) for number, name in enumerate(found, 1))
 
 
@@ -181,8 +174,10 @@ def _columns(
         if source.images.is_relative_to(root):  # beside the XML files: names are relative to the folder of the split
             key = (root / key).relative_to(source.images).as_posix()
         names.append(_image_name(key, file, listing, check_files))
-        lost[image] = file.objects is None
-        for number, item in enumerate(file.objects or (), 1):
+        if file.fault:
+            problems.add("unreadable-annotation", file.fault)
+            lost[image] = True
+        for number, item in enumerate(file.objects, 1):
             place = f"{file.path}: object {number}"
             if item.corners is None:
                 problems.add("malformed-box", place)
