@@ -64,7 +64,7 @@ class BoxColumns(NamedTuple):
     where: Callable[[int], str]
     masks: MaskColumn | None = None
 
-    def of(self, image: int) -> str:
+    def stated(self, image: int) -> str:
         """The boxes of an image as they are stated, for the end of a message; "" where there are none."""
         stated = self.boxes[self.images == image]
         return "".join(f", [{', '.join(f'{side:.6g}' for side in box)}]" for box in stated[:BOXES_SHOWN])
@@ -139,7 +139,9 @@ def build(
     box_sizes = sizes[boxes.images[rows]]
     clean, good, repaired = sanitise(boxes.boxes[rows], box_sizes, problems, lambda row: boxes.where(int(rows[row])))
     emptied = kept & _emptied(images, boxes.images[rows], good)
-    count_rows(problems, "emptied-image", np.flatnonzero(emptied), lambda row: f"{root / names[row]}{boxes.of(row)}")
+    count_rows(
+        problems, "emptied-image", np.flatnonzero(emptied), lambda row: f"{root / names[row]}{boxes.stated(row)}"
+    )
     kept = kept & ~emptied
     kept_images = np.flatnonzero(kept)
     new_row = np.full(len(names), -1, np.int64)

@@ -240,9 +240,7 @@ class Model(nn.Module):
         self.query_position = nn.Parameter(torch.randn(config.query_groups * config.num_queries, config.dim))
         self.reference_head = xavier(MLP(config.dim, config.dim, 2))
         self.transformation = Transformation(config.transformation, config.dim, config.heads)
-        if (
-            config.decoder_layers == 1
-        ):  # nobody asks what a single layer has seen: it would wait for a gradient for ever
+        if config.decoder_layers == 1:  # nobody asks what a single layer has seen: no gradient would ever come
             self.transformation.requires_grad_(False)
         self.decoder_layers = nn.ModuleList(DecoderLayer(config, layer == 0) for layer in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.dim)

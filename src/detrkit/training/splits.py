@@ -71,9 +71,10 @@ def open_splits(
     label_table(train.categories, val.categories)
     _refuse_unreadable(val)
     if len(val) < FEW:
+        validated = "validation image" if len(val) == 1 else "validation images"
         notes.append(
-            f"Only {len(val)} validation image{'' if len(val) == 1 else 's'}: figures, the choice of the best checkpoint and the threshold for "
-            "detections depend on few boxes, and say little. More of them (--val-fraction) say more"
+            f"Only {len(val)} {validated}: figures, the choice of the best checkpoint and the threshold for detections "
+            "depend on few boxes, and say little. More of them (--val-fraction) say more"
         )
     return train, val
 
