@@ -13,15 +13,22 @@ from pathlib import Path
 def peak_added(work: Callable[[], object]) -> float:
     """How far the peak of this process rises above what it holds now, in MB."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)  # or what is free in the heap now would take in some of the work unseen
+    give_back()  # or what is free in the heap now would take in some of the work unseen
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
         forget.write_text("5")  # the peak starts anew from what is held now
     before = peak()
     work()
     return peak() - before
+
+
+def give_back() -> None:
+    """Return the free memory of this process to the system, as the GNU C library does it, or tcmalloc in its place."""
+    if sys.platform == "linux":
+        known = ctypes.CDLL(None)
+        for name, arguments in (("malloc_trim", (0,)), ("MallocExtension_ReleaseFreeMemory", ())):
+            if hasattr(known, name):
+                getattr(known, name)(*arguments)
 
 
 def peak() -> float:

@@ -179,11 +179,12 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         for side, told in found.items():
             command = [sys.executable, __file__, str(folder), "--workers", str(options.workers), "--measure", side]
             told.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    result: dict[str, Any] = dict(found["ours"][0])
+    result: dict[str, Any] = dict(found["ours"][0]) | {"ratios": {}}
     for figure in ("seconds", "cpu_seconds", "peak_growth_mb"):
         ours, theirs = (statistics.median(one[figure] for one in told) for told in found.values())
         result[figure] = ours
-        result[f"{figure} of pycocotools"] = f"{theirs}: {theirs / ours:.1f} times"
+        result[f"{figure} of pycocotools"] = theirs
+        result["ratios"][figure] = round(theirs / ours, 2)
     result |= {"rounds": options.rounds, "machine": machine(("detrkit", "numpy", "torch", "pycocotools"))}
     show(result | {"all": found} if options.json else result, options.json)
 

@@ -13,6 +13,8 @@ each. Loading is in no side. Sides, each in a process of its own, in turning ord
     lean     the same with --recompute transformer
     leanest  the same with --recompute all
 
+and, where the machine has tcmalloc, `plain, tcmalloc` and `ours, tcmalloc`: with it in the C library's place.
+
 All start from the same weights, and without dropout they must find the same loss. Seconds are of processor time, or of
 the clock on a GPU, and a ratio is the median of the rounds' ratios. `share of peak` is the rate of the floating-point
 operations that a plain step needs beside that of one large product. Memory is of a new process: how far its peak rises
@@ -26,13 +28,14 @@ import contextlib
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from _device import now, operations, peak_rate
 from _memory import peak_added
-from _process import process
+from _process import TCMALLOC, process
 from _report import machine, parser, show
 from safetensors.torch import save_file
 from safety_overhead import Case as Recipe
@@ -52,8 +55,9 @@ from detrkit.structures import Batch, Target
 from detrkit.training.detection import DetectionSession
 from detrkit.training.loop import optimize
 
-SIDES = ("plain", "settled", "ours", "lean", "leanest")
-OURS = SIDES[2:]
+PLAIN = ("plain", "settled", "plain, tcmalloc")
+WITH_TCMALLOC = ("plain, tcmalloc", "ours, tcmalloc")
+SIDES = ("plain", "settled", "ours", "lean", "leanest", *(WITH_TCMALLOC if TCMALLOC else ()))
 RECOMPUTED = {"lean": "transformer", "leanest": "all"}
 OBJECTS = 10
 
@@ -151,7 +155,7 @@ class Side:
         self.batch = make_batch(case)
         self.device = torch.device(how.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-        self.is_plain = side in ("plain", "settled")
+        self.is_plain = side in PLAIN
         if self.is_plain:
             model: Any = self.session.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             make_plain(model)
@@ -236,11 +240,17 @@ def take(device: str) -> float:
     return now(torch.device(device)) - start
 
 
+def begin(side: str, threads: int) -> contextlib.AbstractContextManager[ProcessPoolExecutor]:
+    """A process for a side."""
+    preload = TCMALLOC if side in WITH_TCMALLOC else None
+    return process(threads, settled=side not in ("plain", "plain, tcmalloc"), preload=preload)
+
+
 def measure_time(case: Case, data: Path, how: How, rounds: int, threads: int) -> dict[str, list[float]]:
     """Seconds of each side in every round, after one that does not count."""
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     with contextlib.ExitStack() as stack:
-        pools = {side: stack.enter_context(process(threads, settled=side != "plain")) for side in SIDES}
+        pools = {side: stack.enter_context(begin(side, threads)) for side in SIDES}
         for side, pool in pools.items():
             pool.submit(prepare, case, side, data, how).result()
         for number in range(rounds):
@@ -261,13 +271,15 @@ def measure_memory(case: Case, side: str, data: Path, how: How) -> float:
 def measure(case: Case, data: Path, how: How, rounds: int, threads: int) -> dict[str, Any]:
     apart, times = check(case, data, how), measure_time(case, data, how, rounds, threads)
     medians = {side: statistics.median(times[side]) for side in SIDES}
-    dtypes = {side: torch.bfloat16 if side in OURS and how.precision == "bf16" else torch.float32 for side in SIDES}
+    dtypes = {
+        side: torch.bfloat16 if side not in PLAIN and how.precision == "bf16" else torch.float32 for side in SIDES
+    }
     device = torch.device(how.device)
     with direct():
         needed = operations(Side(case, "ours", data, how, 0.1))
     memory = {}
     for side in SIDES:
-        with process(1, settled=side != "plain") as pool:
+        with begin(side, 1) as pool:
             memory[side] = pool.submit(measure_memory, case, side, data, how).result()
     return {
         "seconds": times,
