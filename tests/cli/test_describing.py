@@ -210,12 +210,14 @@ def test_what_cannot_be_rewritten(detrkit, data, tmp_path):
         ((data, tmp_path / "out", "--format", "yollo"), 2, "coco, coco_panoptic, folder, instance_masks, voc, yolo"),
         ((data, tmp_path / "full", "--format", "coco"), 2, "full"),
         ((tmp_path / "none", tmp_path / "out", "--format", "coco"), 3, "none"),
+        ((data, data / "out", "--format", "coco"), 2, "inside the data set"),
     ]
     for arguments, code, part in cases:
         said = detrkit("rewrite", *arguments)
         assert (said.code, said.out) == (code, "")
         assert part in said.err
     assert not (tmp_path / "out").exists()
+    assert not (data / "out").exists()
 
 
 def test_the_parts_of_a_model_folder(detrkit, trained, tmp_path):

@@ -37,13 +37,15 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     Raises:
         DataError: the data cannot be read, or the format cannot express it.
-        UsageError: an unknown format, or an output folder that holds something.
+        UsageError: an unknown format, or an output folder that holds something or lies inside the data set.
     """
     from detrkit.data import formats
+    from detrkit.data.files import check_outside
     from detrkit.errors import UsageError
 
     if options.format not in formats.names():
         raise UsageError("There is no such format", got=repr(options.format), expected=", ".join(formats.names()))
+    check_outside(options.out, options.data)
     splits = formats.read(options.data, masks="any", annotations=options.annotations)
     for part in splits.values():
         for line in part.problems.lines():

@@ -248,6 +248,25 @@ def unique_stems(names: Sequence[str]) -> list[str]:
     return unique
 
 
+def check_outside(out: Path, data: str | Path) -> None:
+    """Refuse to write into a data set that is read: what lies there would be taken for a part of it.
+
+    Args:
+        out: where something is to be written.
+        data: the folder of the data set; of an annotation file it is not known which folder that is.
+
+    Raises:
+        UsageError: the one lies inside the other.
+    """
+    root = Path(data)
+    if root.is_dir() and out.resolve().is_relative_to(root.resolve()):
+        raise UsageError(
+            "The output folder lies inside the data set, which is not written to",
+            where=out,
+            expected=f"a folder outside of {root}",
+        )
+
+
 def fresh_folder(out: Path) -> None:
     """Make an output folder.
 

@@ -22,6 +22,7 @@ from detrkit.data.doctor.boxes import MENDED, BoxReport, kinds_of
 from detrkit.data.doctor.classes import boxes_of, same_names
 from detrkit.data.doctor.findings import Diagnosis
 from detrkit.data.doctor.pictures import Pictures
+from detrkit.data.files import check_outside
 from detrkit.data.problems import POLICIES, Problems
 from detrkit.errors import DataError
 from detrkit.structures import Category
@@ -66,14 +67,15 @@ def fix(diagnosis: Diagnosis, out: str | Path) -> Fixed:
 
     Args:
         diagnosis: of the data set. Where its images were not decoded, copies and unreadable images stay.
-        out: a new or empty folder.
+        out: a new or empty folder outside of the data set.
 
     Raises:
         DataError: nothing is left to be written, or an image cannot be linked or copied.
         Error: the disk is full or cannot be written; nothing is left of the copy then.
-        UsageError: the folder holds something.
+        UsageError: the folder holds something, or lies inside the data set.
     """
     out = Path(out)
+    check_outside(out, diagnosis.path)
     changes: list[Change] = []
     gone = _images_to_leave_out(diagnosis, changes)
     table, merged = _one_name_each(diagnosis, changes)
