@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detrkit import convert, models
+    from detrkit import convert, find, models, visualize
     from detrkit.data.doctor import Diagnosis
     from detrkit.errors import DataError, Error, MissingExtraError, ModelError, UsageError
     from detrkit.evaluation.run import Metrics
@@ -41,10 +41,12 @@ _HOMES = {
     "convert": "",
     "doctor": "training.checkup",
     "evaluate": "training.run",
+    "find": "",
     "load": "predict",
     "models": "",
     "pretrain": "",
     "train": "training.run",
+    "visualize": "",
 }
 
 __all__ = [
@@ -67,10 +69,12 @@ __all__ = [
     "convert",
     "doctor",
     "evaluate",
+    "find",
     "load",
     "models",
     "pretrain",
     "train",
+    "visualize",
 ]
 
 

@@ -202,7 +202,7 @@ class Detector:
         name: str = "object",
         **search: Any,
     ) -> Detections | list[Detections]:
-        """Find all that is like an example, which takes no label: `detrkit.find` does the same for several things.
+        """Find all that is like an example, which takes no label: `detrkit.find.find` does the same for several things.
 
         Args:
             example: a picture that shows one, or a list of such.

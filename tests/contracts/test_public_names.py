@@ -104,6 +104,63 @@ def test_version_is_stated_once_for_all(root: Path):
     assert f"[{project['version']}]" in (root / "CHANGELOG.md").read_text("utf-8")
 
 
+NAMES = re.compile(r"(?:from (detrkit(?:\.\w+)*) import ([\w, ]+)|\bdetrkit(?:\.[a-zA-Z_]\w*)+)")
+
+RESOLVE = """
+import importlib, json, sys
+import detrkit
+
+def is_there(home, names):
+    for name in names:
+        if not hasattr(home, name):
+            return False
+        home = getattr(home, name)
+    return True
+
+wrong = []
+for said, module, names in json.loads(sys.argv[1]):
+    home = importlib.import_module(module) if module != "detrkit" else detrkit
+    if not is_there(home, names):
+        wrong.append(said)
+print(json.dumps(wrong))
+"""
+
+
+def names_said(text: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Each `detrkit.x.y` and `from detrkit.x import y` of a text: what it says, what is imported, what is asked of it.
+
+    Of `import detrkit` alone the names in `detrkit.__all__` are there; another module may only seem to be, since one
+    that is named before it has imported it.
+    """
+    for found in NAMES.finditer(text):
+        if found[1]:
+            for name in found[2].split(","):
+                yield found[0], found[1], [name.strip()]
+        else:
+            first, *others = found[0].split(".")[1:]
+            yield found[0], "detrkit", [first, *others] if first in detrkit.__all__ else [f"{first} is not public"]
+
+
+def test_names_in_the_documents_are_there(root: Path):
+    files = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    said = [name for file in files for name in names_said(file.read_text("utf-8"))]
+    assert len(said) > 10
+    wrong = json.loads(run_python(RESOLVE, json.dumps(said)))
+    assert not wrong, f"the documents name what is not there: {wrong}"
+
+
+def test_the_rule_of_names_in_documents_finds():
+    text = "`detrkit.load(x)` and detrkit.visualize.draw_it, detrkit.nn.x. `from detrkit.boxes import nms, iou`"
+    assert [(module, names) for _, module, names in names_said(text)] == [
+        ("detrkit", ["load"]),
+        ("detrkit", ["visualize", "draw_it"]),
+        ("detrkit", ["nn is not public"]),
+        ("detrkit.boxes", ["nms"]),
+        ("detrkit.boxes", ["iou"]),
+    ]
+    assert json.loads(run_python(RESOLVE, json.dumps(list(names_said(text))[:2]))) == ["detrkit.visualize.draw_it"]
+
+
 def undocumented(name: str, value: object) -> Iterator[str]:
     """What the docstring of a public name leaves out."""
     documented = isinstance(value, ModuleType | type) or callable(value)
