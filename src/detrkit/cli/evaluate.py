@@ -11,8 +11,9 @@ import tyro
 
 from detrkit.cli._book import check_report
 from detrkit.cli._figures import by_example_text, figures_document, figures_text
-from detrkit.cli._options import DetectionOptions
+from detrkit.cli._options import CommonOptions, DetectionOptions
 from detrkit.cli._terminal import Outcome, Terminal, count
+from detrkit.cli._weights import flag, load_detector
 from detrkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Options(DetectionOptions):
 
     model: tyro.conf.Positional[str]
     """Run folder or model folder, weights of others, or a name on the Hugging Face hub; or a JSON file of COCO results,
-    which are evaluated as they are."""
+    which are evaluated as they are: flags of a model are refused then."""
     data: tyro.conf.Positional[str]
     """Data set in COCO, Pascal VOC or YOLO format; which one is recognised."""
     split: str = "val"
@@ -59,7 +60,6 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     Raises:
         DataError, ModelError, UsageError: as `detrkit.evaluate`.
     """
-    from detrkit.cli._weights import load_detector
     from detrkit.evaluation import write_panoptic, write_report, write_results
     from detrkit.training.by_example import refuse_draws
     from detrkit.training.judged_on import judged_on
@@ -67,6 +67,8 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     from detrkit.visualize.fonts import unwritable
 
     _check_files(options)
+    if options.model.endswith(".json"):
+        _refuse_flags_of_models(options)
     detector = None if options.model.endswith(".json") else load_detector(options.model, options, by_example=True)
     masks: Literal["any", False] = "any" if detector is None or detector.segmenter is not None else False
     annotations, split = judged_on(
@@ -178,6 +180,20 @@ def _judged(
             workers=options.workers,
             ensemble=options.ensemble,
             on_image=tick,
+        )
+
+
+def _refuse_flags_of_models(options: Options) -> None:
+    """Refuse what says how a model works where there is none."""
+    flags = {entry.name for entry in dataclasses.fields(DetectionOptions)}
+    flags -= {entry.name for entry in dataclasses.fields(CommonOptions)}
+    usual = DetectionOptions()
+    if given := [flag(name) for name in sorted(flags) if getattr(options, name) != getattr(usual, name)]:
+        raise UsageError(
+            "Results are evaluated as they are, and no model works",
+            where=options.model,
+            got=", ".join(given),
+            remedy="Leave it out, or name the model.",
         )
 
 
