@@ -398,6 +398,10 @@ def test_options_and_examples_that_make_no_sense_are_refused(detector: Detector,
             UsageError, match=re.escape(f"Bad value for {name}; got {value!r}") + f".*{re.escape(said)}"
         ):
             Search.__init__.__wrapped__(object.__new__(Search), **{name: value})  # types unchecked, as users have it
+    with pytest.raises(UsageError, match=r"image_size.*No image has so many pixels; got 9999999 ×"):
+        detector.find(files[-1], RED, files[0], image_size=9_999_999)
+    numpys = {"overlap": np.float32(0.5), "image_size": np.int64(64)}
+    assert Search.__init__.__wrapped__(object.__new__(Search), **numpys) is None  # types unchecked
     assert search_of({"overlap": 0.3}) == Search(overlap=0.3)
     with pytest.raises(UsageError, match="2 pictures and 1 boxes"):
         examples_of("red", [files[-1], files[0]], [RED])

@@ -6,6 +6,8 @@ command line turns the class into an exit code.
 
 from __future__ import annotations
 
+from typing import Any
+
 LONGEST_TEXT = 1000
 """Characters of a part of a message: what stands in a damaged file may have a million."""
 
@@ -24,6 +26,11 @@ def brief(value: object, longest: int = LONGEST_TEXT) -> str:
     except (RecursionError, ValueError):  # deeper than Python walks, or a number of more digits than it prints
         text = f"a {type(value).__name__} that is too large to be shown"
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy as Python's own, which says and means the same; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 class Error(ValueError):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from detrkit import models
 from detrkit.boxes import nms, xyxy_to_cxcywh
 from detrkit.data.images import open_image
 from detrkit.data.loading import load_images
@@ -214,12 +215,13 @@ def _finder(detector: Detector, search: Search) -> Finder:
 
 def _sizes(detector: Detector, finder: Finder, search: Search, smallest: float) -> tuple[int, int]:
     """The shorter side at which images are searched, and the limit of the longer; `smallest` is of the examples."""
-    shortest, longest = detector.image_size
+    config: Any = detector.model.config
     if search.image_size:
-        return search.image_size, round(longest * search.image_size / shortest)
+        seen = models.at_size(config, search.image_size)
+        return seen.image_size, seen.longest
+    shortest, longest = detector.image_size
     if finder.candidates != "windows":
         return shortest, longest
-    config: Any = detector.model.config
     wanted = math.ceil(finder.model.cells * config.stride / smallest)
     chosen = max(shortest, min(wanted, LARGEST))
     return chosen, round(longest * chosen / shortest)

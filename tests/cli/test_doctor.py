@@ -128,6 +128,8 @@ def test_what_cannot_be_examined(detrkit, data, tmp_path):
         ([data, "--report", tmp_path / "full" / "file"], 2),
         ([data, "--report", tmp_path / "full"], 2),
         ([data, "--model", "detr-r5"], 2),
+        ([data, "--image-size", "-3"], 2),
+        ([data, "--image-size", "9999999"], 2),
     ]:
         said = detrkit("doctor", *given)
         assert said.code == code, said.err

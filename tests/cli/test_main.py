@@ -185,6 +185,7 @@ def failing(monkeypatch):
         (OSError(28, "No space left on device", "runs/x"), 1),
         (OSError(28, "No space left on device"), 1),
         (MemoryError(), 1),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"), 1),
         (ZeroDivisionError("division by zero"), 1),
         (KeyboardInterrupt(), 130),
         (cli._Terminated(), 143),

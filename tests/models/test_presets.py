@@ -6,6 +6,7 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from detrkit import UsageError, models
@@ -119,6 +120,27 @@ def test_text_is_read_as_the_fields_type(field: str, text: str, value: object) -
 def test_values_of_another_type_are_refused(field: str, value: object, expected: str) -> None:
     with pytest.raises(UsageError, match=rf"Bad value for {field}; got .*; expected {expected}"):
         models.configure("detr-r50", **{field: value})
+
+
+def test_numbers_may_be_numpys() -> None:
+    _, config = models.configure(
+        "detr-r50", num_queries=np.int64(50), dropout=np.float32(0.25), pre_norm=np.bool_(True)
+    )
+    assert (config.num_queries, config.dropout, config.pre_norm) == (50, 0.25, True)
+    assert [type(value) for value in (config.num_queries, config.dropout, config.pre_norm)] == [int, float, bool]
+
+
+def test_another_size_keeps_the_proportion_and_stays_within_what_images_have() -> None:
+    _, config = models.configure("detr-r50")
+    seen = models.at_size(config, 400)
+    assert (seen.image_size, seen.longest) == (400, round(1333 / 2))
+    assert models.at_size(config, 400, 500).longest == 500
+    with pytest.raises(UsageError, match="Bad value for image_size; got -3; expected at least 1"):
+        models.at_size(config, -3)
+    with pytest.raises(
+        UsageError, match=r"No image has so many pixels; got 20000 × 33325; expected at most 178,000,000"
+    ):
+        models.at_size(config, 20_000)
 
 
 def test_unknown_names_offer_the_nearest() -> None:

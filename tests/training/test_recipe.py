@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from detrkit import models
@@ -124,6 +125,18 @@ def test_a_path_may_stand_for_text_and_a_number_for_text_in_the_architecture() -
     recipe = revise(Recipe(), {"init": Path("a/b"), "architecture": {"dim": 32}})
     assert recipe.model.init == "a/b"
     assert recipe.model.architecture == {"dim": "32"}
+
+
+def test_numbers_may_be_numpys() -> None:
+    said = {"epochs": np.int64(3), "lr": np.float32(0.5), "tensorboard": np.bool_(True), "schedule": np.str_("cosine")}
+    recipe = revise(Recipe(), {**said, "architecture": {"num_queries": np.int64(50), "dropout": np.float32(0.25)}})
+    plain = revise(Recipe(), {"epochs": 3, "lr": 0.5, "tensorboard": True, "schedule": "cosine"})
+    plain = revise(plain, {"architecture": {"num_queries": "50", "dropout": "0.25"}})
+    assert recipe == plain
+    assert recipes.to_toml(recipe) == recipes.to_toml(plain)
+    for name, value in (("epochs", np.float64(1)), ("lr", np.bool_(True)), ("epochs", np.array([1]))):
+        with pytest.raises(UsageError, match=f"Bad value for {name}"):
+            revise(Recipe(), {name: value})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,7 +150,8 @@ def _report(error: Exception, terminal: Terminal) -> int:
         place = "" if error.filename is None else f"{error.filename}: "
         remedy = "Make room on the disk, or write to another place." if error.errno in _FULL else ""
         return terminal.fail(f"{place}{error.strerror}. {remedy}".strip(), "OSError", 1, remedy=remedy)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # On a processor torch raises a plain RuntimeError.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(error):
         remedy = "Try a smaller --batch-size or --image-size."
         return terminal.fail(f"The memory does not suffice. {remedy}", "OutOfMemoryError", 1, remedy=remedy)
     said = f"{type(error).__name__}: {error}"

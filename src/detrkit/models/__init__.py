@@ -28,8 +28,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
-from detrkit.errors import UsageError
+from detrkit.errors import UsageError, plain
 from detrkit.losses.criterion import SetCriterion
+from detrkit.models._config import check_size
 from detrkit.postprocess import Scored
 from detrkit.structures import Predictions
 
@@ -109,8 +110,24 @@ def configure(preset: str, **overrides: Any) -> tuple[Variant, Any]:
                 expected=f"one of {', '.join(fields)}",
                 remedy=_nearest(key, list(fields)),
             )
-        values[key] = _as_type_of(fields[key], value, key)
+        values[key] = _as_type_of(fields[key], plain(value), key)
     return module, dataclasses.replace(config, **values)
+
+
+def at_size(config: Any, image_size: int, longest: int = 0) -> Any:
+    """The config of a model that sees images at another size.
+
+    Args:
+        config: of any variant.
+        image_size: the shorter side that images are resized to, in pixels.
+        longest: limit of the longer side, in pixels; 0: in proportion to the shorter side, as in the config.
+
+    Raises:
+        UsageError: no model sees images of that size.
+    """
+    longest = longest or round(config.longest * image_size / config.image_size)
+    check_size(image_size, longest)
+    return dataclasses.replace(config, image_size=image_size, longest=longest)
 
 
 def build(preset: str, **overrides: Any) -> nn.Module:

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from detrkit.errors import UsageError
+from detrkit.errors import UsageError, plain
 
 Candidates = Literal["", "queries", "windows", "both"]
 Combine = Literal["mean", "max"]
@@ -34,10 +34,10 @@ class Search:
 
     def __post_init__(self) -> None:
         for name in ("threshold", "overlap"):
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UsageError(f"Bad value for {name}", got=repr(value), expected="a number between 0 and 1")
-        if not isinstance(self.image_size, int) or self.image_size < 0:
+        if not isinstance(plain(self.image_size), int) or self.image_size < 0:
             raise UsageError("Bad value for image_size", got=repr(self.image_size), expected="a number of pixels, or 0")
         for name, known in (("candidates", get_args(Candidates)), ("combine", get_args(Combine))):
             if (value := getattr(self, name)) not in known:

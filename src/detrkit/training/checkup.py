@@ -36,7 +36,7 @@ def doctor(
 
     Raises:
         DataError: no data set is there, none that is recognised, or more than one.
-        UsageError: there is no such preset, or no such format of annotations.
+        UsageError: there is no such preset or no such format of annotations, or a size that no model has.
     """
     _, config = models.configure(model)
     resolution = resolution_of(model, config, image_size)
@@ -44,12 +44,15 @@ def doctor(
 
 
 def resolution_of(model: str, config: Any, image_size: int = 0) -> Resolution:
-    """At which size a model with this config sees images, or would at another `image_size`."""
+    """At which size a model with this config sees images, or would at another `image_size`.
+
+    Raises:
+        UsageError: no model sees images of that size.
+    """
     stride = getattr(config, "stride", 32)
     token = stride // 2 if getattr(config, "dilated", False) else stride
-    size = image_size or config.image_size
-    longest = round(config.longest * size / config.image_size)
-    return Resolution(model, config.num_queries, size, longest, token)
+    seen = models.at_size(config, image_size) if image_size else config
+    return Resolution(model, config.num_queries, seen.image_size, seen.longest, token)
 
 
 def notes_before(train: Annotations, val: Annotations, data: str | Path, annotations: str = "") -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 from detrkit.documents import read_toml
-from detrkit.errors import UsageError, brief
+from detrkit.errors import UsageError, brief, plain
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 """Where the recipes that come with the package lie."""
@@ -355,11 +355,12 @@ def _toml(value: Any) -> str:
 
 
 def _checked(name: str, value: Any, kind: Any, where: str) -> Any:
+    value = plain(value)
     if get_origin(kind) is Literal:
         fits, expected = value in get_args(kind), ", ".join(map(repr, get_args(kind)))
     elif get_origin(kind) is dict:
         fits, expected = isinstance(value, Mapping), "a table"
-        value = {str(key): brief(entry) for key, entry in value.items()} if fits else value
+        value = {str(key): brief(plain(entry)) for key, entry in value.items()} if fits else value
     elif kind is float:
         fits, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
         value = _as_float(value) if fits else value

@@ -165,8 +165,7 @@ def build_model(
         )
     variant, config = models.configure(options.model, **options.architecture, num_classes=num_classes)
     if options.image_size:
-        longest = options.longest or round(config.longest * options.image_size / config.image_size)
-        config = dataclasses.replace(config, image_size=options.image_size, longest=longest)
+        config = models.at_size(config, options.image_size, options.longest)
     elif options.longest:
         config = dataclasses.replace(config, longest=options.longest)
     if config.longest < config.image_size:
