@@ -22,7 +22,7 @@ from detrkit.one_shot.model import OneShot
 from detrkit.predict import Detector
 from detrkit.structures import Category, Detections
 
-MODULE = importlib.import_module("detrkit.find")  # the package has the function under this name
+MODULE = importlib.import_module("detrkit.find")
 SIDE = 24
 EXAMPLE = [("red", 8, 12), ("blue", 80, 50)]
 SCENES = [
@@ -100,7 +100,7 @@ def test_pictures_come_as_files_text_images_and_arrays(detector: Detector, files
         (picture, scene),
         (np.asarray(picture), np.asarray(scene)),
     ):
-        here = detector.find(example, RED, [image], threshold=0.2)[0]
+        here = detector.find(example, np.array(RED), [image], threshold=0.2)[0]
         there = detector.find(files[-1], RED, [files[0]], threshold=0.2)[0]
         np.testing.assert_allclose(here.boxes, there.boxes, atol=1e-3)
         np.testing.assert_allclose(here.scores, there.scores, atol=1e-4)

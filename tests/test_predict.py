@@ -22,6 +22,7 @@ from detrkit.arithmetic import choose_device, choose_dtype
 from detrkit.checkpoint import save_model
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.errors import DataError, ModelError, UsageError
+from detrkit.find import examples_of
 from detrkit.predict import Detector, _check, load
 from detrkit.segmentation.model import Segmenter
 from detrkit.structures import Category, Detections
@@ -169,15 +170,20 @@ def test_the_ensemble_is_all_layers_without_their_overlaps(detector: Detector, p
         ({"threshold": -0.1}, "threshold; got -0.1; expected between 0 and 1"),
         ({"threshold": 1.1}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
-        ({"batch_size": 0}, "batch_size; got 0; expected at least 1"),
-        ({"workers": -1}, "workers"),
+        ({"batch_size": 0}, "batch_size; got 0; expected an integer of at least 1"),
+        ({"batch_size": 2.5}, "batch_size; got 2.5"),
+        ({"workers": -1}, "workers; got -1; expected an integer of at least 0"),
+        ({"workers": 1.5}, "workers; got 1.5"),
+        ({"workers": "1"}, "workers; got '1'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
     detector: Detector, pictures: list[Image.Image], options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=message):
-        detector.predict(pictures[0], **options)
+    segmenter = replace(detector, segmenter=Segmenter(copy.deepcopy(detector.model)))
+    for method, one in ((Detector.stream, detector), (Detector.segment_stream, segmenter)):
+        with pytest.raises(UsageError, match=message):
+            list(method.__wrapped__(one, pictures[0], **options))  # as users have it, without the types checked
 
 
 def test_unreadable_images_are_named_or_left_out(
@@ -339,6 +345,19 @@ def test_what_is_no_picture_is_refused(detector: Detector, wrong: Any) -> None:
             list(getattr(method, "__wrapped__", method)(one, wrong))  # as users have it, without the types checked
 
 
+@pytest.mark.parametrize("wrong", [None, ["a.png"], torch.zeros(3, 4, 4)])
+def test_what_is_no_picture_in_a_list_is_named(detector: Detector, pictures: list[Image.Image], wrong: Any) -> None:
+    said = rf"image 1: This is no picture; got {type(wrong).__name__}; expected a file, a PIL image or an RGB array"
+    for search in (
+        lambda images: Detector.predict.__wrapped__(detector, images),
+        lambda images: Detector.find.__wrapped__(detector, pictures[0], (0, 0, 9, 9), images),
+    ):
+        with pytest.raises(UsageError, match=said):
+            search([pictures[0], wrong])
+    with pytest.raises(UsageError, match="example: This is no picture"):
+        examples_of.__wrapped__("it", [wrong], [(0, 0, 9, 9)])
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_detector_is_copied_and_pickled(detector: Detector, pictures: list[Image.Image], again: Any) -> None:
     whole = replace(detector, segmenter=Segmenter(copy.deepcopy(detector.model)), about={"threshold": 0.25})
@@ -369,10 +388,10 @@ def test_one_picture_is_a_stream_of_one(detector: Detector, pictures: list[Image
 
 def test_thresholds_are_numbers_of_any_kind() -> None:
     for threshold in (0, 1.0, np.float32(0.25), np.int64(1)):
-        _check(threshold, 1)
+        _check(threshold, 1, np.int64(0))
     for threshold in ("0.5", np.float32(1.5), math.nan):
         with pytest.raises(UsageError, match="Bad value for threshold"):
-            _check(threshold, 1)
+            _check(threshold, 1, np.int64(0))
 
 
 def test_any_sequence_of_pictures_is_a_list_of_them(detector: Detector, pictures: list[Image.Image]) -> None:

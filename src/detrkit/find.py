@@ -16,18 +16,15 @@ from PIL import Image
 
 from detrkit import models
 from detrkit.boxes import nms, xyxy_to_cxcywh
-from detrkit.data.images import open_image
-from detrkit.data.loading import load_images
+from detrkit.data.images import check_picture, open_image
+from detrkit.data.loading import check_pictures, load_images
 from detrkit.errors import DataError, UsageError
-from detrkit.one_shot.finder import Finder, Shown, Sought, seek
+from detrkit.one_shot.finder import Box, Boxes, Finder, Shown, Sought, seek
 from detrkit.one_shot.model import OneShot
 from detrkit.one_shot.search import Search
 from detrkit.postprocess import Scored
 from detrkit.predict import Detector, Picture
 from detrkit.structures import Category, Detections
-
-Box = Sequence[float]
-"""Left, top, right and bottom, in pixels of the upright image."""
 
 LARGEST = 640
 """The shorter side, in pixels, up to which images are enlarged so that windows see small examples in detail."""
@@ -88,6 +85,7 @@ def find(
     search = search or Search()
     if not isinstance(images, list | tuple):
         raise UsageError("This is no list of pictures", got=type(images).__name__, expected="a list of files or images")
+    check_pictures(images)
     if not things or not all(thing.examples for thing in things):
         raise UsageError("There is no example of what is to be found", expected="at least one box for each thing")
     drawn = _drawn(things)
@@ -272,16 +270,17 @@ def _joined(found: Sequence[Scored], search: Search) -> Scored:
     return Scored(*(column[order] for column in together[:3]))
 
 
-def examples_of(
-    name: str, example: Picture | Sequence[Picture], box: Sequence[float] | Sequence[Sequence[float]]
-) -> Thing:
+def examples_of(name: str, example: Picture | Sequence[Picture], box: Boxes) -> Thing:
     """A thing of one picture and its box, or of as many boxes as pictures.
 
     Raises:
-        UsageError: pictures and boxes differ in number.
+        UsageError: no pictures, or pictures and boxes that differ in number.
     """
-    if isinstance(example, str | Path | Image.Image | np.ndarray):
+    if isinstance(example, str) or not isinstance(example, Sequence):
+        check_picture(example, "example")
         return Thing(name, ((example, box),))  # type: ignore[arg-type]  # `find` looks at the box
+    for one in example:
+        check_picture(one, "example")
     if len(example) != len(box):
         raise UsageError("Every picture of an example needs a box", got=f"{len(example)} pictures and {len(box)} boxes")
     return Thing(name, tuple(zip(example, box, strict=True)))  # type: ignore[arg-type]

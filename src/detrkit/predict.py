@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any, overload
@@ -21,11 +21,12 @@ from torch import nn
 from detrkit import models
 from detrkit.answers import Answer, Respondent, in_order
 from detrkit.arithmetic import Precision, choose_device, choose_dtype
-from detrkit.data.loading import LoadedImage, load_images
+from detrkit.data.images import PICTURE
+from detrkit.data.loading import LoadedImage, check_pictures, load_images
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.models import Variant
-from detrkit.one_shot.finder import NONE
+from detrkit.one_shot.finder import NONE, Boxes
 from detrkit.one_shot.model import OneShot
 from detrkit.one_shot.saved import attach, calibration_of, is_one_shot
 from detrkit.panoptic import PanopticMap
@@ -177,7 +178,7 @@ class Detector:
     def find(
         self,
         example: Picture | Sequence[Picture],
-        box: Sequence[float] | Sequence[Sequence[float]],
+        box: Boxes,
         images: Picture,
         *,
         name: str = ...,
@@ -187,7 +188,7 @@ class Detector:
     def find(
         self,
         example: Picture | Sequence[Picture],
-        box: Sequence[float] | Sequence[Sequence[float]],
+        box: Boxes,
         images: Sequence[Picture],
         *,
         name: str = ...,
@@ -196,7 +197,7 @@ class Detector:
     def find(
         self,
         example: Picture | Sequence[Picture],
-        box: Sequence[float] | Sequence[Sequence[float]],
+        box: Boxes,
         images: Picture | Sequence[Picture],
         *,
         name: str = "object",
@@ -246,7 +247,7 @@ class Detector:
                 remedy="Show it an example: Detector.find(example, box, images), or detrkit find.",
             )
         threshold = self.threshold if threshold is None else threshold
-        _check(threshold, batch_size)
+        _check(threshold, batch_size, workers)
         if ensemble and self.segmenter is not None:
             raise UsageError(
                 "Masks belong to the answers of the last decoder layer, and the ensemble is of all layers",
@@ -311,9 +312,8 @@ class Detector:
                 "The model has no mask head, and cannot cut an image into segments",
                 remedy="Train one on it: detrkit train DATA --masks --init MODEL --out RUN.",
             )
-        threshold = self.panoptic_threshold if threshold is None else threshold
-        _check(threshold, batch_size)
-        chosen = threshold
+        chosen = self.panoptic_threshold if threshold is None else threshold
+        _check(chosen, batch_size, workers)
         yield from self._answers(
             _pictures(images)[0],
             lambda group: self._respondent.segment(group, chosen),
@@ -382,17 +382,17 @@ def _pictures(images: Any) -> tuple[Sequence[Picture], bool]:
     """
     if isinstance(images, str | Path | Image.Image | np.ndarray):
         return [images], True
-    if isinstance(images, Sequence) and not isinstance(images, bytes):
-        return images, False
-    raise UsageError(
-        "This is no picture and no list of pictures",
-        got=type(images).__name__,
-        expected="a file, a PIL image, an RGB array (height, width, 3) of uint8, or a list of them",
-    )
+    if not isinstance(images, Sequence) or isinstance(images, bytes):
+        raise UsageError(
+            "This is no picture and no list of pictures", got=type(images).__name__, expected=f"{PICTURE}, or a list"
+        )
+    check_pictures(images)
+    return images, False
 
 
-def _check(threshold: Any, batch_size: Any) -> None:
+def _check(threshold: Any, batch_size: Any, workers: Any) -> None:
     if not isinstance(threshold, Real) or not 0 <= float(threshold) <= 1:
         raise UsageError("Bad value for threshold", got=repr(threshold), expected="between 0 and 1")
-    if batch_size < 1:
-        raise UsageError("Bad value for batch_size", got=batch_size, expected="at least 1")
+    for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if not isinstance(number, Integral) or number < least:
+            raise UsageError(f"Bad value for {name}", got=repr(number), expected=f"an integer of at least {least}")

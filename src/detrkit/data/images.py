@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from detrkit.documents import opened
-from detrkit.errors import DataError
+from detrkit.errors import DataError, UsageError
 
 MAX_PIXELS = 178_000_000
 """Larger images are refused unread: a few kilobytes of header can ask for any amount of memory."""
@@ -56,6 +56,24 @@ _LOOKALIKES = (
     (rb"....ftyp(heic|heix|mif1|avif)", "HEIC and AVIF images are not read", _CONVERT),
     (rb"%PDF", "The file is a PDF, not an image", _CONVERT),
 )
+
+
+PICTURE = "a file, a PIL image or an RGB array (height, width, 3) of uint8"
+"""What is expected where a picture is asked for."""
+
+
+def check_picture(source: Any, name: str) -> None:
+    """Refuse what is no picture, whatever lies in it.
+
+    Args:
+        source: what may be given to `open_image`, or anything else.
+        name: what to call it in the message.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(source, str | Path | bytes | Image.Image | np.ndarray):
+        raise UsageError("This is no picture", where=name, got=type(source).__name__, expected=PICTURE)
 
 
 def open_image(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem
-from detrkit.data.images import MAX_PIXELS, open_image, open_pixels
+from detrkit.data.images import MAX_PIXELS, check_picture, open_image, open_pixels
 from detrkit.data.order import EpochBatches
 from detrkit.data.packing import PackedBatch, PackedImages, PackedMasks
 from detrkit.data.transforms import Evaluation, scale, to_tensor
@@ -244,6 +244,16 @@ def item_batches(
             unreadable(failure.index, failure.error())
         if collated.packed is not None:
             yield collated.packed.unpacked()
+
+
+def check_pictures(sources: Sequence[Any]) -> None:
+    """Refuse a list in which something is no picture, before the first of them is opened.
+
+    Raises:
+        UsageError: names its place in the list.
+    """
+    for index, source in enumerate(sources):
+        check_picture(source, f"image {index}")
 
 
 def load_images(

@@ -25,6 +25,12 @@ from detrkit.one_shot.background import Usual, usual_in
 from detrkit.one_shot.model import Encoded, OneShot
 from detrkit.postprocess import MOST, Scored
 
+Box = Sequence[float] | np.ndarray
+"""Left, top, right and bottom, in pixels of the upright image."""
+
+Boxes = Box | Sequence[Box]
+"""A box, or as many as there are pictures of examples."""
+
 Candidates = Literal["queries", "windows", "both"]
 """Which places are looked at."""
 
