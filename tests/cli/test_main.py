@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -264,6 +265,17 @@ def test_output_that_cannot_be_written_is_told_without_a_traceback(arguments):
     assert done.returncode == (2 if "nonsense" in arguments else 1)
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("detrkit: There is no such verb" if "nonsense" in arguments else "detrkit: No space")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
+@pytest.mark.parametrize(("closed", "results", "notes"), [("2>&-", 1, 0), (">&-", 0, 1), (">&- 2>&-", 0, 0)])
+def test_streams_that_are_closed_take_nothing_and_stop_nothing(tmp_path, closed, results, notes):
+    command = f"{shlex.quote(sys.executable)} -m detrkit inspect {shlex.quote(str(tmp_path / 'none'))} --json {closed}"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == DataError.exit_code
+    documents = [json.loads(text)["error"]["kind"] for text in [done.stdout] if text]
+    assert documents == ["DataError"] * results
+    assert done.stderr.count("\n") == notes
 
 
 def test_only_the_first_process_talks(capsys, monkeypatch):

@@ -70,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     is_own_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed, as by 2>&-
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     terminal = Terminal(json="--json" in arguments)
     try:
         with _terminable():
