@@ -16,7 +16,7 @@ from training.drawing import tiny_recipe, write_coco
 
 from detrkit.arithmetic import choose_dtype
 from detrkit.data import formats
-from detrkit.errors import DataError
+from detrkit.errors import DataError, UsageError
 from detrkit.masks import RunLengths
 from detrkit.training.distributed import World, processors
 from detrkit.training.recipe import DataOptions
@@ -104,6 +104,12 @@ def test_a_mistyped_split_is_an_error(drawn: Path) -> None:
         names(DataOptions(val_split="vla"), drawn)
     with pytest.raises(DataError, match="trian"):
         names(DataOptions(train_split="trian"), drawn)
+
+
+def test_a_split_and_a_share_to_validate_on_are_refused_together(drawn: Path) -> None:
+    for split in ("train", "vla"):
+        with pytest.raises(UsageError, match=f"got val_split '{split}' and val_fraction 0.3. Leave one of them out"):
+            names(DataOptions(val_split=split, val_fraction=0.3), drawn)
 
 
 def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

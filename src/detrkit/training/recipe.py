@@ -41,8 +41,8 @@ class DataOptions:
     """Split that is evaluated during training and chooses the best checkpoint. Where the data has none, it is made.
     The training split itself: a test of whether its images can be learnt by heart."""
     val_fraction: float = field(default=0.0, metadata=within(0, 1))
-    """Set this share of the training split aside for validation and leave the data's own `val` untouched. With 0, the
-    data's own is used, or a tenth of the training split where it has none."""
+    """Set this share of the training split aside for validation, instead of a `val_split`, and leave the data's own
+    `val` untouched. With 0, the data's own is used, or a tenth of the training split where it has none."""
     annotations: str = ""
     """Format of the annotations that are meant where a folder holds several, such as coco_panoptic. Empty: those that
     list objects before those that list segments."""
