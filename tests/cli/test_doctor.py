@@ -78,6 +78,13 @@ def test_one_document(detrkit, ill, tmp_path):
     assert "This image cannot be shown" in page
 
 
+def test_results_say_in_a_line_what_they_are(ill):
+    told = package.doctor(ill, decode=False)
+    assert repr(told) == f"<Diagnosis of {ill}: repairable, {len(told.findings)} findings>"
+    train = told.splits["train"]
+    assert repr(train) == f"<Annotations {train.summary()}, from {train.source}>"
+
+
 def test_what_is_broken_stays_so(detrkit, ill, tmp_path):
     (ill / "annotations" / "instances_val.json").write_text('{"images": [], "annotations": [')
     said = detrkit("doctor", ill, "--fix", tmp_path / "mended")

@@ -92,7 +92,7 @@ class Stated(NamedTuple):
         return self._replace(images=images[self.images], rows=became).select(images[self.images] >= 0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Annotations:
     """One split of an annotated data set, in columns. `n` images, `m` boxes; the boxes of image i are
     `offsets[i]:offsets[i + 1]`.
@@ -131,6 +131,9 @@ class Annotations:
     source: str = ""
     masks: Masks | None = None
     mended: Stated | None = None
+
+    def __repr__(self) -> str:
+        return f"<Annotations {self.summary()}, from {self.source or self.root}>"
 
     def __len__(self) -> int:
         return len(self.file_names)

@@ -129,7 +129,7 @@ class Resolution(NamedTuple):
         return np.where((sizes > 0).all(1), factors, 1.0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis:
     """What the doctor found in a data set.
 
@@ -150,6 +150,10 @@ class Diagnosis:
     resolution: Resolution
     looked: bool
     pictures: Mapping[str, Pictures] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        found = f"{len(self.findings)} finding{'' if len(self.findings) == 1 else 's'}"
+        return f"<Diagnosis of {self.path}: {self.verdict}, {found}>"
 
     @property
     def verdict(self) -> Verdict:
