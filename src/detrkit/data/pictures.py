@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -148,7 +148,7 @@ def _counted(count: int, thing: str) -> str:
     return f"{count:,} {thing}" + ("" if count == 1 else "s")
 
 
-def open_pictures(sources: str | Path | Sequence[str | Path]) -> Pictures:
+def open_pictures(sources: str | Path | Iterable[str | Path]) -> Pictures:
     """List unlabelled images without opening one.
 
     A source is a folder of images and tar shards in any nesting, an image file, or a shard: an uncompressed tar file

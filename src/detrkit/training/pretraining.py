@@ -76,6 +76,7 @@ def pretrain(
     """
     out = Path(out)
     check_folder(out)
+    images = images if isinstance(images, str | Path) else tuple(images)  # they are gone through more than once
     if resume and recipe is None and (out / "recipe.toml").exists():
         recipe = out / "recipe.toml"
     usual = pretext.of_task(task, recipe) if recipe is None or isinstance(recipe, str | Path) else type(recipe)()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from detrkit.documents import parse_json, read_text
 from detrkit.errors import DataError, UsageError
 from detrkit.training.pretext import ImageOptions
 
-Sources = str | Path | Sequence[str | Path]
+Sources = str | Path | Iterable[str | Path]
 """Folders, images and tar shards: one or several."""
 
 
