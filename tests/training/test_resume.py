@@ -179,6 +179,11 @@ def test_a_finished_run_has_nothing_left_to_do(drawn: Path, finished: Path) -> N
 def test_another_recipe_is_refused_by_its_fields(drawn: Path, finished: Path) -> None:
     with pytest.raises(UsageError, match=r"another recipe; got lr \(0\.001 before\), epochs \(1 before\)|epochs.*lr"):
         detrkit.train(drawn, out=finished, resume=True, lr=5e-4, epochs=9)
+    with pytest.raises(
+        UsageError, match=r"Leave these fields out: a run goes on with its own recipe\. .* init: "
+    ) as caught:
+        detrkit.train(drawn, out=finished, resume=True, epochs=9)
+    assert "--" not in str(caught.value)
     with pytest.raises(UsageError, match=r"architecture"):
         detrkit.train(drawn, out=finished, resume=True, architecture={"dim": "64"})
 

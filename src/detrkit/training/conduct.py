@@ -132,7 +132,7 @@ def _check_same(out: Path, recipe: AnyRecipe) -> None:
     """Refuse to go on with a run under another recipe."""
     file = out / "recipe.toml"
     if not file.exists():
-        raise UsageError("There is no run to go on with", where=out, remedy="Leave out --resume to start one.")
+        raise UsageError("There is no run to go on with", where=out, remedy="Leave resume out to start one.")
     before = recipes.read(file, type(recipe)())
     differing = [
         f"{name} ({getattr(getattr(before, section), name)!r} before)"
@@ -145,7 +145,8 @@ def _check_same(out: Path, recipe: AnyRecipe) -> None:
             "The run was begun with another recipe",
             where=out,
             got=", ".join(differing),
-            remedy=f"Resume with --recipe {file}, or begin a new run with what this one has learnt: --init {out}.",
+            remedy="Leave these fields out: a run goes on with its own recipe. Or begin a new run with what this one "
+            f"has learnt, by the field init: {out}.",
         )
 
 
