@@ -38,6 +38,13 @@ def test_a_model_and_a_checkpoint(detrkit, trained):
         assert (document["kind"], document["model"]["variant"]) == ("model", "detr")
 
 
+def test_a_model_has_no_annotations(detrkit, trained, foreign):
+    for path in (trained, trained / "model", foreign / "official.pth"):
+        said = detrkit("inspect", path, "--annotations", "coco_panoptic")
+        assert (said.code, said.out) == (2, "")
+        assert "--annotations: A model has no annotations; got coco_panoptic" in said.err
+
+
 def test_a_run_without_a_checkpoint(detrkit, trained, tmp_path):
     for name in ("recipe.toml", "status.json", "data.json"):
         shutil.copy(trained / name, tmp_path)

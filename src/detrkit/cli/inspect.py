@@ -11,7 +11,7 @@ import tyro
 from detrkit.cli._options import CommonOptions
 from detrkit.cli._terminal import Outcome, Terminal, count, duration, share, table
 from detrkit.cli._weights import weights_document, weights_lines
-from detrkit.errors import DataError
+from detrkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
         DataError: nothing is there, or neither a model nor a data set is recognised.
         MissingExtraError: a name on the hub, and `huggingface_hub` is not installed.
         ModelError: a damaged model, weights that are no detector's, or a name that is not on the hub.
+        UsageError: a format of annotations is named that does not exist, or for a model.
     """
     name, path = options.path, Path(options.path)
     if not path.exists() and not _is_on_hub(name):
@@ -54,6 +55,10 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     if path.exists() and not _is_model(path):
         document = _data_document(path, options.annotations)
         return Outcome(document, text=_data_text(document))
+    if options.annotations:
+        raise UsageError(
+            "A model has no annotations", where="--annotations", got=options.annotations, remedy="Leave it out."
+        )
     from detrkit.sources import locate
 
     place = locate(name)
