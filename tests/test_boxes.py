@@ -135,7 +135,10 @@ def slow_nms(boxes: Tensor, scores: Tensor, labels: Tensor, limit: float) -> lis
 
 @pytest.mark.parametrize("limit", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("count", [1, 7, 60])
-def test_nms_is_greedy_suppression_within_labels(count: int, limit: float, generator: torch.Generator) -> None:
+def test_nms_is_greedy_suppression_within_labels(
+    count: int, limit: float, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(geometry, "AT_ONCE", 8)
     low = torch.rand(count, 2, generator=generator) * 30
     boxes = torch.cat([low, low + 5 + 20 * torch.rand(count, 2, generator=generator)], 1)
     # Equal scores on purpose: the earlier box goes first.

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from detrkit.boxes import nms
-from detrkit.postprocess import softmax_detections, softmax_ensemble, to_pixels
+from detrkit.postprocess import (
+    Scored,
+    sigmoid_detections,
+    sigmoid_ensemble,
+    softmax_detections,
+    softmax_ensemble,
+    to_pixels,
+)
 from detrkit.structures import Predictions
 
 
@@ -75,3 +84,20 @@ def test_half_precision_answers_in_single(generator: torch.Generator) -> None:
     predictions = Predictions(*(part.bfloat16() for part in random_predictions(generator)))
     for found in (softmax_detections, softmax_ensemble):
         assert all(column.dtype == torch.float32 for column in found(predictions, torch.tensor([[9, 9]] * 2))[0][:2])
+
+
+@pytest.mark.parametrize("answered", [sigmoid_detections, sigmoid_ensemble])
+@pytest.mark.parametrize(("queries", "expected"), [(400, 400), (60, 100), (6, 18)])
+def test_there_are_as_many_answers_as_queries_and_a_hundred_at_least(
+    answered: Callable[..., list[Scored]], queries: int, expected: int
+) -> None:
+    number = torch.arange(queries)
+    places = torch.stack([number % 20, number // 20, *[torch.full_like(number, 0)] * 2], -1) / 20 + 0.025
+    logits = -torch.rand(2, 1, queries, 3, generator=torch.Generator().manual_seed(1)) - 1
+    logits[..., number, number % 3] = 2.0  # each sees an object of its own
+    predictions = Predictions(logits, places.expand(2, 1, -1, -1), torch.zeros(2, 1, queries, 8))
+    (found,) = answered(predictions, torch.tensor([[200, 200]]))
+    assert len(found.scores) == expected
+    column, row = (found.boxes[:queries, :2] // 10).long().unbind(-1)
+    assert (20 * row + column).sort().values.tolist() == number.tolist()
+    assert len(answered(predictions, torch.tensor([[200, 200]]), top=5)[0].scores) == 5

@@ -10,23 +10,26 @@ import sys
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from evaluation import cases
 from PIL import Image
 
 from detrkit import models
 from detrkit.arithmetic import choose_device, choose_dtype
+from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.checkpoint import save_model
 from detrkit.data.annotations import Annotations, Strings
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.find import examples_of
 from detrkit.predict import Detector, _check, load
 from detrkit.segmentation.model import Segmenter
-from detrkit.structures import Category, Detections
-from detrkit.training.validation import detect, label_table
+from detrkit.structures import Category, Detections, Predictions
+from detrkit.training.validation import detect, judge, label_table
 
 CATEGORIES = tuple(Category(number, name) for number, name in ((1, "bolt"), (5, "nut"), (6, "washer")))
 SIZES = [(64, 64), (64, 80), (96, 64), (64, 64), (50, 200), (80, 64), (64, 80), (33, 47), (64, 64)]
@@ -282,6 +285,43 @@ def test_detections_speak_the_data_sets_categories(
     assert found.categories == data.categories
     assert np.array_equal(found.scores, plain.scores[kept])
     assert np.array_equal(found.boxes, plain.boxes[kept])
+
+
+class Knowing(torch.nn.Module):
+    """Answers every image with the same boxes, each of a class that it is sure of and of others that it is not."""
+
+    def __init__(self, boxes: torch.Tensor, labels: torch.Tensor, sure: torch.Tensor):
+        super().__init__()
+        self.config, self.boxes = SimpleNamespace(image_size=64, longest=96), boxes
+        self.logits = torch.full((len(boxes), 3), -6.0)
+        self.logits[torch.arange(len(boxes)), labels] = sure
+
+    def forward(self, images: torch.Tensor, padding: torch.Tensor | None) -> Predictions:
+        count, (queries, classes) = len(images), self.logits.shape
+        return Predictions(
+            self.logits.expand(1, count, queries, classes),
+            self.boxes.expand(1, count, queries, 4),
+            torch.zeros(1, count, queries, 8),
+        )
+
+
+def test_a_crowded_image_is_judged_as_coco_judges_what_is_predicted(tmp_path: Path, rng: np.random.Generator) -> None:
+    places = [[float(x), float(y), x + 8.0, y + 8.0] for y in range(0, 130, 10) for x in range(0, 120, 10)]
+    labels = [number % 3 for number in range(len(places))]
+    assert len(places) == 156
+    data = cases.annotations_of([places], [labels], classes=3, size=(130, 120), root=tmp_path)
+    Image.new("RGB", (120, 130)).save(tmp_path / "0.png")
+    corners = torch.tensor(places) / torch.tensor([120.0, 130, 120, 130])
+    moved = torch.from_numpy(rng.normal(0, 0.003, (len(places), 4))).float()
+    sure = torch.from_numpy(rng.uniform(0, 4, len(places))).float()
+    model = Knowing(xyxy_to_cxcywh(corners) + moved.clamp(-0.005, 0.005), torch.tensor(labels), sure)
+    crowded = Detector(model, models.variant("conditional_detr"), data.categories)
+    found = crowded.predict([tmp_path / "0.png"], threshold=0.0)
+    ours, theirs = judge(crowded, data).metrics.figures, cases.pycocotools_figures(data, found)
+    assert len(found[0]) == 156
+    assert ours["AP50"] == pytest.approx(1)
+    assert 0.3 < ours["AP"] < 0.99
+    assert list(ours.values()) == pytest.approx([math.nan if value < 0 else value for value in theirs], nan_ok=True)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+AT_ONCE = 512
+"""Boxes that are compared with all others in one go; bounds the memory, changes no result."""
+
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
     """Centre, width and height to the two corners, in the unit of the input."""
@@ -81,8 +84,8 @@ def nms(
     """
     order = scores.argsort(descending=True, stable=True)
     boxes, labels = boxes[order], labels[order]
-    overlaps = (pairwise_iou(boxes, boxes) > iou) & (labels[:, None] == labels[None, :])
-    suppressing = overlaps.triu(1).cpu().numpy()
+    overlaps = torch.cat([pairwise_iou(part, boxes) > iou for part in torch.split(boxes, AT_ONCE)])
+    suppressing = (overlaps & (labels[:, None] == labels[None, :])).triu(1).cpu().numpy()
     kept = torch.ones(len(order), dtype=torch.bool).numpy()
     for row in range(len(order)):
         if kept[row]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from detrkit.boxes import cxcywh_to_xyxy, nms
 from detrkit.structures import Predictions
 
-MOST = 100
-"""The most detections of an image where queries answer for each class: the official limit, and that of COCO's AP."""
+LEAST = 100
+"""So many detections of an image there may be at least where queries answer for each class, however few they are."""
 
 
 class Scored(NamedTuple):
@@ -72,19 +72,23 @@ def softmax_ensemble(
     return [_without_overlaps(candidates, iou, top) for candidates in layers]
 
 
-def sigmoid_detections(predictions: Predictions, sizes: Int64[Tensor, "b 2"], top: int = MOST) -> list[Scored]:
+def sigmoid_detections(predictions: Predictions, sizes: Int64[Tensor, "b 2"], top: int | None = None) -> list[Scored]:
     """Conditional DETR's answer: the best pairs of query and class of the last layer; a query may answer repeatedly.
+
+    The official code keeps 100 pairs of its 300 queries. Here they are as many as the queries, which may be raised for
+    images of many objects; the first 100 are the official ones.
 
     Args:
         predictions: every class is a yes or no of its own.
         sizes: height and width of each original image in pixels.
-        top: at most this many detections an image.
+        top: at most this many detections an image; by default the number of queries, and at least 100.
     """
+    top = _most(predictions) if top is None else top
     return [_best(*image, top) for image in _chances(predictions.logits[-1], predictions.boxes[-1], sizes)]
 
 
 def sigmoid_ensemble(
-    predictions: Predictions, sizes: Int64[Tensor, "b 2"], iou: float = 0.7, top: int = MOST
+    predictions: Predictions, sizes: Int64[Tensor, "b 2"], iou: float = 0.7, top: int | None = None
 ) -> list[Scored]:
     """The answers of all decoder layers together, overlaps of one class suppressed.
 
@@ -92,8 +96,9 @@ def sigmoid_ensemble(
         predictions: every class is a yes or no of its own.
         sizes: height and width of each original image in pixels.
         iou: a box is dropped where it overlaps a better one of its class by more than this.
-        top: at most this many detections an image.
+        top: at most this many detections an image, as of `sigmoid_detections`.
     """
+    top = _most(predictions) if top is None else top
     layers = [
         [_best(*image, top) for image in _chances(*layer, sizes)]
         for layer in zip(predictions.logits, predictions.boxes, strict=True)
@@ -103,6 +108,10 @@ def sigmoid_ensemble(
         for image in zip(*layers, strict=True)
     ]
     return [_without_overlaps(candidates, iou, top) for candidates in together]
+
+
+def _most(predictions: Predictions) -> int:
+    return max(LEAST, predictions.logits.shape[2])
 
 
 def _chances(

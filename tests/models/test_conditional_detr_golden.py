@@ -11,7 +11,7 @@ from golden import Case
 from detrkit import convert
 from detrkit.losses.criterion import pad_targets
 from detrkit.models import conditional_detr
-from detrkit.postprocess import to_pixels
+from detrkit.postprocess import Scored, to_pixels
 from detrkit.structures import Predictions
 
 pytestmark = pytest.mark.golden
@@ -53,7 +53,9 @@ def test_predictions_and_matches(case: Case, model: conditional_detr.Model, pred
 def test_detections(case: Case, predictions: Predictions) -> None:
     sizes = torch.tensor(case.facts["sizes"]) * 2
     boxes = to_pixels(predictions.boxes[-1], sizes)
-    for image, found in enumerate(conditional_detr.postprocess(predictions, sizes)):
+    for image, every in enumerate(conditional_detr.postprocess(predictions, sizes)):
+        assert len(every.scores) == 300
+        found = Scored(*(column[:100] for column in every[:3]))  # so many are the official ones
         assert found.labels.tolist() == case.arrays["post_labels"][image].tolist()
         torch.testing.assert_close(found.scores, torch.from_numpy(case.arrays["post_scores"][image]), atol=1e-4, rtol=0)
         # The case's scores lie as near as 1e-7 to each other, so that rounding decides their order: each official

@@ -106,7 +106,22 @@ def test_scores_say_what_model_and_likeness_say(candidates: str):
     with torch.inference_mode():
         ((windows, _),) = finder._windows(finder._encode(to_tensor(SCENE)), sought, (96, 128))
     count = len(windows) * (candidates != "queries") + model.detector.config.num_queries * (candidates != "windows")
-    assert len(scored.scores) == min(count, 100)
+    assert len(scored.scores) == count
+
+
+def test_more_than_a_hundred_are_found(raw: Finder):
+    squares = [("red", x, y) for y in range(4, 340, 40) for x in range(4, 600, 40)]
+    scene = draw(squares, seed=1, size=(360, 640))
+    finder = raw.adapted([to_tensor(scene)])
+    (sought,) = finder.level([to_tensor(scene)], [seek(finder.show(*shown(scene, 4, 4)))])
+    boxes = truth(scene, squares, "red")
+    assert len(boxes) == 135
+    assert (torch.tensor(best_at(found(finder, sought, scene), boxes)) > 0.5).sum() > 120
+
+
+def test_each_of_many_queries_answers():
+    finder = Finder(small(config={"num_queries": 130}), overlap=1.0)
+    assert len(found(finder, seek(finder.show(*shown(EXAMPLE, 8, 12)))).scores) == 130
 
 
 def test_windows_are_the_same_in_small_portions(raw: Finder, monkeypatch: pytest.MonkeyPatch):

@@ -23,7 +23,7 @@ from detrkit.errors import UsageError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.one_shot.background import Usual, usual_in
 from detrkit.one_shot.model import Encoded, OneShot
-from detrkit.postprocess import MOST, Scored
+from detrkit.postprocess import Scored
 
 Box = Sequence[float] | np.ndarray
 """Left, top, right and bottom, in pixels of the upright image."""
@@ -196,7 +196,7 @@ class Finder:
             if self.candidates != "queries":
                 places += self._windows(encoded, one, (image.shape[1], image.shape[2]))
             boxes, logits = (torch.cat(column) for column in zip(*places, strict=True))
-            chosen = nms(boxes, logits, torch.zeros_like(logits), self.overlap)[:MOST]
+            chosen = nms(boxes, logits, torch.zeros_like(logits), self.overlap)
             scores = torch.from_numpy(self.calibration.apply(logits[chosen].cpu().double().numpy())).float()
             found.append(Scored(boxes[chosen], scores.to(boxes), torch.full_like(chosen, number)))
         return found

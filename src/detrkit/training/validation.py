@@ -26,7 +26,6 @@ from detrkit.visualize import compare, compare_panoptic, mosaic
 from detrkit.visualize.truth import panoptic_in_frame
 
 SAMPLE_SIDE = 480  # pixels, of each half of a sample picture
-MOST_DETECTIONS = 100  # an image, the best scored: what the COCO metrics look at
 
 
 def detect(
@@ -41,6 +40,7 @@ def detect(
 ) -> list[Detections]:
     """Detections for every image of a split, in order, labelled by the split's own category table.
 
+    All that the model answers, as many as it has queries: COCO's limit is of an image and a class, and the evaluator's.
     `on_image` is called after each image, to show how far it is.
 
     Raises:
@@ -199,9 +199,7 @@ def forgiving(notes: list[str]) -> Iterator[None]:
 
 def _relabelled(found: Detections, table: np.ndarray, annotations: Annotations) -> Detections:
     labels = table[found.labels]
-    known = replace(found, labels=labels, categories=annotations.categories)[labels >= 0]
-    order = np.argsort(-known.scores, kind="stable")[:MOST_DETECTIONS]
-    return known[order]
+    return replace(found, labels=labels, categories=annotations.categories)[labels >= 0]
 
 
 def _map_relabelled(found: PanopticMap, table: np.ndarray, annotations: Annotations) -> PanopticMap:
