@@ -20,7 +20,7 @@ def plain_voc(annotations, detections, label, eleven):
     rows.sort(key=lambda row: row[0])
     taken, points, right, wrong = set(), [], 0, 0
     for _, index, k in rows:
-        best, which = -1.0, None
+        best, which = (False, -1.0), None
         box = detections[index].boxes[k].astype(float)
         for truth in range(annotations.offsets[index], annotations.offsets[index + 1]):
             if annotations.labels[truth] != label:
@@ -30,11 +30,12 @@ def plain_voc(annotations, detections, label, eleven):
             inside = side[0] * side[1]
             mine, its = np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2])
             overlap = inside / max(mine if annotations.crowd[truth] else mine + its - inside, 1e-300)
-            if overlap > best:
-                best, which = overlap, truth
-        if best >= 0.5 and skipped[which]:
+            # A crowd is asked last: whatever lies in it overlaps it most.
+            if overlap >= 0.5 and (not annotations.crowd[truth], overlap) > best:
+                best, which = (not annotations.crowd[truth], overlap), truth
+        if which is not None and skipped[which]:
             continue
-        if best >= 0.5 and which not in taken:
+        if which is not None and which not in taken:
             taken.add(which)
             right += 1
         else:
@@ -77,6 +78,22 @@ def test_difficult_boxes_are_neither_found_nor_missed():
     both = [([0, 0, 10, 10], 0, 0.9), ([50, 50, 60, 60], 0, 0.8)]
     for rows in (both, both[1:]):
         assert evaluate(annotations, detections_of(annotations, [rows]), voc=True).figures["VOC12"] == 1
+
+
+def test_a_box_in_a_crowd_is_found_and_what_else_lies_there_does_not_count():
+    person, crowd = [10, 10, 30, 50], [0, 0, 100, 60]
+    annotations = annotations_of([[crowd, person]], [[0, 0]], crowd=[[True, False]])
+    near = [10, 10, 30, 50.8]  # IoU 0.98
+    for rows in ([(near, 0, 0.9)], [([60, 5, 80, 45], 0, 0.95), (near, 0, 0.9)]):
+        figures_of = evaluate(annotations, detections_of(annotations, [rows]), voc=True).figures
+        assert (figures_of["VOC07"], figures_of["VOC12"], figures_of["AP"]) == pytest.approx((1, 1, 1))
+    for bottom, expected in ((90, 1.0), (92, 0.5)):  # in the crowd by half, and by less
+        rows = [([60, 30, 80, bottom], 0, 0.95), (near, 0, 0.9)]
+        found = evaluate(annotations, detections_of(annotations, [rows]), voc=True).figures
+        assert found["VOC12"] == pytest.approx(expected)
+    two = annotations_of([[crowd, person, [50, 10, 70, 50]]], [[0, 0, 0]], crowd=[[True, False, False]])
+    again = [(near, 0, 0.9), (person, 0, 0.8), ([50, 10, 70, 50], 0, 0.7)]
+    assert evaluate(two, detections_of(two, [again]), voc=True).figures["VOC12"] == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_a_second_detection_of_a_box_is_wrong_even_with_a_free_neighbour():

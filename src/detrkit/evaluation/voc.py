@@ -2,7 +2,8 @@
 
 Differs from COCO's AP50 in three ways: a detection is compared with the box that it overlaps most, free or not; boxes
 marked difficult are neither found nor missed; and precision is read at 11 recalls (2007) or at every one (2010
-to 2012).
+to 2012). VOC's own data know no crowds. As in COCO, one takes the detections that lie in it by half of their own area:
+those that overlap no other box of their class enough.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _verdicts(annotations: Annotations, found: Found, pairs: Pairs, skipped: np.
     same = found.labels[pairs.found] == annotations.labels[pairs.truth]
     rows, truths, overlap = (column[same] for column in pairs)
     verdict = np.zeros(len(found.scores), np.int64)
-    best = np.lexsort((truths, -overlap, rows))
+    best = np.lexsort((truths, -overlap, annotations.crowd[truths], rows))
     first = best[np.unique(rows[best], return_index=True)[1]]
     rows, truths = rows[first], truths[first]
     verdict[rows[skipped[truths]]] = -1
