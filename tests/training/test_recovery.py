@@ -332,9 +332,20 @@ def test_a_gradient_that_is_not_finite_is_skipped_before_it_reaches_anything(tmp
 
 
 def test_without_a_limit_the_first_such_step_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"^picture 4: An annotated box"):
-        train(tmp_path / "run", revise(RECIPE, {"skip_limit": 0}), on_losses=spoil_picture(4))
-    assert status_of(tmp_path / "run")["state"] == "failed"
+    seen: list[ToyBatch] = []
+
+    def spoil(session: ToySession, batch: ToyBatch) -> None:
+        seen.append(batch)
+        if len(seen) == 8:
+            raise NonFiniteError(batch.names)
+
+    events: list[Event] = []
+    with pytest.raises(NonFiniteError, match=r"; got step 8\. Lower"):
+        train(tmp_path / "run", revise(RECIPE, {"skip_limit": 0}), on_event=events.append, on_losses=spoil)
+    assert len(seen) == 8
+    assert not kinds(events, WentBack)
+    status = status_of(tmp_path / "run")
+    assert (status["state"], status["saved"]) == ("failed", 6)  # there is a checkpoint, and it is left alone
 
 
 def test_without_a_checkpoint_a_row_of_them_ends_the_run(tmp_path: Path) -> None:

@@ -167,13 +167,15 @@ class Checkpoints:
             error: why it cannot go on there.
 
         Raises:
-            NonFiniteError: there is none yet, or going back did not help.
+            NonFiniteError: there is none yet, going back did not help, or the recipe allows no step to be skipped.
         """
         last = standing(self.folder / LAST)
         source = last if last.exists() else kept(last, self.folder / PREVIOUS)
-        if position.returns == MOST_RETURNS or not source.exists():
+        most = MOST_RETURNS if self.session.optimization.skip_limit else 0
+        if position.returns >= most or not source.exists():
             tried = f", although the rates were halved {position.returns} times" if position.returns else ""
-            got = f"{position.in_row} steps in a row, up to step {position.step:,}{tried}"
+            row = f"{position.in_row} steps in a row, up to " if position.in_row > 1 else ""
+            got = f"{row}step {position.step:,}{tried}"
             raise NonFiniteError(error.images, error.boxes, got) from error
         before = self.restore(source)
         self.session.world.share(None)  # before the main process replaces what the others may still be reading
