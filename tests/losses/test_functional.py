@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detrkit.losses.functional import class_error, giou_loss, l1_loss, weighted_cross_entropy
+from detrkit.losses.functional import class_error, focal_loss, giou_loss, l1_loss, weighted_cross_entropy
 
 
 def test_cross_entropy_is_the_official_weighted_average(generator: torch.Generator) -> None:
@@ -27,6 +27,20 @@ def test_cross_entropy_is_the_official_weighted_average(generator: torch.Generat
         ]
         by_hand = sum(w * term for w, term in terms) / sum(w for w, _ in terms)
         assert found[layer].item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0])
+def test_the_focal_loss_has_a_gradient_where_the_sigmoid_has_none(gamma: float) -> None:
+    logits = torch.tensor([18.0, -120, 120, -1, 40]).view(1, 1, 5, 1).requires_grad_()
+    wanted = torch.tensor([1.0, 0, 1, 1, 0]).view(1, 1, 5, 1)
+    focal_loss(logits, wanted, 1.0, 0.25, gamma).sum().backward()
+    exact = logits.detach().double().requires_grad_()
+    wrong = (exact * (1 - 2 * wanted)).sigmoid()
+    terms = (0.75 - 0.5 * wanted) * wrong**gamma * -torch.nn.functional.logsigmoid(exact * (2 * wanted - 1))
+    terms.sum().backward()
+    assert logits.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(logits.grad.double(), exact.grad, atol=1e-3, rtol=1e-5)
 
 
 def test_cross_entropy_without_any_weight_is_zero() -> None:

@@ -42,11 +42,18 @@ def focal_loss(
         alpha: weight of what is wanted; the rest weighs 1 − alpha.
         gamma: exponent of the factor by which what is nearly right counts less.
     """
+    return _focal_terms(logits, wanted, alpha, gamma).sum((1, 2, 3)) / num_boxes
+
+
+def _focal_terms(
+    logits: Float[Tensor, "*any"], wanted: Float[Tensor, "*any"], alpha: float, gamma: float
+) -> Float[Tensor, "*any"]:
     terms = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     chance = logits.sigmoid()
     wrong = chance + wanted - 2 * chance * wanted
-    weight = (2 * alpha - 1) * wanted + (1 - alpha)
-    return (weight * wrong**gamma * terms).sum((1, 2, 3)) / num_boxes
+    # An exponent below 1 is infinitely steep at 0, which a sigmoid reaches: infinity times no loss would be NaN.
+    factor = wrong.clamp(min=torch.finfo(wrong.dtype).tiny) ** gamma
+    return ((2 * alpha - 1) * wanted + (1 - alpha)) * factor * terms
 
 
 def l1_loss(
@@ -77,11 +84,7 @@ def mask_focal_loss(
         alpha: weight of the object's pixels; all others weigh 1 − alpha.
         gamma: exponent of the factor by which what is nearly right counts less.
     """
-    terms = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
-    chance = logits.sigmoid()
-    wrong = chance + masks - 2 * chance * masks
-    weight = (2 * alpha - 1) * masks + (1 - alpha)
-    return (weight * wrong**gamma * terms).mean((1, 2))
+    return _focal_terms(logits, masks, alpha, gamma).mean((1, 2))
 
 
 def dice_loss(logits: Float[Tensor, "p h w"], masks: Float[Tensor, "p h w"]) -> Float[Tensor, " p"]:
