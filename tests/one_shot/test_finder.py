@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 
+import numpy as np
 import pytest
 import torch
 from one_shot.squares import draw, shown, small
@@ -14,7 +16,7 @@ from detrkit.boxes import pairwise_iou
 from detrkit.data.transforms import to_tensor
 from detrkit.errors import UsageError
 from detrkit.evaluation.calibration import Calibration
-from detrkit.one_shot.finder import KINSHIP, Finder, Shown, Sought, seek
+from detrkit.one_shot.finder import KINSHIP, Finder, Shown, Sought, _even, seek
 
 EXAMPLE = draw([("red", 8, 12), ("blue", 80, 50)], seed=1)
 SCENE_SQUARES = [("red", 10, 8), ("blue", 92, 10), ("red", 60, 62), ("blue", 12, 66)]
@@ -252,3 +254,14 @@ def test_windows_are_of_the_examples_size_and_stay_inside(raw: Finder):
 def test_no_example_is_refused(raw: Finder):
     with pytest.raises(UsageError, match="no example"):
         seek(raw.show(*shown(EXAMPLE, 8, 12)).select([]))
+
+
+@pytest.mark.parametrize("mean", [0.8, 0.4])
+def test_even_odds_are_where_recall_squared_over_the_number_taken_is_largest(mean: float):
+    """Others of a kind are expected to be 0.85 times as alike as its examples, give or take their deviation."""
+    likeness = np.linspace(1.3 * mean, 0.0, 90) ** 1.1
+    expected = statistics.NormalDist(0.85 * mean, 0.05)
+    gains = [(1 - expected.cdf(value)) ** 2 / taken for taken, value in enumerate(likeness, 1)]
+    best = max(range(90), key=gains.__getitem__)
+    assert 0 < best < 89
+    assert _even(np.random.default_rng(1).permutation(likeness), (mean, 0.05)) == likeness[best]
