@@ -51,7 +51,8 @@ AT_ONCE = 1 << 24
 """Numbers of looks that are computed in one go; bounds the memory, changes no result."""
 
 PEAKS = 300
-"""The most windows of one size that are kept of an image."""
+"""The most windows of one size that are kept of an image. An object takes a few of them, so that among some hundred
+objects the faintest may be missed."""
 
 APART = 0.3
 """Windows that overlap a better one by more than this (IoU) are dropped: they are the same peak."""
