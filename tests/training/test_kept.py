@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from detrkit.errors import DataError, UsageError
 from detrkit.nn.backbone import build_backbone
 from detrkit.structures import FeatureBatch
 from detrkit.training.distributed import World
-from detrkit.training.events import Evaluated, Event, Preparing, Saved, Started
+from detrkit.training.events import Evaluated, Event, Preparing, Saved, Started, Step
 from detrkit.training.kept import FOLDER, refuse_contradictions, with_pixels
 from detrkit.training.patches import PatchSession, prepare_patches
 from detrkit.training.pretext import PatchOptions, PatchRecipe
@@ -229,6 +230,35 @@ def test_a_run_goes_on_exactly_and_with_what_it_kept(
     for checkpoint in ("checkpoints/last", "checkpoints/best", "model"):
         assert content(stopped / checkpoint) == content(whole.folder / checkpoint)
     assert without_times(stopped) == without_times(whole.folder)
+
+
+def test_a_run_goes_on_that_was_stopped_before_the_recipe_asked_for_a_checkpoint(
+    images: Path, usual: dict[str, Any], tmp_path: Path
+) -> None:
+    out, seen, fields = tmp_path / "run", [], {**usual, "save_every": 2}
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Step):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        detrkit.pretrain(images, out=out, on_event=stop, **fields)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["within"]
+    detrkit.pretrain(images, out=out, resume=True, on_event=seen.append, **fields)
+    assert isinstance(seen[0], Started), "nothing is prepared again"
+    assert seen[0].step == 1
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(whole: Whole, images: Path, tmp_path: Path) -> None:
+    out, seen = tmp_path / "run", []
+    shutil.copytree(whole.folder, out)
+    file = out / "checkpoints" / "last" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    detrkit.pretrain(images, out=out, resume=True, on_event=seen.append)
+    assert isinstance(seen[0], Started), "nothing is prepared again"
+    (note,) = [note for note in seen[0].notes if "damaged" in note]
+    assert note.startswith(f"The checkpoint {file.parent} is damaged and not used: model.safetensors")
+    assert content(out / "checkpoints" / "last") == content(whole.folder / "checkpoints" / "last")
 
 
 def test_features_are_kept_as_long_as_they_hold(images: Path, fields: dict[str, Any], tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from detrkit.pretrain.features import FeatureDataset, FeatureStore, extract
 from detrkit.structures import Batch, FeatureBatch, PatchBatch
 from detrkit.training.distributed import World
 from detrkit.training.pretext import PatchOptions
+from detrkit.training.recovery import newest
 from detrkit.training.unlabelled import left_out
-from detrkit.whole import standing, write_text_whole
+from detrkit.whole import write_text_whole
 
 FOLDER = "features"
 """Where in a run folder the features are kept. They can be deleted when the run is finished."""
@@ -64,6 +65,7 @@ def keep(
     crops: Crops,
     asked: PatchOptions,
     seed: int,
+    notes: list[str],
     *,
     out: Path,
     goes_on: bool,
@@ -80,19 +82,18 @@ def keep(
         crops: where patches are.
         asked: the pretext task's options.
         seed: of the run.
+        notes: what the user should know is added here.
         out: the run folder.
-        goes_on: the run goes on from its last checkpoint; the backbone's weights are taken from there.
+        goes_on: the run goes on from its newest checkpoint; the backbone's weights are taken from there.
         workers: processes that load images.
         world: the processes that train together; the main one computes.
         on_picture: called with the number of images done and of all.
 
     Raises:
         DataError: not one image of a part can be used.
-        ModelError: features that cannot be kept in 16 bits, or a checkpoint that is damaged.
+        ModelError: features that cannot be kept in 16 bits, or no checkpoint that is not damaged.
         Error: the disk is full.
     """
-    if goes_on:  # else maps would be computed anew, by a backbone that knows nothing yet
-        fill(detector, standing(out / "checkpoints" / "last"))
     backbone: Any = detector.backbone
     stride, regions = backbone.strides[-1], asked.regions if asked.regions_weight else 0
     total, before, done = sum(map(len, parts.values())), 0, 0
@@ -104,6 +105,10 @@ def keep(
             on_picture(done, total)
 
     if world.is_main:
+        checkpoint, said = newest(out) if goes_on else (None, ())
+        notes.extend(said)
+        if checkpoint is not None:  # else maps would be computed anew, by a backbone that knows nothing yet
+            fill(detector, checkpoint)
         settings = f"{resizing.sizes}-{resizing.longest}-{stride}-{regions}-{_digest(backbone)}"
         for name, pictures in parts.items():
             extract(

@@ -271,6 +271,7 @@ def prepare_patches(
             _crops(asked),
             asked,
             seed,
+            notes,
             out=out,
             goes_on=bool(came_from),
             workers=workers,
