@@ -274,6 +274,13 @@ def test_categories_are_joined_by_name() -> None:
         label_table(CATEGORIES, data[1:2])
 
 
+def test_categories_of_one_name_are_told_apart_by_their_ids() -> None:
+    data = [Category(1, "cell"), Category(2, "cell"), Category(3, "x")]
+    assert label_table(data, data).tolist() == [0, 1, 2]
+    assert label_table(data[::-1], data).tolist() == [2, 1, 0]
+    assert label_table([Category(7, "cell"), Category(8, "x")], data).tolist() == [-1, 2], "which of the two is unknown"
+
+
 def test_detections_speak_the_data_sets_categories(
     detector: Detector, pictures: list[Image.Image], tmp_path: Path
 ) -> None:

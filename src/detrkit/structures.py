@@ -44,6 +44,26 @@ class Category(NamedTuple):
         return [self.id, self.name] if self.is_thing else [self.id, self.name, False]
 
 
+def rows_of(categories: Sequence[Category], table: Sequence[Category]) -> list[int]:
+    """The row of each category in another table, or −1 where it has none.
+
+    A category is found by its id and name; failing that, by its name where only one row has it.
+
+    Args:
+        categories: what is looked for.
+        table: where it is looked for.
+    """
+    exact = {(category.id, category.name): row for row, category in enumerate(table)}
+    named: dict[str, list[int]] = {}
+    for row, category in enumerate(table):
+        named.setdefault(category.name, []).append(row)
+    alike = [named.get(category.name, []) for category in categories]
+    return [
+        exact.get((category.id, category.name), rows[0] if len(rows) == 1 else -1)
+        for category, rows in zip(categories, alike, strict=True)
+    ]
+
+
 class Target(NamedTuple):
     """What an image truly holds, as the losses want it.
 

@@ -46,7 +46,8 @@ def to_huggingface(
     """Write a model as a folder that `transformers` loads: config.json, model.safetensors, preprocessor_config.json.
 
     What the folder cannot hold is lost, and changes no prediction: the ids of the categories (labels are numbered from
-    0 on there) and which of them are stuff, `frozen_stages`, `focal_gamma`, and weights of the loss that are no whole
+    0 on there) and which of them are stuff, which label each of several categories of one name has by that name
+    (`label2id`; `id2label` has them all), `frozen_stages`, `focal_gamma`, and weights of the loss that are no whole
     numbers.
 
     Args:

@@ -6,7 +6,7 @@ arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from detrkit.data.problems import Problems
 from detrkit.data.segmentations import FINDINGS, MaskColumn
 from detrkit.errors import DataError
 from detrkit.masks import RunLengths
-from detrkit.structures import Category
+from detrkit.structures import Category, rows_of
 
 TOLERANCE = 0.01
 """Pixels. Files round coordinates, so a box may leave its image by this much without being counted as wrong, and a
@@ -309,8 +309,8 @@ def _correct_sizes(
 def with_categories(annotations: Annotations, categories: Sequence[Category]) -> Annotations:
     """The same data set with the labels of another category table, such as that of a checkpoint.
 
-    A category is found by its id and name; failing that, by its name where only one row has it. Boxes of categories
-    that the table lacks are dropped and counted as "unknown-category".
+    Categories are found by `rows_of`. Boxes of those that the table lacks are dropped and counted as
+    "unknown-category".
 
     Args:
         annotations: the data set; it is not changed.
@@ -321,14 +321,7 @@ def with_categories(annotations: Annotations, categories: Sequence[Category]) ->
     """
     if tuple(categories) == annotations.categories:
         return annotations
-    exact: Mapping[Category, int] = {category: row for row, category in enumerate(categories)}
-    named: dict[str, list[int]] = {}
-    for row, category in enumerate(categories):
-        named.setdefault(category.name, []).append(row)
-    table = np.full(len(annotations.categories) + 1, -1, np.int64)
-    for row, category in enumerate(annotations.categories):
-        alike = named.get(category.name, [])
-        table[row] = exact.get(category, alike[0] if len(alike) == 1 else -1)
+    table = np.array([*rows_of(annotations.categories, categories), -1], np.int64)  # the last for labels of none
     if annotations.categories and (table == -1).all():
         raise DataError(
             "The data set and the category table have no category in common",

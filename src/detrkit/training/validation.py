@@ -20,7 +20,7 @@ from detrkit.evaluation.run import Metrics, evaluate
 from detrkit.masks import RunLengths
 from detrkit.panoptic import PanopticMap
 from detrkit.predict import Detector
-from detrkit.structures import Category, Detections
+from detrkit.structures import Category, Detections, rows_of
 from detrkit.training.distributed import World
 from detrkit.visualize import compare, compare_panoptic, mosaic
 from detrkit.visualize.truth import panoptic_in_frame
@@ -139,13 +139,12 @@ def has_stuff(annotations: Annotations) -> bool:
 
 
 def label_table(known: Sequence[Category], wanted: Sequence[Category]) -> np.ndarray:
-    """For each label of the model the label of the data set with the same name, or −1.
+    """For each label of the model that of the same category of the data set, by `rows_of`, or −1.
 
     Raises:
-        DataError: not one name agrees.
+        DataError: not one category agrees.
     """
-    rows = {category.name: row for row, category in enumerate(wanted)}
-    table = np.array([rows.get(category.name, -1) for category in known], np.int64)
+    table = np.array(rows_of(known, wanted), np.int64)
     if len(wanted) and (table < 0).all():
         raise DataError(
             "The model knows none of the data set's categories",
