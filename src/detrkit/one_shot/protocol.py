@@ -179,8 +179,8 @@ def _absent_questions(
     annotations: Annotations, asked: Sequence[Questions], seen: Collection[int], seed: int
 ) -> Questions:
     """Ask each image for a seen class that it does not hold, with an exemplar that some question has."""
-    rows = sorted({row for one in asked for question in one.asked for row in question.exemplars})
-    by_label = {label: [row for row in rows if annotations.labels[row] == label] for label in sorted(seen)}
+    rows = np.array(sorted({row for one in asked for question in one.asked for row in question.exemplars}), np.int64)
+    by_label = {label: rows[annotations.labels[rows] == label].tolist() for label in sorted(seen)}
     extra = []
     for image in range(len(annotations)):
         held = set(annotations.labels[annotations.rows(image)].tolist())
@@ -207,11 +207,14 @@ def _shown(
     """What the model keeps of every box that is an exemplar of some question, by its row."""
     wanted = sorted({row for one in asked for question in one.asked for row in question.exemplars})
     owner = np.searchsorted(annotations.offsets, wanted, side="right") - 1
-    images = sorted(set(owner.tolist()))
+    by_image: dict[int, list[int]] = {}
+    for row, index in zip(wanted, owner.tolist(), strict=True):
+        by_image.setdefault(index, []).append(row)
+    images = list(by_image)
     shown: dict[int, Shown] = {}
     for image in _loaded(annotations, images, sizes, workers):
         index = images[image.index]
-        rows = [row for row, of in zip(wanted, owner, strict=True) if of == index]
+        rows = by_image[index]
         height, width = image.original
         boxes, _ = boxes_in_file(annotations.boxes[rows], _stated(annotations, index), image.original)
         inside = torch.from_numpy(boxes / (width, height, width, height)).float()
