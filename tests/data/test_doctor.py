@@ -358,6 +358,38 @@ def test_before_a_training_only_what_matters_is_told(planting, clean, tmp_path):
     assert examine_briefly(splits["val"], splits["val"]) == ()
 
 
+def test_before_a_training_files_of_equal_size_are_read_once(make_annotations, tmp_path, monkeypatch):
+    examining, splits = importlib.import_module("detrkit.data.doctor.examine"), {}
+    for name, count in (("train", 30), ("val", 6)):
+        (tmp_path / name).mkdir()
+        splits[name] = replace(make_annotations(count=count, each=1), root=tmp_path / name)
+        for row in range(count):
+            splits[name].path(row).write_bytes(bytes([row]) * 100)  # as pictures that are not compressed
+    read = []
+    monkeypatch.setattr(examining, "_digest", lambda path: (read.append(path), path.read_bytes())[1])
+
+    def told():
+        read.clear()
+        return {one.kind: one for one in examining._shared_files(splits["train"], splits["val"])}
+
+    found = told()
+    assert len(read) == len(set(read)) == 36
+    assert {kind: one.count for kind, one in found.items()} == {"image-in-two-splits": 6}
+    assert [one.said for one in found["image-in-two-splits"].places] == [
+        f"the same as {splits['train'].path(row)}" for row in range(6)
+    ]
+    splits["val"].path(3).write_bytes(b"another")
+    monkeypatch.setattr(examining, "MOST_READ", 100 * (30 + 3))
+    found = told()
+    assert len(read) == 33
+    assert {kind: one.count for kind, one in found.items()} == {"image-in-two-splits": 3, "uncompared-image": 2}
+    assert "100 bytes, as 30 training images have" in str(found["uncompared-image"])
+    monkeypatch.setattr(examining, "MOST_STATED", 35)
+    assert {kind: one.count for kind, one in told().items()} == {"uncompared-image": 6}
+    assert "36 images" in str(told()["uncompared-image"])
+    assert not read
+
+
 def test_the_public_doctor_knows_the_model(clean):
     told = detrkit.doctor(clean, model="detr-r50-dc5", decode=False)
     assert told.resolution == Resolution("detr-r50-dc5", 100, 800, 1333, 16)

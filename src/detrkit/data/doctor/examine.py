@@ -18,7 +18,7 @@ from detrkit.documents import opened
 from detrkit.errors import DataError
 
 MOST_STATED = 10_000
-"""Files whose sizes are asked for before a training, to find those that stand in both splits."""
+"""Files whose sizes are asked for before a training, to find those that stand in both splits; of more, none is."""
 
 MOST_READ = 200_000_000
 """Bytes of files of equal size that are read before a training, to see whether they are the same."""
@@ -135,7 +135,7 @@ def examine_briefly(train: Annotations, val: Annotations) -> tuple[Finding, ...]
     """What can be found in a moment, without decoding an image: before every training.
 
     Boxes in another order or counted from 1, boxes that stand twice, classes that cannot be learnt, and files that
-    stand in both splits. What reading counted is not told again.
+    stand in both splits, or how many could not be compared in a moment. What reading counted is not told again.
 
     Args:
         train: the split to train on.
@@ -155,25 +155,33 @@ def examine_briefly(train: Annotations, val: Annotations) -> tuple[Finding, ...]
 
 
 def _shared_files(train: Annotations, val: Annotations) -> Iterator[Finding]:
-    """Files of both splits with the same bytes. Only files of equal size are read, and of these not too many."""
-    if len(train) + len(val) > MOST_STATED:
+    """Files of both splits with the same bytes. Only files of equal size are read, each once, and not too many."""
+    names, count = "train, val", len(train) + len(val)
+    if count > MOST_STATED:
+        yield Finding.of("uncompared-image", names, [Place(str(val.root), f"{count:,} images")], count=len(val))
         return
     sizes: dict[int, list[int]] = {}
     for row in range(len(train)):
         sizes.setdefault(_bytes(train.path(row)), []).append(row)
-    read, places = 0, []
+    known: dict[int, dict[bytes, int]] = {}  # of each size that was read: the training images by what they hold
+    read, same, left = 0, [], []
     for row in range(len(val)):
-        size = _bytes(val.path(row))
-        candidates = sizes.get(size, []) if size else []
-        read += size * (len(candidates) + 1 if candidates else 0)
-        if read > MOST_READ:
-            break
-        digest = _digest(val.path(row)) if candidates else b""
-        same = next((other for other in candidates if digest and _digest(train.path(other)) == digest), None)
-        if same is not None:
-            places.append(Place(str(val.path(row)), f"the same as {train.path(same)}", "val", row))
-    if places:
-        yield Finding.of("image-in-two-splits", "train, val", places)
+        path, size = val.path(row), _bytes(val.path(row))
+        if not size or size not in sizes:
+            continue
+        cost = size * (1 if size in known else 1 + len(sizes[size]))
+        if read + cost > MOST_READ:
+            left.append(Place(str(path), f"{size:,} bytes, as {len(sizes[size]):,} training images have", "val", row))
+            continue
+        read += cost
+        if size not in known:
+            known[size] = {_digest(train.path(other)): other for other in reversed(sizes[size])}  # the first one stays
+        digest = _digest(path)
+        if digest and digest in known[size]:
+            same.append(Place(str(path), f"the same as {train.path(known[size][digest])}", "val", row))
+    for kind, places in (("image-in-two-splits", same), ("uncompared-image", left)):
+        if places:
+            yield Finding.of(kind, names, places)
 
 
 def _bytes(path: Path) -> int:

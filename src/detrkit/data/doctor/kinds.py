@@ -50,6 +50,11 @@ _OWN: dict[str, Kind] = {
         "the same file stands in two splits, so figures are measured on what was learnt by heart",
         "Take it out of the training split.",
     ),
+    "uncompared-image": Kind(
+        "note",
+        "before a training: an image is not compared with those of the other split, which would take too long there",
+        "Run detrkit doctor, which compares all images.",
+    ),
     "similar-image": Kind(
         "note",
         "two images of a split look as if they were one picture, saved or taken twice",
