@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detrkit import models
+from detrkit.losses.matching import Matches
 from detrkit.nn.transformer import cells_outside
 from detrkit.one_shot.model import OneShot
 from detrkit.pretrain.up_detr import UpDetr
+from detrkit.segmentation.model import Segmenter, Wanted, wanted_masks
+from detrkit.structures import Target
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +86,38 @@ def test_a_pass_of_find_by_example(preset: str) -> None:
     which = torch.zeros(3, dtype=torch.int64, device="meta")
     found = model(*inputs(padded=True), which, which, torch.zeros(3, 4, device="meta"))
     assert found.boxes.shape[1:] == (3, 6, 4)
+
+
+@pytest.mark.parametrize("preset", ["detr-nano", "conditional-detr-nano"])
+def test_a_pass_with_masks(preset: str) -> None:
+    model = Segmenter(models.build(preset, **SMALL), chunk=2).to("meta").train()
+    pairs = torch.zeros(3, dtype=torch.int64, device="meta")
+    wanted = Wanted(pairs, pairs, torch.zeros(3, 64, 96, dtype=torch.bool, device="meta"))
+    found = model(*inputs(padded=True), lambda _: wanted)
+    (found.terms.focal + found.terms.dice).backward()
+    assert found.terms.focal.device.type == "meta"
+    assert model.mask_head.norms[0].weight.grad is not None
+
+
+class Looks(TorchDispatchMode):
+    """Counts what would wait for a device: how many rows there are is known to whoever has seen the values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, aten = operation.overloadpacket, torch.ops.aten
+        by_truth = name is aten.index and any(one is not None and one.dtype == torch.bool for one in args[1])
+        self.count += by_truth or name in (aten.nonzero, aten._local_scalar_dense, aten.masked_select)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_which_masks_are_known_is_looked_at_once() -> None:
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[1, :4] = True
+    targets = [Target(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4), name, masks) for name in ("a", "b")]
+    both = torch.tensor([[0, 1, 1, 0]])
+    matches = Matches(torch.tensor([0, 0, 1, 1]), both, both)
+    with Looks() as looks:
+        wanted = wanted_masks(matches, targets, (8, 8))
+    assert (wanted.image.tolist(), wanted.query.tolist()) == ([0, 1], [1, 1])
+    assert looks.count == 1

@@ -8,6 +8,7 @@ are. `Segmenter.forward` is what the training loop calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -188,15 +189,15 @@ def wanted_masks(matches: Matches, targets: Sequence[Target], size: tuple[int, i
     if any(target.masks is None for target in targets):
         raise UsageError("The targets have no masks", remedy="Read the data set with masks=True.")
     query, target = matches.query[-1], matches.target[-1]
-    counts = torch.tensor([0, *(len(one.labels) for one in targets)]).cumsum(0)
-    every = target.new_zeros(int(counts[-1]), *size, dtype=torch.bool)
-    for one, start in zip(targets, counts.tolist(), strict=False):
+    starts = [0, *accumulate(len(one.labels) for one in targets)]
+    every = target.new_zeros(starts[-1], *size, dtype=torch.bool)
+    for one, start in zip(targets, starts, strict=False):
         assert one.masks is not None
-        rows, height, width = one.masks.shape
-        every[start : start + rows, :height, :width] = one.masks
-    masks = every[counts.to(target.device, non_blocking=True)[matches.image] + target]
-    known = masks.flatten(1).any(1)
-    return Wanted(matches.image[known], query[known], masks[known])
+        count, height, width = one.masks.shape
+        every[start : start + count, :height, :width] = one.masks
+    rows = torch.tensor(starts).to(target.device, non_blocking=True)[matches.image] + target
+    known = every.flatten(1).any(1)[rows].nonzero()[:, 0]  # a look at the device, just after that of matching
+    return Wanted(matches.image[known], query[known], every[rows[known]])
 
 
 def _chunks(count: int, size: int) -> list[slice]:
