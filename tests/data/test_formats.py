@@ -252,10 +252,12 @@ def test_splits_with_different_tables_share_their_union(tmp_path):
     read = formats.read(tmp_path / "out")
     assert read["train"].categories == read["val"].categories == TABLE
     assert read["val"].labels.tolist() == [2]
-    wrong = replace(val, categories=(Category(9, "other"),))
-    formats.write({"train": train, "val": wrong}, tmp_path / "bad", "coco")
-    with pytest.raises(DataError, match="id 9 is 'ärger' in one and 'other' in another"):
-        formats.read(tmp_path / "bad")
+    for name, other in (("name", Category(9, "other")), ("kind", Category(9, "ärger", is_thing=False))):
+        formats.write({"train": train, "val": replace(val, categories=(other,))}, tmp_path / name, "coco")
+    with pytest.raises(DataError, match=r"id 9 is 'ärger' \(a thing\) in one and 'other' \(a thing\) in another"):
+        formats.read(tmp_path / "name")
+    with pytest.raises(DataError, match=r"'ärger' \(a thing\) in one and 'ärger' \(stuff\) in another.*isthing"):
+        formats.read(tmp_path / "kind")
 
 
 def test_two_formats_in_one_folder_are_refused(tmp_path):

@@ -27,7 +27,9 @@ class Kind(NamedTuple):
 _OWN: dict[str, Kind] = {
     "unreadable-split": Kind("broken", "a split cannot be read at all", "Mend the file that is named."),
     "disagreeing-splits": Kind(
-        "broken", "the splits cannot be joined under one category table", "Give each category the same id everywhere."
+        "broken",
+        "the splits cannot be joined under one category table",
+        "Give each category the same id everywhere, and call it a thing or stuff everywhere (isthing).",
     ),
     "no-boxes": Kind(
         "broken", "the training split has no box, so there is nothing to learn from", "Annotate some of its images."

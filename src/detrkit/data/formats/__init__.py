@@ -189,15 +189,20 @@ def _with_one_table(splits: dict[str, Annotations], path: str | Path) -> dict[st
         return splits
     by_id: dict[int, Category] = {}
     for category in rows:
-        if by_id.setdefault(category.id, category) != category:
+        if (other := by_id.setdefault(category.id, category)) != category:
             raise DataError(
                 "The splits disagree about their categories",
                 where=path,
-                got=f"id {category.id} is {by_id[category.id].name!r} in one and {category.name!r} in another",
-                remedy="Give each category the same id in all files.",
+                got=f"id {category.id} is {_in_words(other)} in one and {_in_words(category)} in another",
+                remedy="Give each category the same id in all files, and call it a thing or stuff in all of them "
+                "(isthing; a thing where a file does not say).",
             )
     union = tuple(by_id[key] for key in sorted(by_id))
     return {name: with_categories(annotations, union) for name, annotations in splits.items()}
+
+
+def _in_words(category: Category) -> str:
+    return f"{category.name!r} ({'a thing' if category.is_thing else 'stuff'})"
 
 
 def write(splits: Mapping[str, Annotations], out: Path, format: str, *, copy_images: CopyImages = "link") -> None:
