@@ -105,10 +105,7 @@ def keep(
             on_picture(done, total)
 
     if world.is_main:
-        checkpoint, said = newest(out) if goes_on else (None, ())
-        notes.extend(said)
-        if checkpoint is not None:  # else maps would be computed anew, by a backbone that knows nothing yet
-            fill(detector, checkpoint)
+        notes.extend(_fill_from_newest(detector, out) if goes_on else ())  # or all maps would be made anew
         settings = f"{resizing.sizes}-{resizing.longest}-{stride}-{regions}-{_digest(backbone)}"
         for name, pictures in parts.items():
             extract(
@@ -141,6 +138,18 @@ def keep(
         )
         for name, store in kept.items()
     }
+
+
+def _fill_from_newest(detector: nn.Module, out: Path) -> tuple[str, ...]:
+    """Give a detector, whose backbone knows nothing yet, the weights of a run's newest checkpoint.
+
+    Returns:
+        A note for each checkpoint that is damaged.
+    """
+    checkpoint, said = newest(out)
+    if checkpoint is not None:
+        fill(detector, checkpoint)
+    return said
 
 
 def note_left_out(lost: Sequence[str], out: Path, world: World) -> list[str]:
