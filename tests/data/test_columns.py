@@ -102,7 +102,7 @@ def test_missing_images_go_with_their_boxes_and_others_are_noted(tmp_path):
 
 
 def test_all_images_missing_is_an_error_that_says_where_was_looked(tmp_path):
-    with pytest.raises(DataError, match=r"None of the 1 images exists.*'a.jpg' is neither in .* nor in elsewhere"):
+    with pytest.raises(DataError, match=r"None of the 1 images exists.*'a.jpg' is not in .* or elsewhere"):
         assembled(tmp_path, ["a.jpg"], [], check_files=True, looked=[Path("elsewhere")])
 
 

@@ -75,6 +75,26 @@ def test_a_devkit_within_the_folder_is_found_and_two_are_refused(tmp_path):
         formats.recognise(tmp_path)
 
 
+@pytest.mark.parametrize("lists", [{}, {"train": ["1"]}])
+def test_folders_in_lower_case_are_read_as_those_of_the_devkit(tmp_path, lists):
+    official(tmp_path, {"1": [item("dog", 11, 21, 40, 60)]}, lists)
+    (tmp_path / "Annotations").rename(tmp_path / "annotations")
+    (tmp_path / "JPEGImages").rename(tmp_path / "images")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    ((split, part),) = formats.read(tmp_path).items()
+    assert (split, list(part.file_names)) == ("train" if lists else "all", ["1.jpg"])
+    assert part.boxes.tolist() == [[10, 20, 40, 60]]
+    assert [category.name for category in part.categories] == ["cat", "dog"]
+
+
+def test_a_folder_of_annotations_in_lower_case_that_is_of_other_things_is_passed_over(tmp_path):
+    put(tmp_path / "annotations" / "1.xml")
+    assert {source.format for source in formats.recognise(tmp_path).values()} == {"voc"}
+    (tmp_path / "annotations" / "1.xml").write_text("<annotations/>")
+    (tmp_path / "1.jpg").touch()
+    assert {source.format for source in formats.recognise(tmp_path).values()} == {"folder"}
+
+
 @pytest.mark.parametrize("folders", [("",), ("train/", "valid/")])
 def test_files_beside_their_images_are_read(tmp_path, folders):
     for folder in folders:

@@ -263,7 +263,7 @@ def _existing(
         raise DataError(
             f"None of the {len(names)} images exists",
             where=source,
-            got=f"{names[0]!r} is neither in {root}" + "".join(f" nor in {folder}" for folder in looked),
+            got=f"{names[0]!r} is not in {' or '.join(map(str, (root, *looked)))}",
             remedy="Put the images there, or pass the folder that holds both annotations and images.",
         )
     count_rows(problems, "missing-image", np.flatnonzero(~kept), lambda row: f"{root / names[int(row)]}")

@@ -36,7 +36,7 @@ def sources(root: Path) -> dict[str, Source]:
             remedy="Pass one of them.",
         )
     base = years[0] if years else root
-    if _xml_in(base / "Annotations"):
+    if _holds_annotations(_xml_in(annotations_in(base))):
         return _official(base)
     folders = {split_name(path.name): path for path in _split_folders(root)}
     if folders:
@@ -44,13 +44,24 @@ def sources(root: Path) -> dict[str, Source]:
     return {"all": Source("voc", "all", root, root)} if _holds_annotations(_xml_in(root)) else {}
 
 
+def annotations_in(base: Path) -> Path:
+    """The folder of a data set's XML files: `Annotations`, which many tools write in lower case."""
+    return min((path for path in base.iterdir() if is_for_annotations(path)), default=base / "Annotations")
+
+
+def is_for_annotations(folder: Path) -> bool:
+    """Whether a folder is called as the one of the XML files is."""
+    return folder.name.lower() == "annotations" and folder.is_dir()
+
+
 def _official(base: Path) -> dict[str, Source]:
     """The splits of the devkit's layout."""
-    images = next((base / name for name in ("JPEGImages", "images") if (base / name).is_dir()), base / "Annotations")
+    annotations = annotations_in(base)
+    images = next((base / name for name in ("JPEGImages", "images") if (base / name).is_dir()), annotations)
     lists = {path.stem: path for path in sorted((base / "ImageSets" / "Main").glob("*.txt"))}
-    lists = _apart(lists, base / "Annotations")
+    lists = _apart(lists, annotations)
     if not lists:
-        return {"all": Source("voc", "all", base / "Annotations", images)}
+        return {"all": Source("voc", "all", annotations, images)}
     return {split: Source("voc", split, lists[name], images) for split, name in lists_of_splits(lists).items()}
 
 
@@ -121,7 +132,8 @@ def _split_folders(root: Path) -> list[Path]:
 def set_of(source: Source) -> tuple[Path, list[Path]]:
     """The folder that keys are relative to, and the folders with the XML files of the whole data set."""
     if source.path.suffix == ".txt":
-        return source.path.parents[2] / "Annotations", [source.path.parents[2] / "Annotations"]
+        annotations = annotations_in(source.path.parents[2])
+        return annotations, [annotations]
     if is_known_split(source.path.name) and source.path in (siblings := _split_folders(source.path.parent)):
         return source.path.parent, siblings
     return source.path, [source.path]

@@ -2,7 +2,8 @@
 
 Layouts: `Annotations/*.xml` with `JPEGImages/` and lists of stems in `ImageSets/Main/{train,val,test}.txt` (`trainval`
 is the training split where train and val are not both listed; lists of one class, `dog_train.txt`, are passed over, and
-others are splits of their own names); `{split}/*.xml` beside the images; one folder of both.
+others are splits of their own names); the same as `annotations/*.xml` with `images/`; `{split}/*.xml` beside the
+images; one folder of both.
 
 Coordinates are 1-based and inclusive as the devkit publishes them: `xmin, ymin, xmax, ymax` is the box xmin − 1,
 ymin − 1, xmax, ymax in 0-based pixels. Many tools write from 0; where as many boxes of the data set begin there as at
@@ -85,7 +86,7 @@ def read_together(
     files, others = parsed(root, layout.xml_files(folders))
     shared = Problems()
     one_based = _is_one_based(files, shared)
-    categories = _table(root.parent if root.name == "Annotations" else root, files)
+    categories = _table(root.parent if layout.is_for_annotations(root) else root, files)
     splits = {}
     for split, source in sources.items():
         problems = Problems()
