@@ -128,6 +128,16 @@ def test_splits_that_do_not_go_together_are_broken(clean, tmp_path):
     assert [one.kind for one in told.findings if one.severity == "broken"] == ["disagreeing-splits"]
 
 
+def test_files_that_may_hold_the_boxes_are_named_where_there_is_none(tmp_path):
+    for name in ("images/1.png", "images/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    for name in ("annotations.xml", "project.json"):
+        (tmp_path / name).touch()
+    (told,) = examine(tmp_path, SEEN, decode=False).of("no-boxes")
+    assert told.said == f"Not read, and maybe its annotations: {tmp_path / 'annotations.xml'} and 1 more."
+
+
 def test_to_lose_a_fifth_is_no_repair(clean, tmp_path):
     shutil.copytree(clean, tmp_path / "ill")
     for number in range(1, 11):

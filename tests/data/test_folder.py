@@ -19,14 +19,14 @@ def test_images_at_any_depth_form_one_unlabelled_set(tmp_path):
 
 
 def test_files_that_may_be_annotations_are_noted(tmp_path):
-    for name in ("a.jpg", "a.txt", "deep/b.png", "deep/b.json", "labels.csv", "notes.txt", "package.json"):
+    names = ("annotations.xml", "labels.csv", "ds0/ann/a.jpg.json", "ds0/ann/b.txt")
+    for name in ("ds0/img/a.jpg", "ds0/img/b.png", "notes.txt", *names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     problems = formats.read(tmp_path)["all"].problems
-    assert problems.counts == {"unread-annotation": 3}
-    assert problems.examples["unread-annotation"] == [
-        str(tmp_path / name) for name in ("a.txt", "labels.csv", "deep/b.json")
-    ]
+    assert problems.counts == {"unread-annotation": 4}
+    assert problems.examples["unread-annotation"] == [str(tmp_path / name) for name in names]
+    assert "export COCO, VOC or YOLO" in next(problems.lines())
 
 
 def test_a_folder_without_images_is_no_data_set(tmp_path):

@@ -153,7 +153,7 @@ def test_annotations_that_were_not_read_are_named_where_there_is_nothing_to_lear
     for number in range(4):
         Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.2")
-    with pytest.raises(DataError, match=r"nothing to learn from.*0\.txt was not read: arrange"):
+    with pytest.raises(DataError, match=r"nothing to learn from.*0\.txt was not read: export.* COCO.*, or arrange"):
         prepare(tiny_recipe(), tmp_path, World())
 
 

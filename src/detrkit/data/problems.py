@@ -45,7 +45,9 @@ POLICIES: dict[str, Policy] = {
         "dropped", "image", "no box of an image can be understood, and without them it would be taught as empty"
     ),
     "unread-annotation": Policy(
-        "noted", "file", "a file beside the images may hold annotations, and is of no format that is known here"
+        "noted",
+        "file",
+        "a file beside the images may hold annotations, in no format that is known here; export COCO, VOC or YOLO",
     ),
     "missing-split": Policy("noted", "file", "a split is declared, but its folder does not exist"),
     "duplicate-file-name": Policy("noted", "image", "two entries of one split name the same image file"),

@@ -98,7 +98,8 @@ def _refuse_boxless(part: Annotations, what: str, data: str | Path) -> None:
         what,
         where=part.source or data,
         got="; ".join([f"a split of {len(part)} images and no box", *part.problems.lines()]),
-        remedy=f"{unread[0]} was not read: arrange files and folders as docs/data.md shows."
+        remedy=f"{unread[0]} was not read: export the annotations as COCO, Pascal VOC or YOLO, or arrange files and "
+        "folders as docs/data.md shows."
         if unread
         else "Annotate some of them, choose another split, or set val_fraction.",
     )

@@ -105,7 +105,10 @@ def _absences(
     name = "train" if "train" in splits else next(iter(splits))
     part = splits[name]
     if part.crowd.all():  # also where there is no box, or no image
-        yield Finding.of("no-boxes", name, [Place(part.source, f"{len(part):,} images")])
+        unread = part.problems.examples.get("unread-annotation", [])
+        more = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
+        said = f"Not read, and maybe its annotations: {unread[0]}{more}." if unread else ""
+        yield Finding.of("no-boxes", name, [Place(part.source, f"{len(part):,} images")], said)
     if "train" not in sources and len(sources) > 1:
         yield Finding.of("no-training", ", ".join(sources), [Place(str(path), ", ".join(sources))])
     if "val" not in sources:

@@ -32,7 +32,9 @@ _OWN: dict[str, Kind] = {
         "Give each category the same id everywhere, and call it a thing or stuff everywhere (isthing).",
     ),
     "no-boxes": Kind(
-        "broken", "the training split has no box, so there is nothing to learn from", "Annotate some of its images."
+        "broken",
+        "the training split has no box, so there is nothing to learn from",
+        "Annotate some of its images, or export annotations that were not read as COCO, Pascal VOC or YOLO.",
     ),
     "no-training": Kind(
         "note", "no split is called train", "Say which one to train on: detrkit train --train-split NAME."
@@ -146,7 +148,8 @@ _REMEDIES = {
     "unreadable-image": "Copy or download it again.",
     "missing-annotation": "Add its annotation file, or take it out of the list.",
     "unreadable-annotation": "Export the file again, or take it out together with its image.",
-    "unread-annotation": "Arrange files and folders as docs/data.md shows (YOLO needs a data.yaml), or export COCO.",
+    "unread-annotation": "Export COCO, Pascal VOC or YOLO; or arrange files and folders as docs/data.md shows (YOLO "
+    "needs a data.yaml).",
     "emptied-image": "Draw its boxes again, or take it out.",
     "missing-split": "Add the folder, or take the entry out.",
     "duplicate-file-name": "Join the two entries.",

@@ -6,7 +6,7 @@ All images form the split "all", without categories and boxes. Hidden files and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -57,10 +57,10 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
 
 
 def _may_be_annotations(root: Path, images: Iterable[str]) -> Iterator[str]:
-    """Tables, and files that are called like an image."""
-    stems = {name.rpartition(".")[0] for name in images}
+    """Documents and tables, wherever they lie, and texts that are called like an image."""
+    stems = {PurePosixPath(name).stem for name in images}
     for name in walk_files(root, lambda name: name.lower().endswith((".txt", ".json", ".xml", ".csv"))):
-        if name.lower().endswith(".csv") or name.rpartition(".")[0] in stems:
+        if not name.lower().endswith(".txt") or PurePosixPath(name).stem in stems:
             yield name
 
 
