@@ -30,41 +30,49 @@ def images(tmp_path):
     return root
 
 
+def found_in(wanted: list[str], out: Path) -> dict[Path, str]:
+    """What is found where there is nothing to note."""
+    notes: list[str] = []
+    found = find_images(wanted, out, notes.append)
+    assert not notes
+    return found
+
+
 def names(found: dict[Path, str], root: Path) -> dict[str, str]:
     return {file.relative_to(root).as_posix(): name for file, name in found.items()}
 
 
 def test_folders_are_searched_and_names_stay_relative(images, tmp_path):
-    found = find_images([str(images / "a")], tmp_path / "out")
+    found = found_in([str(images / "a")], tmp_path / "out")
     assert names(found, images) == {"a/1.png": "1.png", "a/deep/2.jpg": "deep/2.jpg"}
 
 
 def test_equal_names_are_told_apart(images, tmp_path):
     wanted = [str(images / "a"), str(images / "b" / "1.png")]
-    found = find_images(wanted, tmp_path / "out")
+    found = found_in(wanted, tmp_path / "out")
     assert names(found, images) == {"a/1.png": "a/1.png", "a/deep/2.jpg": "a/deep/2.jpg", "b/1.png": "b/1.png"}
 
 
 def test_patterns_and_doubles(images, tmp_path):
     wanted = [str(images / "**" / "*.jpg"), str(images / "a" / "deep"), str(images / "a" / "*")]
-    found = find_images(wanted, tmp_path / "out")
+    found = found_in(wanted, tmp_path / "out")
     assert names(found, images) == {"a/1.png": "1.png", "a/deep/2.jpg": "2.jpg"}
 
 
 def test_a_file_whose_name_holds_a_pattern(images, tmp_path):
     odd = images / "a" / "x[1].png"
     shutil.copy(images / "a" / "1.png", odd)
-    assert find_images([str(odd)], tmp_path / "out") == {odd: "x[1].png"}
+    assert found_in([str(odd)], tmp_path / "out") == {odd: "x[1].png"}
 
 
 def test_pictures_get_a_suffix_that_can_be_written(images, tmp_path):
     odd = images / "photo"
     shutil.copy(images / "a" / "1.png", odd)
-    assert find_images([str(odd)], tmp_path / "out") == {odd: "photo.jpg"}
+    assert found_in([str(odd)], tmp_path / "out") == {odd: "photo.jpg"}
     even = images / "photo.jpg"
     even.write_bytes(odd.read_bytes())
     for given in ([odd, even], [even, odd]):
-        found = find_images([str(file) for file in given], tmp_path / "out")
+        found = found_in([str(file) for file in given], tmp_path / "out")
         assert found == {odd: "photo.jpg.jpg", even: "photo.jpg"}
 
 
@@ -72,19 +80,32 @@ def test_the_output_folder_is_not_searched(images):
     out = images / "found"
     out.mkdir()
     shutil.copy(images / "a" / "1.png", out / "old.png")
-    assert len(find_images([str(images)], out)) == 3
+    assert len(found_in([str(images)], out)) == 3
 
 
 def test_images_are_not_overwritten(images):
     with pytest.raises(UsageError, match="overwrite"):
-        find_images([str(images / "a" / "1.png")], images / "a")
+        found_in([str(images / "a" / "1.png")], images / "a")
 
 
 @pytest.mark.parametrize("wanted", ["none.jpg", "none*.jpg", "empty"])
 def test_nothing_found(tmp_path, wanted):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=wanted.partition("*")[0]):
-        find_images([str(tmp_path / wanted)], tmp_path / "out")
+        found_in([str(tmp_path / wanted)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("wanted", ["", "**/*"])
+def test_pictures_of_kinds_that_are_not_read_are_told(tmp_path, wanted):
+    (tmp_path / "in").mkdir()
+    for name in ("a.gif", "b.HEIC", "notes.txt", ".c.gif"):
+        (tmp_path / "in" / name).touch()
+    with pytest.raises(DataError, match=r"No image is found; got 2 × unread-image.*for example .*a\.gif"):
+        found_in([str(tmp_path / "in" / wanted)], tmp_path / "out")
+    (tmp_path / "in" / "up.JPG").touch()
+    notes: list[str] = []
+    assert list(find_images([str(tmp_path / "in" / wanted)], tmp_path / "out", notes.append).values()) == ["up.JPG"]
+    assert len(notes) == 1 and notes[0].startswith("2 × unread-image (dropped): ")
 
 
 def test_where_hardly_anything_is_found_the_threshold_is_named(detrkit, images, trained, tmp_path):

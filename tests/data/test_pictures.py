@@ -276,6 +276,16 @@ def test_useless_files_are_counted(tmp_path, monkeypatch):
     assert all(reason in told for reason in ("empty.jpg: 0 bytes", "broken.jpg: No such", "pipe.jpg: no regular file"))
 
 
+def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.HEIC").write_bytes(b"some")
+    with pytest.raises(DataError, match=r"no image here.*1 × unread-image .*a\.HEIC"):
+        open_pictures(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    assert open_pictures(tmp_path).problems.counts == {"unread-image": 1}
+
+
+
 def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "void").mkdir()
     (tmp_path / "notes.txt").write_text("x")

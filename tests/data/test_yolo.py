@@ -139,6 +139,13 @@ def test_unreadable_images_are_dropped_with_their_boxes(tmp_path):
         formats.read(tmp_path)
 
 
+def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path):
+    simple(tmp_path, "0 0.5 0.5 0.2 0.4")
+    (tmp_path / "images" / "train" / "b.gif").touch()
+    found = formats.read(tmp_path)["train"]
+    assert (len(found), found.problems.counts) == (1, {"unread-image": 1})
+
+
 def test_a_split_that_does_not_exist_is_noted_where_another_does(tmp_path):
     simple(tmp_path, "", val="images/nowhere")
     found = formats.read(tmp_path)

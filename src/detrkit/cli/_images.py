@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,12 @@ from detrkit.errors import DataError, UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from detrkit.data.problems import Problems
+
 JPEG_QUALITY = 92
 
 
-def find_images(wanted: Sequence[str], out: Path) -> dict[Path, str]:
+def find_images(wanted: Sequence[str], out: Path, note: Callable[[str], None]) -> dict[Path, str]:
     """The images that files, folders and patterns mean, each once, with a name for its picture.
 
     The name is relative to the folder that was named, or the file's own; where two would be the same, all names are
@@ -26,6 +28,7 @@ def find_images(wanted: Sequence[str], out: Path) -> dict[Path, str]:
     Args:
         wanted: files, folders (searched to any depth), and patterns with `*`, `?`, `[…]` and `**`.
         out: where pictures go; folders are not searched there.
+        note: told of pictures in folders and patterns that are of kinds that are not read.
 
     Raises:
         DataError: something is missing, or there is no image.
@@ -34,16 +37,25 @@ def find_images(wanted: Sequence[str], out: Path) -> dict[Path, str]:
     if not wanted:
         raise UsageError("There are no images to look at", expected="images, folders or patterns behind the model")
     from detrkit.data.files import is_image_name
+    from detrkit.data.problems import Problems
 
+    problems = Problems()
     names: dict[Path, str] = {}
     seen: set[Path] = set()
     for text in wanted:
-        for file, name in _matches(text, out):
+        for file, name in _matches(text, out, problems):
             if (real := file.resolve()) not in seen:
                 seen.add(real)
                 names[file] = name
     if not names:
-        raise DataError("No image is found", where=", ".join(wanted), expected="JPEG, PNG, WebP, BMP or TIFF files")
+        raise DataError(
+            "No image is found",
+            where=", ".join(wanted),
+            got="; ".join(problems.lines()),
+            expected="JPEG, PNG, WebP, BMP or TIFF files",
+        )
+    for line in problems.lines():
+        note(line)
     if Counter(names.values()).most_common(1)[0][1] > 1:
         parents = [str(file.absolute().parent) for file in names]
         common = os.path.commonpath([os.path.normpath(parent) for parent in parents])
@@ -71,36 +83,38 @@ def save_picture(picture: Image.Image, file: Path) -> None:
         picture.save(file)
 
 
-def _matches(text: str, out: Path) -> Iterator[tuple[Path, str]]:
+def _matches(text: str, out: Path, problems: Problems) -> Iterator[tuple[Path, str]]:
     path = Path(text)
     if path.is_dir():
-        yield from _below(path, out)
+        yield from _below(path, out, problems)
     elif path.exists() or not glob.has_magic(text):
         if not path.exists():
             raise DataError("There is no such file or folder", where=path, remedy="Check the path of the images.")
         yield path, path.name
     else:
-        yield from _matching(text, out)
+        yield from _matching(text, out, problems)
 
 
-def _matching(pattern: str, out: Path) -> Iterator[tuple[Path, str]]:
-    from detrkit.data.files import is_image_name
+def _matching(pattern: str, out: Path, problems: Problems) -> Iterator[tuple[Path, str]]:
+    from detrkit.data.files import is_image_name, is_unread_picture
 
     found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not found:
         raise DataError("Nothing matches the pattern", where=pattern, remedy="Check the path of the images.")
     for name in map(Path, found):
         if name.is_dir():
-            yield from _below(name, out)
+            yield from _below(name, out, problems)
         elif is_image_name(name.name):
             yield name, name.name
+        elif is_unread_picture(name.name):
+            problems.add("unread-image", str(name))
 
 
-def _below(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:
+def _below(folder: Path, out: Path, problems: Problems) -> Iterator[tuple[Path, str]]:
     from detrkit.data.files import walk_images
 
     passed_over = out.resolve()
-    for name in walk_images(folder):
+    for name in walk_images(folder, problems):
         file = folder / name
         if passed_over not in file.resolve().parents:
             yield file, name

@@ -121,7 +121,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     search: Search = options.search
     _check(options)
-    images = find_images(options.images, options.out)
+    images = find_images(options.images, options.out, terminal.note)
     annotating = _annotating(options, list(images))
     things = _things(options, terminal)
     detector = load(options.model, device=options.device)

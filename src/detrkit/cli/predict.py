@@ -59,7 +59,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UsageError("Bad value for --threshold", got=options.threshold, expected="between 0 and 1")
     check_out(options.out)
-    images = find_images(options.images, options.out)
+    images = find_images(options.images, options.out, terminal.note)
     detector = load_detector(options.model, options)
     if options.panoptic:
         return _cut_up(options, detector, images, terminal)

@@ -21,6 +21,12 @@ from detrkit.errors import DataError, UsageError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of the files that count as images, in lower case."""
 
+UNREAD_SUFFIXES = (
+    *(".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".dcm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
+)
+"""Suffixes of pictures of other kinds, in lower case: whoever has such files among images takes them for images."""
+
 SAME_ASPECT = 0.01
 """Aspect ratios that differ by less than this fraction count as the same picture, scaled."""
 
@@ -55,9 +61,23 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def walk_images(folder: Path) -> Iterator[str]:
-    """Images below a folder as sorted relative paths with forward slashes; hidden folders and files are passed over."""
-    return walk_files(folder, is_image_name)
+def is_unread_picture(name: str) -> bool:
+    """Whether a file is, by its suffix, a picture of a kind that is not read."""
+    return name.lower().endswith(UNREAD_SUFFIXES)
+
+
+def walk_images(folder: Path, problems: Problems | None = None) -> Iterator[str]:
+    """Images below a folder as sorted relative paths with forward slashes; hidden folders and files are passed over.
+
+    Args:
+        folder: where to look.
+        problems: where pictures of kinds that are not read are counted as "unread-image"; None: they are not.
+    """
+    for name in walk_files(folder, lambda name: is_image_name(name) or is_unread_picture(name)):
+        if is_image_name(name):
+            yield name
+        elif problems is not None:
+            problems.add("unread-image", str(folder / name))
 
 
 def walk_files(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:

@@ -146,6 +146,7 @@ _SEVERITY_OF: dict[str, Severity] = {
 _REMEDIES = {
     "missing-image": "Put the file where the annotation says, or take its entry out.",
     "unreadable-image": "Copy or download it again.",
+    "unread-image": "Convert it to JPEG or PNG.",
     "missing-annotation": "Add its annotation file, or take it out of the list.",
     "unreadable-annotation": "Export the file again, or take it out together with its image.",
     "unread-annotation": "Export COCO, Pascal VOC or YOLO; or arrange files and folders as docs/data.md shows (YOLO "

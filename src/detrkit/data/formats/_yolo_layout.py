@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from detrkit.data.files import has_images, is_known_split, split_name, walk_images
+from detrkit.data.problems import Problems
 from detrkit.documents import read_text
 from detrkit.errors import DataError, brief
 from detrkit.structures import Category
@@ -205,8 +206,13 @@ def _has_labels(folder: Path) -> bool:
     return any(path.name not in TABLES for path in folder.rglob("*.txt"))
 
 
-def images(found: Layout, split: str) -> tuple[Path, list[str]]:
+def images(found: Layout, split: str, problems: Problems | None = None) -> tuple[Path, list[str]]:
     """The images of a split: a folder, and their paths relative to it.
+
+    Args:
+        found: the data set.
+        split: which.
+        problems: where pictures of kinds that are not read are counted, as of `walk_images`.
 
     Raises:
         DataError: a list names an image outside the data set.
@@ -219,7 +225,7 @@ def images(found: Layout, split: str) -> tuple[Path, list[str]]:
     for place in places:
         if place.is_dir():
             prefix = place.relative_to(root).as_posix()
-            names += [name if prefix == "." else f"{prefix}/{name}" for name in walk_images(place)]
+            names += [name if prefix == "." else f"{prefix}/{name}" for name in walk_images(place, problems)]
             continue
         for number, line in enumerate(lines(place) or [], 1):
             if line.strip():

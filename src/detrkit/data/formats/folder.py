@@ -35,8 +35,9 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
         check_files: of no effect, as the images are found by looking.
         masks: of no effect, as there are no objects.
     """
-    listed = list(walk_images(source.images))
-    names, count, problems = Strings(listed), len(listed), Problems()
+    problems = Problems()
+    listed = list(walk_images(source.images, problems))
+    names, count = Strings(listed), len(listed)
     unread = list(_may_be_annotations(source.images, listed))
     count_rows(problems, "unread-annotation", np.arange(len(unread)), lambda row: str(source.images / unread[row]))
     return Annotations(

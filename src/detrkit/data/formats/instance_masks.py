@@ -135,7 +135,7 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
     pictures: list[str] = []
     sizes: list[tuple[int, int]] = []
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for name in walk_images(source.images):
+    for name in walk_images(source.images, problems):
         picture = _picture(name, listing)
         try:
             size = upright_size(source.images / name)

@@ -79,7 +79,7 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
     problems = Problems()
     for split in found.missing:
         problems.add("missing-split", f"{found.path}: {split}")
-    root, names = layout.images(found, source.split)
+    root, names = layout.images(found, source.split, problems)
     numbers, lost = np.arange(1, len(names) + 1, dtype=np.int64), np.zeros(len(names), bool)
     columns = ImageColumns(names, numbers, _sizes(root, names, problems), lost)
     categories = layout.categories(found)
