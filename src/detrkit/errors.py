@@ -57,6 +57,12 @@ class Error(ValueError):
         message = "; ".join(parts)
         super().__init__(printable(f"{message}. {remedy}" if remedy else message))
 
+    @property
+    def cause(self) -> str:
+        """What is wrong and what to do, without the place, for lists of places."""
+        said = f"{self.what} ({self.got})" if self.got else self.what
+        return f"{said}. {self.remedy}" if self.remedy else said
+
 
 def _part(value: object) -> str:
     """A part of a message, not too long."""

@@ -105,7 +105,8 @@ def test_pictures_of_kinds_that_are_not_read_are_told(tmp_path, wanted):
     (tmp_path / "in" / "up.JPG").touch()
     notes: list[str] = []
     assert list(find_images([str(tmp_path / "in" / wanted)], tmp_path / "out", notes.append).values()) == ["up.JPG"]
-    assert len(notes) == 1 and notes[0].startswith("2 × unread-image (dropped): ")
+    assert len(notes) == 1
+    assert notes[0].startswith("2 × unread-image (dropped): ")
 
 
 def test_where_hardly_anything_is_found_the_threshold_is_named(detrkit, images, trained, tmp_path):

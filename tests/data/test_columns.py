@@ -113,6 +113,9 @@ def test_unknown_sizes_come_from_headers_and_unreadable_images_go(tmp_path):
     assert found.image_sizes.tolist() == [[17, 31]]
     assert len(found.boxes) == 0
     assert found.problems.counts == {"unreadable-image": 1}
+    assert found.problems.examples["unreadable-image"] == [
+        f"{tmp_path / 'bad.png'}: The file holds a web page or XML, not an image. Download the image again."
+    ]
 
 
 def test_one_file_named_twice_is_noted():

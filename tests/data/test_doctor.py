@@ -128,6 +128,14 @@ def test_splits_that_do_not_go_together_are_broken(clean, tmp_path):
     assert [one.kind for one in told.findings if one.severity == "broken"] == ["disagreeing-splits"]
 
 
+def test_an_image_that_cannot_be_read_is_told_with_its_remedy(tmp_path):
+    coco(tmp_path, "train", [(1, 0, 1), (2, 0, 1)])
+    Image.new("RGB", (120, 40)).save(tmp_path / "train" / "2.png", "GIF")
+    (finding,) = examine(tmp_path, SEEN).of("unreadable-image")
+    assert [place.said for place in finding.places] == ["GIF images are not read. Convert it to JPEG or PNG."]
+    assert "Copy" not in finding.remedy
+
+
 def test_files_that_may_hold_the_boxes_are_named_where_there_is_none(tmp_path):
     for name in ("images/1.png", "images/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

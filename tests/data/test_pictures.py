@@ -285,7 +285,6 @@ def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path):
     assert open_pictures(tmp_path).problems.counts == {"unread-image": 1}
 
 
-
 def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "void").mkdir()
     (tmp_path / "notes.txt").write_text("x")

@@ -137,10 +137,11 @@ def test_validation_images_that_cannot_be_read_are_refused_before_the_first_step
     shutil.copytree(drawn, data)
     files = sorted((data / "val").glob("*.png"))[:2]
     files[0].write_bytes(b"")
-    files[1].write_text("%PDF-1.4")
+    Image.new("RGB", (8, 8)).save(files[1], "GIF")
     with pytest.raises(DataError, match="2 of the 3 validation images cannot be read") as caught:
         prepare(tiny_recipe(), data, World())
-    assert all(str(file) in str(caught.value) for file in files)
+    assert f"{files[0]}: The image file is empty (0 bytes). Copy or download it again.; " in str(caught.value)
+    assert f"{files[1]}: GIF images are not read. Convert it to JPEG or PNG." in str(caught.value)
     assert "detrkit doctor DATA --fix COPY" in str(caught.value)
 
 

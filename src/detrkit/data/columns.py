@@ -279,7 +279,7 @@ def _fill_sizes(root: Path, names: Sequence[str], sizes: np.ndarray, kept: np.nd
         try:
             sizes[row] = upright_size(root / names[int(row)])
         except DataError as error:
-            problems.add("unreadable-image", f"{error.where}: {error.got}")
+            problems.add("unreadable-image", f"{error.where}: {error.cause}")
             kept[row] = False
 
 

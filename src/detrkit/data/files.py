@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from PIL import Image
-
 from detrkit.data.annotations import Annotations
-from detrkit.data.images import FORMATS, orientation
+from detrkit.data.images import opened_header, orientation
 from detrkit.data.problems import Problems
 from detrkit.documents import opened
 from detrkit.errors import DataError, UsageError
@@ -124,9 +122,11 @@ def upright_size(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings():
             # Pillow warns of what it believes is a decompression bomb, or of broken EXIF; nothing is decoded here.
             warnings.simplefilter("ignore")
-            with opened(path) as file, Image.open(file, formats=FORMATS) as image:
+            with opened(path) as file, opened_header(file, str(path)) as image:
                 width, height = image.size
                 sideways = orientation(image) in _SIDEWAYS
+    except DataError:
+        raise
     except Exception as error:  # the parsers let all kinds of errors through
         reason = getattr(error, "strerror", None) or error
         raise DataError("The image's header cannot be read", where=path, got=reason) from error

@@ -48,6 +48,7 @@ _UPRIGHT = {
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+_COPY = "Copy or download it again."
 _CONVERT = "Convert it to JPEG or PNG."
 _LOOKALIKES = (
     (rb"\s*<", "The file holds a web page or XML, not an image", "Download the image again."),
@@ -113,7 +114,7 @@ def open_image(
     if isinstance(source, (str, Path)):
         return _open_file(Path(source), name or str(source), max_pixels, make)
     if isinstance(source, bytes):
-        return _open_stream(io.BytesIO(source), len(source), name, max_pixels, make)
+        return _open_stream(io.BytesIO(source), name, max_pixels, make)
     if isinstance(source, np.ndarray):
         return _from_array(source, name, max_pixels)
     return _decode(source, name, max_pixels, _upright_rgb)
@@ -164,7 +165,7 @@ def _open_file(path: Path, name: str, max_pixels: int, make: Callable[[Image.Ima
         if path.is_dir():
             raise DataError("This is a folder, not an image", where=name, remedy="Name the images in it.")
         with opened(path) as file:
-            return _open_stream(file, path.stat().st_size, name, max_pixels, make)
+            return _open_stream(file, name, max_pixels, make)
     except FileNotFoundError as error:
         raise DataError("There is no such image file", where=name, remedy="Check the path.") from error
     except DataError:
@@ -174,28 +175,35 @@ def _open_file(path: Path, name: str, max_pixels: int, make: Callable[[Image.Ima
 
 
 def _open_stream(
-    file: io.BytesIO | io.BufferedReader,
-    length: int,
-    name: str,
-    max_pixels: int,
-    make: Callable[[Image.Image], _Made],
+    file: io.BytesIO | io.BufferedReader, name: str, max_pixels: int, make: Callable[[Image.Image], _Made]
 ) -> _Made:
-    if length == 0:
-        raise DataError("The image file is empty", where=name, got="0 bytes", remedy="Copy or download it again.")
     with warnings.catch_warnings():
         # Pillow warns from half of its pixel limit on, and about odd metadata; neither says anything about the pixels.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(file, formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            found = re.search(r"\d+", str(error))
-            raise _too_large(f"{int(found[0]):,} pixels" if found else str(error), name, max_pixels) from error
-        except Exception as error:  # the parsers let struct.error, SyntaxError and others through
-            raise _not_an_image(file, name) from error
-        with image:
+        with opened_header(file, name, max_pixels) as image:
             _refuse_costly(image, file, name)
             return _decode(image, name, max_pixels, make)
+
+
+def opened_header(file: io.BytesIO | io.BufferedReader, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image of which the header is read and no pixel decoded.
+
+    Args:
+        file: the image file.
+        name: what to call it in messages.
+        max_pixels: what messages say of images that Pillow takes for a danger.
+
+    Raises:
+        DataError: the file is empty, no image of a known format, or one that Pillow takes for a danger.
+    """
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d+", str(error))
+        raise _too_large(f"{int(found[0]):,} pixels" if found else str(error), name, max_pixels) from error
+    except Exception as error:  # the parsers let struct.error, SyntaxError and others through
+        raise _not_an_image(file, name) from error
 
 
 def _refuse_costly(image: Image.Image, file: io.BytesIO | io.BufferedReader, name: str) -> None:
@@ -223,6 +231,8 @@ def _refuse_costly(image: Image.Image, file: io.BytesIO | io.BufferedReader, nam
 def _not_an_image(file: io.BytesIO | io.BufferedReader, name: str) -> DataError:
     file.seek(0)
     head = file.read(64)
+    if not head:
+        return DataError("The image file is empty", where=name, got="0 bytes", remedy=_COPY)
     for pattern, what, remedy in _LOOKALIKES:
         if re.match(pattern, head, re.DOTALL):
             return DataError(what, where=name, remedy=remedy)
@@ -231,6 +241,7 @@ def _not_an_image(file: io.BytesIO | io.BufferedReader, name: str) -> DataError:
         where=name,
         got=f"a file that begins with {head[:12]!r}",
         expected=" or ".join([", ".join(FORMATS[:-1]), FORMATS[-1]]),
+        remedy=_COPY,
     )
 
 
@@ -253,9 +264,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int, make: Callable[[Imag
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, zlib.error, struct.error and others
         truncated = "truncated" in str(error) or isinstance(error, EOFError)
         what = "The image file is truncated" if truncated else "The image cannot be decoded"
-        raise DataError(
-            what, where=name, got=error, expected="a complete image", remedy="Copy or download it again."
-        ) from error
+        raise DataError(what, where=name, got=error, expected="a complete image", remedy=_COPY) from error
 
 
 def _planned(

@@ -206,7 +206,7 @@ def check_pictures(
             size = upright_size(root / name)
         except DataError as error:
             kind = "unreadable-mask-file" if (root / name).is_file() else "missing-mask-file"
-            problems.add(kind, f"{error.where}: {error.got}")
+            problems.add(kind, f"{error.where}: {error.cause}")
             readable[row] = False
         else:
             fitting[row] = 0 in expected or size == expected

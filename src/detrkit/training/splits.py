@@ -116,7 +116,7 @@ def _refuse_unreadable(val: Annotations) -> None:
         try:
             upright_size(val.path(index))
         except DataError as error:
-            faults.append(f"{error.where} ({error.got})")
+            faults.append(f"{error.where}: {error.cause}")
     if faults:
         more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
         raise DataError(

@@ -145,7 +145,7 @@ _SEVERITY_OF: dict[str, Severity] = {
 
 _REMEDIES = {
     "missing-image": "Put the file where the annotation says, or take its entry out.",
-    "unreadable-image": "Copy or download it again.",
+    "unreadable-image": "Do what is said of it, or take it out.",
     "unread-image": "Convert it to JPEG or PNG.",
     "missing-annotation": "Add its annotation file, or take it out of the list.",
     "unreadable-annotation": "Export the file again, or take it out together with its image.",

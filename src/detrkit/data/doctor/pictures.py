@@ -108,8 +108,7 @@ def _see(path: Path, one_large: threading.Lock) -> _Seen:
     except OSError as error:
         return _Seen(error.strerror or str(error), digest, (0, 0), 1, nothing)
     except DataError as error:
-        said = f"{error.what} ({error.got})" if error.got else error.what
-        return _Seen(said, digest, (0, 0), 1, nothing)
+        return _Seen(error.cause, digest, (0, 0), 1, nothing)
     small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
     return _Seen("", digest, (height, width), orientation, np.asarray(small))
 

@@ -140,7 +140,7 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
         try:
             size = upright_size(source.images / name)
         except DataError as error:
-            problems.add("unreadable-image", f"{error.where}: {error.got}")
+            problems.add("unreadable-image", f"{error.where}: {error.cause}")
             continue
         if (objects := _objects(source, name, picture, size, problems)) is not None:
             names.append(name)

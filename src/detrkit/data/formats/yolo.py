@@ -112,7 +112,7 @@ def _sizes(root: Path, names: list[str], problems: Problems) -> np.ndarray:
             sizes[row] = upright_size(root / name)
         except DataError as error:
             kind = "unreadable-image" if (root / name).is_file() else "missing-image"
-            problems.add(kind, f"{error.where}: {error.got}")
+            problems.add(kind, f"{error.where}: {error.cause}")
     return sizes
 
 
