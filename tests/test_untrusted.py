@@ -28,7 +28,7 @@ from detrkit.errors import DataError, Error
 MANY = 154
 """Inputs of each kind in the long test: 2,002 in all."""
 
-GROUPS = [list(KINDS)[:5], list(KINDS)[5:]]
+GROUPS = [list(KINDS)[:6], list(KINDS)[6:]]
 """Kinds that share a process, in which much is loaded when it is first used: data sets, and all else."""
 
 

@@ -199,6 +199,14 @@ def _lay_yolo(folder: Path) -> None:
     (folder / "data.yaml").write_text("path: .\ntrain: images\nval: list.txt\nnames:\n  0: bolt\n  1: nut\n")
 
 
+def _lay_darknet(folder: Path) -> None:
+    _images(folder / "obj_train_data")
+    (folder / "obj_train_data" / "0.txt").write_text("0 0.5 0.5 0.25 0.5\n1 0.25 0.25 0.5 0.5\n")
+    (folder / "train.txt").write_text("data/obj_train_data/0.png\nobj_train_data/1.jpg\n")
+    (folder / "obj.names").write_text("bolt\nnut\n")
+    (folder / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n")
+
+
 def _lay_instances(folder: Path) -> None:
     _images(folder / "images")
     (folder / "masks").mkdir()
@@ -411,6 +419,22 @@ _CRAFTED_YOLO: list[Craft] = [
         )
     ),
     *_specials("data.yaml", "list.txt", "labels/0.txt", "images/0.png"),
+]
+
+_CRAFTED_DARKNET: list[Craft] = [
+    *(
+        partial(put, "obj.data", f"train = train.txt\nnames{value}\n")
+        for value in (
+            *("", " = /etc/passwd", " = ../../etc/passwd", " = .", " = \0", " = " + "a" * 9000, " = train.txt"),
+            *(" = obj.data", " = obj_train_data/0.png"),
+        )
+    ),
+    *(
+        partial(put, "obj.data", f"names = obj.names\ntrain = {value}\n")
+        for value in ("/", "/dev/zero", "data/", "data/..", "../data/..", "data/data/train.txt", "\0", "a" * 9000)
+    ),
+    partial(put, "train.txt", "data/../../../etc/passwd\ndata//etc/passwd\ndata/\n"),
+    *_specials("obj.data", "obj.names", "train.txt"),
 ]
 
 
@@ -888,6 +912,13 @@ KINDS = {
         _CRAFTED_YOLO,
         _read_data,
         ["doctor", "{}"],
+    ),
+    "darknet": Kind(
+        _lay_darknet,
+        ["obj.data", "obj.data", "obj.names", "train.txt"],
+        _CRAFTED_DARKNET,
+        _read_data,
+        ["inspect", "{}"],
     ),
     "instances": Kind(
         _lay_instances,

@@ -152,7 +152,7 @@ def test_a_split_that_does_not_exist_is_noted_where_another_does(tmp_path):
     assert list(found) == ["train"]
     assert found["train"].problems.counts == {"missing-split": 1}
     simple(tmp_path, "", train="images/nowhere")
-    with pytest.raises(DataError, match=r"None of the folders of the YAML file exists.*images/nowhere"):
+    with pytest.raises(DataError, match=r"None of the folders and lists that the file names exists.*images/nowhere"):
         formats.read(tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_two_yaml_files_are_refused_and_others_are_passed_over(tmp_path):
     (tmp_path / "broken.yml").write_text("[")
     assert list(formats.read(tmp_path)) == ["train"]
     (tmp_path / "b.yaml").write_text((tmp_path / "a.yaml").read_text())
-    with pytest.raises(DataError, match=r"more than one YAML file.*a\.yaml, b\.yaml"):
+    with pytest.raises(DataError, match=r"more than one file that describes.*a\.yaml, b\.yaml"):
         formats.read(tmp_path)
     assert list(formats.read(tmp_path / "b.yaml")) == ["train"]
 
@@ -225,6 +225,49 @@ def test_lists_of_images_are_read_and_may_not_leave_the_data_set(tmp_path):
     (tmp_path / "train.txt").write_text("images/train/a.jpg\n../b.jpg\n")
     with pytest.raises(DataError, match=r"train\.txt, line 2: unsafe-path"):
         formats.read(tmp_path)
+
+
+DARKNET = "classes = 2\ntrain = data/train.txt\nvalid=data/valid.txt\nnames = data/obj.names\nbackup = backup/\n"
+
+
+@pytest.mark.parametrize("prefix", ["", "data/"])
+def test_the_layout_of_darknet_is_read(tmp_path, prefix):
+    for split in ("train", "valid"):
+        picture(tmp_path / f"obj_{split}_data" / f"{split}.jpg")
+        label(tmp_path / f"obj_{split}_data" / f"{split}.txt", "1 0.5 0.5 0.2 0.4")
+        label(tmp_path / f"{split}.txt", f"{prefix}obj_{split}_data/{split}.jpg\n")
+    label(tmp_path / "obj.data", DARKNET)
+    label(tmp_path / "obj.names", "cat\ndog\n")
+    for path in (tmp_path, tmp_path / "obj.data"):
+        found = formats.read(path)
+        assert list(found) == ["train", "val"]
+        assert list(found["val"].file_names) == ["obj_valid_data/valid.jpg"]
+        assert [category[:2] for category in found["train"].categories] == [(0, "cat"), (1, "dog")]
+        assert [part.boxes.ravel().tolist() for part in found.values()] == [pytest.approx([80, 30, 120, 70])] * 2
+        assert not any(part.problems.counts for part in found.values())
+
+
+@pytest.mark.parametrize("start", [".", ""])
+def test_names_of_darknet_come_from_the_data_set_alone(tmp_path, monkeypatch, start):
+    root = tmp_path / "set"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    picture(root / "train" / "a.jpg")
+    label(root / "train.txt", "train/a.jpg\n")
+    label(tmp_path / "obj.names", "a secret\n")
+    label(root / "obj.data", DARKNET.replace("data/obj.names", "../obj.names"))
+    with pytest.raises(DataError, match=r"names is neither.*got \.\./obj\.names; expected a file of names below"):
+        formats.read(start or root)
+
+
+def test_files_of_data_that_are_none_of_darknet_are_passed_over(tmp_path):
+    simple(tmp_path, "0 0.5 0.5 0.2 0.4")
+    (tmp_path / "data.yaml").rename(tmp_path / "set.yaml")
+    (tmp_path / "a.data").write_bytes(b"\xff\xfe\0")
+    label(tmp_path / "b.data", "names = some\n")
+    assert len(formats.read(tmp_path)["train"]) == 1
+    with pytest.raises(DataError, match="the file is no text"):
+        formats.recognise(tmp_path / "a.data")
 
 
 @pytest.mark.parametrize(

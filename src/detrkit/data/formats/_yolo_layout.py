@@ -1,4 +1,4 @@
-"""Where the parts of a YOLO data set lie: the YAML file and its folders, or the folders alone."""
+"""Where the parts of a YOLO data set lie: the YAML file and its folders, Darknet's file and lists, or the folders."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from detrkit.structures import Category
 
 TABLES = ("classes.txt", "obj.names")
 _SYSTEM = (Path("/proc"), Path("/sys"), Path("/dev"))
+DESCRIPTIONS = (".yaml", ".yml", ".data")
+"""Suffixes of the files that say where everything lies: YAML, and what Darknet wants in its place."""
+
 SPLITS = ("train", "val", "valid", "validation", "test")
 
 
@@ -36,8 +39,9 @@ class _Loader(yaml.SafeLoader):
 class Layout(NamedTuple):
     """A YOLO data set as found.
 
-    `path` is the YAML file or the folder; `base` what relative paths refer to; `splits` the folders and lists of each
-    split; `missing` the splits that are declared and not there; `names` the categories by number, None where not said.
+    `path` is the file that describes it or the folder; `base` what relative paths refer to; `splits` the folders and
+    lists of each split; `missing` the splits that are declared and not there; `names` the categories by number, None
+    where not said.
     """
 
     path: Path
@@ -49,32 +53,57 @@ class Layout(NamedTuple):
 
 
 def find(root: Path) -> Layout | None:
-    """The data set that a YAML file or a folder holds, None where it is none."""
+    """The data set that a file or a folder describes, None where it is none."""
     if root.is_file():
-        return _from_yaml(root, _load(root)) if root.suffix.lower() in (".yaml", ".yml") else None
-    candidates = sorted(path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml") and path.is_file())
+        return _from_file(root, _load(root)) if root.suffix.lower() in DESCRIPTIONS else None
+    candidates = sorted(path for path in root.iterdir() if path.suffix.lower() in DESCRIPTIONS and path.is_file())
     named = [path for path in candidates if path.stem in ("data", "dataset")]
     described = [(path, content) for path in named[:1] or candidates if (content := _load(path, path in named))]
     if len(described) > 1:
         raise DataError(
-            "There is more than one YAML file of a YOLO data set",
+            "There is more than one file that describes a YOLO data set",
             where=root,
             got=", ".join(path.name for path, _ in described),
             remedy="Pass the one that is meant.",
         )
-    return _from_yaml(*described[0]) if described else _from_folders(root)
+    return _from_file(*described[0]) if described else _from_folders(root)
 
 
 def _load(path: Path, must_parse: bool = True) -> dict[str, Any]:
-    """The content of a YAML file that describes a data set, empty where it describes something else."""
+    """The content of a file that describes a data set, empty where it describes something else."""
+    is_yaml = path.suffix.lower() != ".data"
     try:
-        content = yaml.load(read_text(path, LARGEST), Loader=_Loader)
+        text = read_text(path, LARGEST)
+        content = yaml.load(text, Loader=_Loader) if is_yaml else _darknet(path, text)
     except Exception as error:
         if not must_parse:
             return {}
-        _refuse(path, "the file is not YAML", str(error).replace("\n", " "), "names: and train:/val:/test:")
+        _refuse(
+            path,
+            "the file is not YAML" if is_yaml else "the file is no text",
+            str(error).replace("\n", " "),
+            "names: and train:/val:/test:",
+        )
     described = isinstance(content, dict) and ("names" in content or "nc" in content)
     return content if described and _split_keys(content) else {}
+
+
+def _darknet(path: Path, text: str) -> dict[str, Any]:
+    """What YAML would say in place of Darknet's lines `key = value`, of which `names` is a file, a line a class."""
+    parts = (line.partition("=") for line in text.splitlines())
+    content: dict[str, Any] = {key.strip(): value.strip() for key, sign, value in parts if sign}
+    own = Path(os.path.abspath(path.parent))  # noqa: PTH100 - without following links
+    for place in _candidates(own, content.get("names", "")):
+        if place.is_relative_to(own) and (names := _table(place)):
+            content["names"] = names
+            break
+    return content
+
+
+def _table(path: Path) -> dict[int, str] | None:
+    """The names in a file, a line a class; None where there is no such file."""
+    names = lines(path) if os.path.isfile(path) else None  # noqa: PTH113
+    return None if names is None else {row: name.strip() for row, name in enumerate(names) if name.strip()}
 
 
 def _split_keys(content: dict[str, Any]) -> list[str]:
@@ -89,7 +118,7 @@ def _refuse(path: Path, what: str, got: object, expected: str) -> NoReturn:
     )
 
 
-def _from_yaml(path: Path, content: dict[str, Any]) -> Layout | None:
+def _from_file(path: Path, content: dict[str, Any]) -> Layout | None:
     if not content:
         return None
     base, names = _base(path, content.get("path")), _names(path, content)
@@ -111,11 +140,11 @@ def _from_yaml(path: Path, content: dict[str, Any]) -> Layout | None:
             splits.setdefault(split_name(key), []).extend(places)
     if not splits:
         raise DataError(
-            "None of the folders of the YAML file exists",
+            "None of the folders and lists that the file names exists",
             where=path,
             got="; ".join(missing) or "no split",
             expected=f"folders below {base}",
-            remedy="Mend the entry path: of the YAML file; relative paths start at the file's own folder.",
+            remedy="Mend its entries, or its entry path: if it is YAML; paths start at the file's own folder.",
         )
     return Layout(path, base, splits, missing, names, "kpt_shape" in content)
 
@@ -145,13 +174,18 @@ def _joined(base: Path, entry: str) -> Path:
     return Path(os.path.normpath(base / entry.replace("\\", "/")))
 
 
-def _place(base: Path, entry: str) -> Path | None:
-    """A folder or list of the YAML file. Roboflow writes `../train/images` for what lies beside the file."""
+def _candidates(base: Path, entry: str) -> list[Path]:
+    """What an entry may refer to. Roboflow writes `../train/images` for what lies beside the file; CVAT and others put
+    `data/` before all paths, as Darknet expects the data set in a folder of that name."""
     bare = entry
     while bare.startswith(("../", "..\\")):
         bare = bare[3:]
-    for candidate in dict.fromkeys([entry, bare]):
-        place = _joined(base, candidate)
+    return [_joined(base, one) for one in dict.fromkeys([entry, bare, bare.removeprefix("data/")])]
+
+
+def _place(base: Path, entry: str) -> Path | None:
+    """A folder or list that is named as a split."""
+    for place in _candidates(base, entry):
         # Some files name the folder of the split, which holds images/ and labels/.
         if _is_folder(place / "images") and not has_images(place):
             return place / "images"
@@ -176,7 +210,8 @@ def _names(path: Path, content: dict[str, Any]) -> dict[int, str] | None:
             _refuse(path, "the keys of names are not numbers", brief(list(stated)[:5]), "0: cat, 1: dog, …")
     if stated is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < 2**20:
         return {number: str(number) for number in range(content["nc"])}
-    _refuse(path, "names is neither a list nor a table", brief(stated, 80), "names: [cat, dog]")
+    expected = "names: [cat, dog]" if path.suffix.lower() != ".data" else f"a file of names below {path.parent}"
+    _refuse(path, "names is neither a list nor a table", brief(stated, 80), expected)
 
 
 def _from_folders(root: Path) -> Layout | None:
@@ -197,9 +232,7 @@ def _from_folders(root: Path) -> Layout | None:
     if not splits:
         return None
     table = next((root / name for name in TABLES if (root / name).is_file()), root / "labels" / TABLES[0])
-    names = lines(table)
-    kept = None if names is None else {row: name.strip() for row, name in enumerate(names) if name.strip()}
-    return Layout(root, root, splits, [], kept, False)
+    return Layout(root, root, splits, [], _table(table), False)
 
 
 def _has_labels(folder: Path) -> bool:
@@ -235,7 +268,10 @@ def images(found: Layout, split: str, problems: Problems | None = None) -> tuple
 
 def _listed(base: Path, root: Path, place: Path, number: int, line: str) -> str:
     """An image of a text file: relative to the file where it begins with ./, else to the base; or absolute."""
-    path = _joined(place.parent if line.startswith(("./", ".\\")) else base, line)
+    start = place.parent if line.startswith(("./", ".\\")) else base
+    path = _joined(start, line)
+    if line.startswith("data/") and not os.path.isfile(path):  # noqa: PTH113
+        path = _joined(start, line.removeprefix("data/"))
     if not path.is_relative_to(root):
         raise DataError(
             "unsafe-path: a file name points outside the data folder",

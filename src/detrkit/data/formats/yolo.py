@@ -2,7 +2,9 @@
 
 Layouts: a `data.yaml` (or any single YAML) with `names` and `train`, `val`, `test`, each a folder, a list of folders or
 a text file of image paths, and other splits as `name: images/name`; without it `images/{split}` and `labels/{split}`,
-`{split}/images` and `{split}/labels`, or `images` and `labels`; or images and label files together with `classes.txt`.
+`{split}/images` and `{split}/labels`, or `images` and `labels`; or images and label files together with `classes.txt`;
+or Darknet's `obj.data`, lines of `train = train.txt`, `valid = …` and `names = obj.names`, with lists of images, whose
+paths may have a `data/` too many.
 The label file of an image is found by changing the last folder called `images` into `labels`; failing that, it is the
 one beside the image. Paths may be written with backslashes.
 
@@ -36,7 +38,7 @@ from detrkit.data.problems import Problems
 from detrkit.data.segmentations import Segmentations
 from detrkit.errors import DataError
 
-EXPECTED = "a data.yaml with names and train/val/test, or images/{split} and labels/{split}"
+EXPECTED = "a data.yaml or obj.data with names and train/val/test, or images/{split} and labels/{split}"
 PRECEDENCE = 3
 BOX_NUMBERS = 4
 SHORTEST_POLYGON = 6
@@ -45,10 +47,10 @@ PIXELS_FROM = 2.0
 
 
 def recognise(root: Path) -> dict[str, Source]:
-    """Find a YOLO data set by its YAML file or by its folders.
+    """Find a YOLO data set by the file that describes it or by its folders.
 
     Raises:
-        DataError: the YAML cannot be parsed, none of its folders exists, or there is more than one YAML.
+        DataError: that file cannot be parsed, none of its folders exists, or there is more than one.
     """
     found = layout.find(root)
     if found is None:
@@ -97,7 +99,7 @@ def read(source: Source, *, check_files: bool = True, masks: bool = False) -> An
             f"None of the {len(names)} images can be read",
             where=f"yolo {source.path}",
             got=next(iter(problems.examples.values()))[0],
-            remedy="Check the folders that the YAML file names.",
+            remedy="Check the folders and lists that the file names.",
         )
     annotations = build(root, columns, boxes, categories, problems, f"yolo {source.path}", check_files=False)
     present = (annotations.image_sizes > 0).all(1)
