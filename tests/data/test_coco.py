@@ -79,7 +79,9 @@ def test_image_ids_that_are_text_are_numbered(tmp_path):
         (box(bbox=(1e308, 20, 1e308, 40)), "non-finite-box"),
         (box(bbox=(10, 20, 10**400, 40)), "non-finite-box"),
         (box(bbox=(10, 20, 30)), "malformed-box"),
-        (box(bbox=("10", "20", "30", "40")), "malformed-box"),
+        (box(bbox=("10", "20", "30", "wide")), "malformed-box"),
+        (box(bbox=("10", 20, "30.0", 40)), "text-box"),
+        (box(bbox=("10", "20", "-5", "40")), "text-box inverted-box"),
         (box(bbox=(10, 20, None, 40)), "malformed-box"),
         (box() | {"bbox": None}, "malformed-box"),
         (box() | {"bbox": {}}, "malformed-box"),
@@ -94,10 +96,26 @@ def test_image_ids_that_are_text_are_numbered(tmp_path):
 def test_each_problem_is_counted_and_the_others_survive(tmp_path, annotation, kind, sound):
     found = opened(tmp_path, [box(100 + number) for number in range(sound)] + [annotation])
     is_lost = kind in ("degenerate-box", "non-finite-box", "malformed-box") or annotation == box(category_id=[])
-    assert found.problems.counts == {kind: 1} | ({"emptied-image": 1} if is_lost and not sound else {})
+    kinds = kind.split()
+    assert found.problems.counts == dict.fromkeys(kinds, 1) | ({"emptied-image": 1} if is_lost and not sound else {})
     assert len(found) == (0 if is_lost and not sound else 1)
-    assert "annotation" in found.problems.examples[kind][0]
-    assert len(found.boxes) == sound + (kind in ("inverted-box", "outside-box"))
+    assert all("annotation" in found.problems.examples[kind][0] for kind in kinds)
+    assert len(found.boxes) == sound + (kinds[-1] in ("inverted-box", "outside-box", "text-box"))
+
+
+def test_numbers_that_are_text_are_numbers_and_others_are_shown(tmp_path):
+    found = opened(tmp_path, [box(4, bbox=["10", "20.5", "30", "40"]), box(5, bbox=["10", "x", "30", "40"])])
+    assert found.boxes.tolist() == [[10, 20.5, 40, 60.5]]
+    assert found.problems.examples["malformed-box"][0].endswith(": annotation 5: ['10', 'x', '30', '40']")
+
+
+def test_images_are_found_where_their_names_are_escaped(tmp_path):
+    images = [{"id": 5, "file_name": "b%C3%A4r.png", "width": 200, "height": 100}]
+    put(tmp_path, [box()], images=images, name="annotations/instances_train.json")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (200, 100)).save(tmp_path / "images" / "b\u00e4r.png")
+    found = formats.read(tmp_path)["train"]
+    assert (list(found.file_names), found.problems.counts) == (["b\u00e4r.png"], {"escaped-file-name": 1})
 
 
 def test_annotation_ids_may_repeat_or_be_absent(tmp_path):

@@ -101,6 +101,18 @@ def test_missing_images_go_with_their_boxes_and_others_are_noted(tmp_path):
     assert found.problems.examples["unannotated-image"] == [str(tmp_path / "extra.jpg")]
 
 
+def test_a_name_that_is_escaped_is_that_of_its_file(tmp_path):
+    for name in ("b\u00e4r 1.jpg", "100%25.jpg"):
+        Image.new("RGB", (200, 100)).save(tmp_path / name)
+    (tmp_path.parent / "out.jpg").touch()
+    listed = ["b%C3%A4r%201.jpg", "100%25.jpg", "..%2Fout.jpg", "%00.jpg"]
+    found = assembled(tmp_path, listed, [(0, (1, 1, 5, 5))], check_files=True, note_others=True)
+    assert list(found.file_names) == ["b\u00e4r 1.jpg", "100%25.jpg"]
+    assert len(found.boxes) == 1
+    assert found.problems.counts == {"escaped-file-name": 1, "missing-image": 2}
+    assert found.problems.examples["escaped-file-name"] == [f"{tmp_path / listed[0]}: b\u00e4r 1.jpg"]
+
+
 def test_all_images_missing_is_an_error_that_says_where_was_looked(tmp_path):
     with pytest.raises(DataError, match=r"None of the 1 images exists.*'a.jpg' is not in .* or elsewhere"):
         assembled(tmp_path, ["a.jpg"], [], check_files=True, looked=[Path("elsewhere")])

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detrkit.data.annotations import Annotations, Masks, Stated, Strings
-from detrkit.data.files import Listing, measured_frame, safe_name, upright_size
+from detrkit.data.files import Listing, measured_frame, safe_name, unescaped, upright_size
 from detrkit.data.problems import Problems
 from detrkit.data.segmentations import FINDINGS, MaskColumn
 from detrkit.errors import DataError
@@ -126,14 +126,14 @@ def build(
     names = [safe_name(name, source) for name in images.names]
     sizes = np.where((images.sizes > 0) & (images.sizes <= LONGEST_SIDE), images.sizes, 0).astype(np.int32)
     sizes[(sizes == 0).any(1)] = 0
-    if len(set(names)) < len(names):
-        _note_duplicates(names, problems, source)
     kept = np.ones(len(names), bool)
     if check_files and names:
         kept = _existing(root, names, problems, source, note_others, looked)
         _fill_sizes(root, names, sizes, kept, problems)
         if boxes.masks is None:  # else all were measured before masks were made at these sizes
             _correct_sizes(root, names, sizes, kept & _overfull(boxes, sizes), problems)
+    if len(set(names)) < len(names):
+        _note_duplicates(names, problems, source)
     rows = np.flatnonzero(kept[boxes.images]) if len(boxes.images) else np.zeros(0, np.int64)
     rows = rows[np.argsort(boxes.images[rows], kind="stable")]
     box_sizes = sizes[boxes.images[rows]]
@@ -255,10 +255,15 @@ def _note_duplicates(names: Sequence[str], problems: Problems, source: str) -> N
 
 
 def _existing(
-    root: Path, names: Sequence[str], problems: Problems, source: str, note_others: bool, looked: Sequence[Path]
+    root: Path, names: list[str], problems: Problems, source: str, note_others: bool, looked: Sequence[Path]
 ) -> np.ndarray:
+    """Which images exist (n,). A name that is escaped becomes that of its file, in place."""
     listing = Listing(root)
     kept = np.fromiter((name in listing for name in names), bool, len(names))
+    for row in np.flatnonzero(~kept).tolist():
+        if (plain := unescaped(names[row])) in listing:
+            problems.add("escaped-file-name", f"{root / names[row]}: {plain}")
+            names[row], kept[row] = plain, True
     if not kept.any():
         raise DataError(
             f"None of the {len(names)} images exists",

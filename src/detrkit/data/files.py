@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import unquote
 
 from detrkit.data.annotations import Annotations
 from detrkit.data.images import opened_header, orientation
@@ -187,6 +188,15 @@ def safe_name(name: str, where: str) -> str:
         if plain == "." or plain == ".." or plain.startswith("../"):
             raise _unsafe(name, where)
     return plain
+
+
+def unescaped(name: str) -> str:
+    """A file name without the percent signs of an address, in which tools on the web write it; as it is where it has
+    none, or where it would leave its folder."""
+    try:
+        return safe_name(unquote(name), "")
+    except DataError:
+        return name
 
 
 def _is_encodable(name: str) -> bool:

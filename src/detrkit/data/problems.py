@@ -57,6 +57,9 @@ POLICIES: dict[str, Policy] = {
     ),
     "missing-split": Policy("noted", "file", "a split is declared, but its folder does not exist"),
     "duplicate-file-name": Policy("noted", "image", "two entries of one split name the same image file"),
+    "escaped-file-name": Policy(
+        "repaired", "image", "a file name is percent-escaped, as in an address, and the file of the plain name is taken"
+    ),
     "text-image-id": Policy("repaired", "image", "an image id is not an integer; images are numbered anew"),
     "unannotated-image": Policy("noted", "image", "an image lies in the folder but no annotation file mentions it"),
     "size-mismatch": Policy(
@@ -68,6 +71,7 @@ POLICIES: dict[str, Policy] = {
     "inverted-box": Policy("repaired", "box", "a box has its corners swapped, or a negative width or height"),
     "degenerate-box": Policy("dropped", "box", "a box has no area, or none inside its image"),
     "non-finite-box": Policy("dropped", "box", "a box has a coordinate that is NaN or infinite"),
+    "text-box": Policy("repaired", "box", "the numbers of a box are written as text, and are taken as numbers"),
     "malformed-box": Policy("dropped", "box", "a box does not consist of four numbers"),
     "malformed-annotation": Policy("dropped", "box", "an annotation lacks a readable image or category id"),
     "missing-mask": Policy("noted", "mask", "an object has no mask, though others have; its box is used"),

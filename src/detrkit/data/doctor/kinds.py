@@ -154,6 +154,8 @@ _REMEDIES = {
     "emptied-image": "Draw its boxes again, or take it out.",
     "missing-split": "Add the folder, or take the entry out.",
     "duplicate-file-name": "Join the two entries.",
+    "escaped-file-name": "Nothing needs to be done here; other tools miss such images.",
+    "text-box": "Nothing needs to be done here; other tools stumble over them.",
     "text-image-id": "Nothing needs to be done here.",
     "unannotated-image": "Annotate them; or list them without boxes, if they are background.",
     "size-mismatch": "Export again with the images as they are now, and look whether the boxes still fit.",

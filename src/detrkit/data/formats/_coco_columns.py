@@ -167,11 +167,14 @@ class Collector:
                 self.problems.add("malformed-annotation", where)
                 self.lost.extend([] if image is None else [image])
                 continue
-            box = item.get("bbox")
-            if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
-                self.problems.add("malformed-box", where)
+            stated: Any = item.get("bbox")
+            box = [_number(side) for side in stated] if isinstance(stated, list) and len(stated) == 4 else [None]
+            if None in box:
+                self.problems.add("malformed-box", f"{where}: {_brief(stated)}")
                 self.lost.append(image)
                 continue
+            if any(isinstance(side, str) for side in stated):
+                self.problems.add("text-box", f"{where}: {_brief(stated)}")
             area: Any = item.get("area")
             sound.append(item)
             rows.append(
@@ -179,7 +182,7 @@ class Collector:
                     _NO_ID if own is None else own,
                     image,
                     label,
-                    [_float(side) for side in box],
+                    box,
                     _float(area) if _is_number(area) else math.nan,
                     _is_set(item.get("iscrowd")),
                     _is_set(item.get("difficult")),
@@ -302,6 +305,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _number(value: Any) -> float | None:
+    """A number, also one that is written as text; None where it is neither."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return _float(value) if _is_number(value) else None
+
+
 def _float(value: int | float) -> float:
     """A float; infinite where an integer is too large for one."""
     try:
@@ -317,12 +330,8 @@ def _is_set(value: Any) -> bool:
 
 def _side(value: Any) -> int:
     """A height or width in pixels; 0, meaning unknown, where it is nothing of the kind."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return 0
-    return int(value) if _is_number(value) and 0 < value <= LONGEST_SIDE else 0
+    side = _number(value)
+    return int(side) if side is not None and 0 < side <= LONGEST_SIDE else 0
 
 
 def _brief(value: Any) -> str:

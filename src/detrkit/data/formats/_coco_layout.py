@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from detrkit.data.files import is_known_split, split_name
+from detrkit.data.files import is_known_split, split_name, unescaped
 from detrkit.data.formats import Source
 from detrkit.documents import opened
 from detrkit.errors import DataError
@@ -154,7 +154,8 @@ def _first_names(path: Path) -> list[str]:
     for piece in _pieces(path):
         for match in _FILE_NAME.finditer(piece):
             with contextlib.suppress(ValueError):
-                names.append(json.loads(match.group(1)).replace("\\", "/"))
+                name = json.loads(match.group(1)).replace("\\", "/")
+                names += dict.fromkeys((name, unescaped(name)))
             if len(names) >= NAMES_TRIED:
                 return names
     return names
