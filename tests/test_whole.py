@@ -13,11 +13,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from detrkit import whole
 from detrkit.errors import Error
-from detrkit.whole import CHECKSUMS, append_line, damage, kept, standing, write_text_whole, write_whole
+from detrkit.whole import (
+    CHECKSUMS,
+    append_line,
+    damage,
+    how_to_make_room,
+    kept,
+    standing,
+    write_text_whole,
+    write_whole,
+)
 
 
 class Stop(BaseException):
@@ -173,6 +185,20 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:
         write_text_whole(file, "2")
     assert file.read_text() == "1"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_only_a_full_disk_asks_for_room(tmp_path: Path) -> None:
+    with pytest.raises(Error, match=r"file cannot be written; got .*No such file.*See that its folder is there"):
+        write_text_whole(tmp_path / "gone" / "status.json", "1")
+    for number, text in ((28, "I/O error: No space left on device (os error 28)"), (2, "I/O error: (os error 2)")):
+        assert ("Make room" in how_to_make_room(SafetensorError(text))) == (number == errno.ENOSPC)
+        assert ("Make room" in how_to_make_room(OSError(number, text))) == (number == errno.ENOSPC)
+
+    def write(to: Path) -> None:
+        save_file({"a": np.zeros(1)}, to / "gone" / "model.safetensors")
+
+    with pytest.raises(Error, match=r"folder cannot be written; got .*\(os error 2\).*See that its folder is there"):
+        write_whole(tmp_path / "last", write)
 
 
 @needs_full_device

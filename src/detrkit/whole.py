@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from detrkit.errors import Error
 CHECKSUMS = "checksums.json"
 """The file of a folder that holds the size and the checksum of every other one."""
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OS_ERROR = re.compile(r"(?:os error |code: )(\d+)")
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
 _BLOCK = 1 << 20
 
@@ -64,7 +67,7 @@ def write_whole(
     except (OSError, SafetensorError) as error:
         if folder.exists():
             shutil.rmtree(fresh, ignore_errors=True)
-        raise _unwritable("folder", folder, error) from error
+        raise unwritable("folder", folder, error) from error
     _put_away(old, keep)
 
 
@@ -130,7 +133,7 @@ def write_text_whole(file: Path, text: str, *, flush: bool = True) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             fresh.unlink()
-        raise _unwritable("file", file, error) from error
+        raise unwritable("file", file, error) from error
 
 
 @contextlib.contextmanager
@@ -148,7 +151,7 @@ def or_nothing(folder: Path) -> Iterator[None]:
     except BaseException as error:  # an interruption, too
         shutil.rmtree(folder.resolve(), ignore_errors=True)  # of a link, what it leads to
         if isinstance(error, OSError):
-            raise _unwritable("folder", folder, error) from error
+            raise unwritable("folder", folder, error) from error
         raise
 
 
@@ -169,16 +172,31 @@ def append_line(file: Path, line: str) -> None:
                     stream.truncate(before)
                 raise
     except OSError as error:
-        raise _unwritable("file", file, error) from error
+        raise unwritable("file", file, error) from error
 
 
-def _unwritable(kind: str, place: Path, error: Exception) -> Error:
-    return Error(
-        f"The {kind} cannot be written",
-        where=place,
-        got=error,
-        remedy="Make room on the disk, or write to another place.",
-    )
+def unwritable(kind: str, place: Path, error: Exception) -> Error:
+    """The error that says what could not be written.
+
+    Args:
+        kind: what it is, such as a file.
+        place: where it is.
+        error: what writing it raised.
+    """
+    remedy = how_to_make_room(error) or "See that its folder is there and may be written to, or write to another place."
+    return Error(f"The {kind} cannot be written", where=place, got=error, remedy=remedy)
+
+
+def how_to_make_room(error: Exception) -> str:
+    """What to do about an error of writing that comes of a full disk or a quota; empty where it comes of anything else.
+
+    Args:
+        error: an `OSError`, or what safetensors makes of one.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (said := _OS_ERROR.search(str(error))):
+        number = int(said[1])
+    return "Make room on the disk, or write to another place." if number in _FULL else ""
 
 
 def _put_away(old: Path, keep: Path | None) -> None:

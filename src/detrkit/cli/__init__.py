@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import importlib
 import os
 import pkgutil
@@ -32,9 +31,6 @@ from detrkit.errors import Error, UsageError
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after SIGINT and SIGTERM, as shells count them: 128 and the signal's number."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Errors of a disk that takes no more. Those of writing name no file."""
 
 _STEPS = """\
 From images to a detector:
@@ -149,9 +145,11 @@ def _report(error: Exception, terminal: Terminal) -> int:
     if isinstance(error, Error):
         parts = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "remedy")}
         return terminal.fail(str(error), type(error).__name__, error.exit_code, **parts)
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
+    from detrkit.whole import how_to_make_room
+
+    remedy = how_to_make_room(error)
+    if isinstance(error, OSError) and (error.filename is not None or remedy):  # those of a full disk name no file
         place = "" if error.filename is None else f"{error.filename}: "
-        remedy = "Make room on the disk, or write to another place." if error.errno in _FULL else ""
         return terminal.fail(f"{place}{error.strerror}. {remedy}".strip(), "OSError", 1, remedy=remedy)
     # On a processor torch raises a plain RuntimeError.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(error):

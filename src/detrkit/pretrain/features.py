@@ -32,7 +32,7 @@ from detrkit.documents import read_json
 from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.nn.pooling import pool_boxes
 from detrkit.structures import FeatureBatch, Target
-from detrkit.whole import write_text_whole
+from detrkit.whole import how_to_make_room, write_text_whole
 
 _PLACE_STREAM = 8  # streams 1 to 7 shuffle, augment, drop out, cut patches and make views
 _EVALUATION_STREAM = 9
@@ -199,9 +199,8 @@ def extract(
         about = {"key": key, "names": names, "shapes": shapes, "regions": found, "lost": lost}
         write_text_whole(folder / _INDEX, json.dumps(about))
     except OSError as error:
-        raise Error(
-            "The features of the pictures cannot be kept", where=folder, got=error, remedy="Make room on the disk."
-        ) from error
+        remedy = how_to_make_room(error)
+        raise Error("The features of the pictures cannot be kept", where=folder, got=error, remedy=remedy) from error
     return FeatureStore(folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from detrkit.data.loading import death_of_worker
 from detrkit.documents import read_json
 from detrkit.errors import DataError, Error, ModelError, UsageError
 from detrkit.training import recipe as recipes
+from detrkit.training.alone import alone_in
 from detrkit.training.distributed import World, world
 from detrkit.training.events import Evaluated, Event, Stopped
 from detrkit.training.interruption import Interruption
@@ -57,7 +58,7 @@ def conduct(
     Raises:
         DataError: the data cannot be used, or are not those that the run was begun with.
         ModelError: a checkpoint to go on from is damaged.
-        UsageError: an `out` that holds another run, or none to go on with; or a worker died.
+        UsageError: an `out` that holds another run, in which one is at work, or none to go on with; or a worker died.
         KeyboardInterrupt: Ctrl-C, after the step was finished and saved; or at once, the second time. SIGTERM is
             answered alike, by whatever the caller's handler does, or by the end of the process.
     """
@@ -71,7 +72,7 @@ def conduct(
             remedy="Go on with it (--resume; in Python resume=True), or choose another folder.",
         )
     best = _best_figures(out) if resume else {}
-    with world() as here, _threads(recipe.run.threads):
+    with world() as here, alone_in(out) if here.is_main else nullcontext(), _threads(recipe.run.threads):
         goes_on = resume and has_checkpoint(out)
         session = prepare(here, _origin_of_weights(out) if goes_on else "")
         if resume:

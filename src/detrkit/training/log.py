@@ -24,7 +24,7 @@ from detrkit.training.events import Evaluated, Event, Saved, Skipped, Started, S
 from detrkit.training.recipe import to_toml
 from detrkit.training.session import Session
 from detrkit.visualize import plot_history
-from detrkit.whole import append_line, standing, write_text_whole, write_whole
+from detrkit.whole import append_line, how_to_make_room, standing, write_text_whole, write_whole
 
 
 class RunFolder:
@@ -163,7 +163,8 @@ class RunFolder:
                 write_text_whole(plots / "README.txt", "Plots need: pip install 'detrkit[plot]'\n")
         except (OSError, Error) as error:
             if name not in self._alarms:
-                remedy = "Make room on the disk; the training goes on without."
+                remedy = how_to_make_room(error) if isinstance(error, OSError) else ""  # an Error says its own
+                remedy = f"{remedy} The training goes on without.".lstrip()
                 self._troubles.append(Warned(self._step, name, f"Plots cannot be written: {error}", remedy))
         else:
             if name in self._alarms:
