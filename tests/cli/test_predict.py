@@ -157,9 +157,21 @@ def test_the_coco_file_is_a_data_set(detrkit, images, trained, tmp_path):
         *((1, "a/1.png"), (2, "a/deep/2.jpg"), (3, "b/1.png")),
     ]
     assert all(0 <= box["score"] <= 1 for box in document["annotations"])
-    (annotations,) = formats.read(out / "results.coco.json", check_files=False).values()
+    beside = shutil.copy(out / "results.coco.json", images)
+    (annotations,) = formats.read(beside).values()
     assert len(annotations) == 3
     assert {category.name for category in annotations.categories} == {"nut", "bolt"}
+
+
+def test_pictures_with_boxes_on_them_are_no_data_set(detrkit, images, trained, tmp_path):
+    out = tmp_path / "found"
+    assert detrkit("predict", trained, images, "--out", out).code == 0
+    for data in (out, out / "results.coco.json"):
+        said = detrkit("train", data, "--out", tmp_path / "run")
+        assert said.code == 3
+        assert f"{out}: This is what predict or find wrote, and no data set" in said.err
+        assert "Copy results.coco.json to the original images and name it there" in said.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_unreadable_images_are_named_and_the_rest_is_done(detrkit, images, trained, tmp_path):

@@ -96,6 +96,7 @@ class Book:
         """Write the files; `told` is what else `detections.json` says, above the images."""
         import json
 
+        from detrkit.data.drafts import ANSWERS, BOXES
         from detrkit.whole import write_text_whole
 
         detections = {**told, "images": self.images, "unreadable": list(self.unreadable.values())}
@@ -105,8 +106,8 @@ class Book:
             "categories": [{"id": category.id, "name": category.name} for category in self.categories],
         }
         self.out.mkdir(parents=True, exist_ok=True)
-        write_text_whole(self.out / "detections.json", json.dumps(detections, indent=1))
-        write_text_whole(self.out / "results.coco.json", json.dumps(coco))
+        write_text_whole(self.out / ANSWERS, json.dumps(detections, indent=1))
+        write_text_whole(self.out / BOXES, json.dumps(coco))
 
     def outcome(self, threshold: float, **further: Any) -> Outcome:
         """Sum up on standard error.

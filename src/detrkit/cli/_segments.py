@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from detrkit.structures import Category
 
 FOLDER = "panoptic"
-"""The folder of the PNG files, beside the JSON file of the same name."""
+"""The folder of the PNG files, which COCO's tools look for beside the JSON file of the same name."""
 
 
 class SegmentBook:
@@ -86,6 +86,7 @@ class SegmentBook:
         """Write the files; `told` is what else `detections.json` says, above the images."""
         import json
 
+        from detrkit.data.drafts import ANSWERS, SEGMENTS
         from detrkit.whole import write_text_whole
 
         document = {
@@ -96,9 +97,9 @@ class SegmentBook:
             ],
         }
         self.out.mkdir(parents=True, exist_ok=True)
-        write_text_whole(self.out / f"{FOLDER}.json", json.dumps(document))
+        write_text_whole(self.out / SEGMENTS, json.dumps(document))
         told_of = {**told, "images": self._images, "unreadable": list(self.unreadable.values())}
-        write_text_whole(self.out / "detections.json", json.dumps(told_of, indent=1))
+        write_text_whole(self.out / ANSWERS, json.dumps(told_of, indent=1))
 
     def outcome(self, **further: Any) -> Outcome:
         """Sum up on standard error, and say all of it where a program reads; `further` is said besides."""

@@ -26,9 +26,9 @@ class Options(DetectionOptions):
     """Find objects in images.
 
     Writes a picture with boxes for each image, all boxes as `detections.json`, and the same as `results.coco.json`: a
-    COCO data set with scores, which annotation tools take as a first draft. A model with a mask head adds the masks.
-    With --panoptic it cuts each image into segments, things and stuff, and writes them as COCO's panoptic tools read
-    them: `panoptic.json`, and a PNG for each image in `panoptic/`.
+    COCO data set of the original images, with scores, which annotation tools take as a first draft. A model with a mask
+    head adds the masks. With --panoptic it cuts each image into segments, things and stuff, and writes them as COCO's
+    panoptic tools read them: `panoptic.json`, and a PNG for each image in `panoptic/`.
     """
 
     model: tyro.conf.Positional[str]

@@ -15,6 +15,30 @@ from detrkit.data.problems import Problems
 from detrkit.errors import DataError
 from detrkit.structures import Detections
 
+ANSWERS, BOXES, SEGMENTS = "detections.json", "results.coco.json", "panoptic.json"
+"""What `detrkit predict` and `detrkit find` write: always the first, and one of the others, for COCO's tools."""
+
+
+def refuse_answers(path: Path) -> None:
+    """Refuse a folder of predictions as a data set: boxes are painted on its pictures, and would be what is learnt.
+
+    Args:
+        path: a folder, or a file in it.
+
+    Raises:
+        DataError: it is one.
+    """
+    folder = path if path.is_dir() else path.parent
+    draft = next((name for name in (BOXES, SEGMENTS) if (folder / name).is_file()), "")
+    if draft and (folder / ANSWERS).is_file():
+        raise DataError(
+            "This is what predict or find wrote, and no data set: what was found is painted on its pictures",
+            where=folder,
+            got=f"{ANSWERS} beside {draft}",
+            remedy=f"Copy {draft} to the original images and name it there; or have a data set written: "
+            "detrkit find … --write coco DRAFTS.",
+        )
+
 
 def common_root(files: Sequence[Path]) -> tuple[Path, list[str]]:
     """The nearest folder above all images, and their names relative to it, with forward slashes.

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 from detrkit.data.annotations import Annotations
 from detrkit.data.columns import with_categories
+from detrkit.data.drafts import refuse_answers
 from detrkit.data.files import CopyImages, fresh_folder, split_name
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Category
@@ -73,7 +74,7 @@ def recognise(path: str | Path, *, annotations: str = "") -> dict[str, Source]:
         where the data set is not split.
 
     Raises:
-        DataError: the path does not exist, nothing is recognised, or more than one format is.
+        DataError: the path does not exist, holds predictions, nothing is recognised, or more than one format is.
         UsageError: there is no format of that name.
     """
     root = Path(path)
@@ -83,6 +84,7 @@ def recognise(path: str | Path, *, annotations: str = "") -> dict[str, Source]:
         )
     if not root.exists():
         raise DataError("There is no such file or folder", where=root, remedy="Check the path of the data set.")
+    refuse_answers(root)
     modules = {name: _module(name) for name in ([annotations] if annotations else names())}
     found: dict[str, dict[str, Source]] = {}
     for precedence in sorted({module.PRECEDENCE for module in modules.values()}, reverse=True):
