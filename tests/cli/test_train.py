@@ -15,7 +15,7 @@ from detrkit import evaluate
 from detrkit.cli import train
 from detrkit.cli._options import parse
 from detrkit.cli._progress import PlainProgress
-from detrkit.errors import UsageError
+from detrkit.errors import DataError, UsageError
 from detrkit.training import run as running
 from detrkit.training.advice import Choice
 from detrkit.training.events import Saved
@@ -333,3 +333,22 @@ def test_going_on_after_ctrl_c(detrkit, data, tmp_path, monkeypatch):
     assert "epoch 2 evaluated in" in said.err
     assert "epoch 1 evaluated in" not in said.err
     assert json.loads((out / "status.json").read_text())["step"] == 4
+
+
+def test_data_that_break_a_training_are_told_from_data_that_it_refuses(detrkit, data, tmp_path, monkeypatch):
+    def spoil(self, event):
+        if isinstance(event, Saved):
+            raise DataError("The image cannot be read")
+
+    out, other = tmp_path / "run", tmp_path / "other"
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainProgress, "__call__", spoil)
+        said = detrkit("train", data, "--out", out, "--epochs", "2", *TINY)
+    assert said.code == 3
+    assert f"When that is mended, go on with: detrkit train {data} --out {out} --resume" in said.err
+    shutil.copytree(data, other)
+    next((other / "train").glob("*.*")).unlink()
+    said = detrkit("train", other, "--out", out, "--resume")
+    assert said.code == 3
+    assert "begun with other data" in said.err
+    assert "go on with" not in said.err

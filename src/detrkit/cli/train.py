@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -18,6 +18,9 @@ from detrkit.training import recipe as recipes
 from detrkit.training.episode_recipe import EpisodeRecipe
 from detrkit.training.recipe import AnyRecipe, Recipe
 from detrkit.training.tasks import TASKS, of_task, task_with
+
+if TYPE_CHECKING:
+    from detrkit.training.events import Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,22 +151,30 @@ def run(options: Options, terminal: Terminal) -> Outcome:
     """
     from detrkit.cli._progress import how_to_go_on, training_progress
     from detrkit.training.advice import reasons
+    from detrkit.training.events import Started
     from detrkit.training.recovery import has_checkpoint
     from detrkit.training.run import train
 
     recipe: AnyRecipe = _whole(options)
     again = f"detrkit train {shell(options.data)} --out {shell(options.out)} --resume"
     notes = reasons(options.choices, recipe) if isinstance(recipe, Recipe) else ()
+    has_begun = False
     try:
-        with training_progress(terminal, recipe.run.evaluate_every) as listener:
+        with training_progress(terminal, recipe.run.evaluate_every) as show:
+
+            def listen(event: Event) -> None:
+                nonlocal has_begun
+                has_begun |= isinstance(event, Started)
+                show(event)
+
             done = train(
-                options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listener, notes=notes
+                options.data, out=options.out, recipe=recipe, resume=options.resume, on_event=listen, notes=notes
             )
     except KeyboardInterrupt as error:
         error.args = (how_to_go_on(options.out, again),)
         raise
     except DataError:
-        if has_checkpoint(options.out) and Path(options.data).exists():
+        if has_begun and has_checkpoint(options.out):  # else going on was refused
             terminal.note(f"What was trained is saved. When that is mended, go on with: {again}")
         raise
     document = {"run": done.folder, "model": done.folder / "model", "figures": done.figures}
