@@ -363,17 +363,26 @@ def test_names_that_are_spelt_in_two_ways():
 
 def test_before_a_training_only_what_matters_is_told(planting, clean, tmp_path):
     splits = formats.read(clean)
-    assert examine_briefly(splits["train"], splits["val"]) == ()
+    assert examine_briefly(splits["train"], splits["val"], SEEN) == ()
     shutil.copytree(clean, tmp_path / "ill")
     data = planting.Set(tmp_path / "ill")
     for plant in (planting.leaked, planting.twice, planting.all_swapped):
         plant(data)
     data.save()
     splits = formats.read(tmp_path / "ill")
-    found = examine_briefly(splits["train"], splits["val"])
+    found = examine_briefly(splits["train"], splits["val"], SEEN)
     assert {one.kind for one in found} == {"image-in-two-splits", "box-format"}
     assert "leaked.jpg" in str(next(one for one in found if one.kind == "image-in-two-splits"))
-    assert examine_briefly(splits["val"], splits["val"]) == ()
+    assert examine_briefly(splits["val"], splits["val"], SEEN) == ()
+
+
+def test_before_a_training_it_is_told_that_most_objects_are_too_small(clean):
+    splits = formats.read(clean)
+    sides = np.sort(SEEN.sides(splits["train"]))
+    for share, told in ((0.4, False), (0.6, True)):
+        coarse = SEEN._replace(token=sides[int(share * len(sides))])
+        found = examine_briefly(splits["train"], splits["train"], coarse)
+        assert [one.kind for one in found] == ["small-objects"] * told
 
 
 def test_before_a_training_files_of_equal_size_are_read_once(make_annotations, tmp_path, monkeypatch):

@@ -47,7 +47,14 @@ def _two_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 LARGE_THINGS = np.full(100, 0.2)
 HERE = Machine(2, 24.0, "", frozenset({"mobilenet_v2"}))
 GPU = Machine(16, 24.0, "a GPU", frozenset({"mobilenet_v2", "resnet50"}))
-CELLS = Facts(292, 30, (480, 640), LARGE_THINGS)
+
+
+def facts_of(shares: np.ndarray, size: tuple[int, int] = (480, 640)) -> Facts:
+    """Images of a size, whose objects have these sides, as shares of the shorter one."""
+    return Facts(292, 30, size, shares * min(size), np.tile(size, (len(shares), 1)))
+
+
+CELLS = facts_of(LARGE_THINGS)
 
 
 def small_things(share: float, side: float) -> np.ndarray:
@@ -72,7 +79,7 @@ def changed(facts: Facts, machine: Machine = HERE) -> dict[str, Any]:
         (CELLS, HERE, {}),
         (replace(CELLS, images=250), HERE, {}),
         (replace(CELLS, images=500), GPU, {}),
-        (replace(CELLS, size=(0, 0), sides=np.zeros(0)), HERE, {}),
+        (Facts(292, 30), HERE, {}),
         (replace(CELLS, images=125), HERE, {"epochs": 180, "evaluate_every": 20, "save_every": 10}),
         (replace(CELLS, images=10), HERE, {"epochs": 500, "evaluate_every": 56, "save_every": 28}),
         (replace(CELLS, images=900), HERE, {"epochs": 50, "evaluate_every": 6, "save_every": 3}),
@@ -81,11 +88,15 @@ def changed(facts: Facts, machine: Machine = HERE) -> dict[str, Any]:
         (replace(CELLS, most_boxes=100), HERE, {}),
         (replace(CELLS, most_boxes=101), HERE, {"architecture": {"num_queries": "150"}}),
         (replace(CELLS, most_boxes=3000), HERE, {"architecture": {"num_queries": "900"}}),
-        (replace(CELLS, sides=small_things(0.1, 0.05)), HERE, {}),
-        (replace(CELLS, sides=small_things(0.2, 0.052)), HERE, {"image_size": 320}),
-        (replace(CELLS, sides=small_things(0.2, 0.03)), HERE, {"image_size": 384}),
-        (replace(CELLS, sides=small_things(0.2, 0.036), size=(1080, 1920)), GPU, {"image_size": 448}),
-        (replace(CELLS, sides=small_things(0.2, 0.052), size=(240, 320)), HERE, {}),
+        (facts_of(small_things(0.1, 0.05)), HERE, {}),
+        (facts_of(small_things(0.2, 0.052)), HERE, {"image_size": 320}),
+        (facts_of(small_things(0.2, 0.045)), HERE, {"image_size": 384}),
+        (facts_of(small_things(0.2, 0.03)), HERE, {}),
+        (facts_of(small_things(0.2, 0.036), (1080, 1440)), GPU, {"image_size": 448}),
+        (facts_of(small_things(0.2, 0.052), (240, 320)), HERE, {}),
+        (facts_of(np.full(100, 0.001), (4000, 4000)), GPU, {}),
+        (facts_of(np.linspace(0, 0.05, 100), (4000, 4000)), HERE, {"image_size": 384}),
+        (facts_of(np.full(100, 0.25), (300, 6000)), HERE, {}),
         (CELLS, replace(HERE, memory=0.5), {"batch_size": 2, "accumulate": 2}),
         (CELLS, replace(HERE, memory=0.0), {}),
         (CELLS, replace(HERE, backbones=frozenset()), {}),
@@ -123,17 +134,26 @@ def test_a_published_model_needs_images_a_gpu_and_weights(images, machine, model
 
 
 def test_each_choice_has_its_reason():
-    choices = advise(replace(CELLS, most_boxes=150, sides=small_things(0.26, 0.04)), HERE)
+    choices = advise(replace(facts_of(small_things(0.26, 0.043)), most_boxes=150), HERE)
     told = reasons(choices, revised(choices))
     assert told[:5] == (
         "Preset conditional-detr-nano: 292 training images, on 2 processors",
-        "Images at 384 pixels instead of 256: 26% of the objects are smaller than one token (16 pixels) at 256, 26% at "
+        "Images at 384 pixels instead of 256: 26% of the objects are smaller than one token (16 pixels) at 256, 0% at "
         "384; a step takes about 2.2 times as long",
         "200 queries instead of 100: an image holds up to 150 objects",
         "90 epochs, the preset's own: about 6,570 steps",
         "Batches of 4, the preset's own",
     )
     assert len(told) == 6
+
+
+def test_long_images_are_judged_as_they_are_seen_and_size_is_not_raised_for_nothing():
+    long = facts_of(np.full(100, 0.25), (300, 6000))  # seen at 22 × 448 pixels
+    told = reasons(choices := advise(long, HERE), revised(choices))
+    small = "100% of the objects are smaller than one token (16 pixels) at 256"
+    assert told[1] == f"Images at 256 pixels, the preset's own: {small}, and 100% at 384 still"
+    (chosen,) = (choice for choice in advise(long, HERE, longest=6000) if "image_size" in choice.about)
+    assert chosen.reason.startswith("Images at 256 pixels, the preset's own: 0% of the objects")
 
 
 def test_what_was_said_is_neither_chosen_nor_reasoned_about():
@@ -155,7 +175,8 @@ def test_facts_of_a_data_set(tmp_path: Path):
     facts = Facts.of(formats.read(root)["train"])
     assert (facts.images, facts.most_boxes, facts.size) == (3, 3, (64, 80))
     assert len(facts.sides) == 4
-    assert facts.sides.min() * 64 >= 12
+    assert facts.sides.min() >= 12
+    assert facts.frames.tolist() == [[64, 80]] * 4
     assert Facts.of(formats.read(root)["train"].select([2])).most_boxes == 0
 
 

@@ -20,6 +20,7 @@ import torch
 from detrkit import models
 from detrkit.arithmetic import choose_device
 from detrkit.data.annotations import Annotations
+from detrkit.data.doctor.findings import root_areas
 from detrkit.errors import Error, ModelError
 from detrkit.nn.weights import find_weight_file
 from detrkit.training import recipe as recipes
@@ -48,6 +49,9 @@ FEWEST_EPOCHS, MOST_EPOCHS = 30, 500
 SMALL_SHARE = 0.1
 """So many objects may be smaller than a token."""
 
+NOTICEABLE = 0.1
+"""The share of the objects that a larger size has to bring above a token, to be worth its time."""
+
 SIZES = (320, 384, 448, 512, 640)
 """Shorter sides that are tried, in pixels."""
 
@@ -74,13 +78,15 @@ class Facts:
         images: how many.
         most_boxes: the most objects in an image.
         size: median height and width of the images in pixels; zeros where not known.
-        sides: (k,) of a sample of the objects, the root of the area as a share of their image's shorter side.
+        sides: (k,) of a sample of the objects, the root of the area in pixels.
+        frames: (k, 2) height and width of the image of each of them.
     """
 
     images: int
     most_boxes: int = 0
     size: tuple[int, int] = (0, 0)
     sides: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    frames: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
 
     @staticmethod
     def of(train: Annotations) -> Facts:
@@ -88,11 +94,10 @@ class Facts:
         owners = np.repeat(np.arange(len(train)), np.diff(train.offsets))
         rows = np.flatnonzero(~train.crowd & (train.image_sizes[owners] > 0).all(1))
         rows = rows[:: max(1, len(rows) // KEPT_SIDES)]
-        boxes, shorter = train.boxes[rows], train.image_sizes[owners[rows]].min(1)
         sizes = train.image_sizes[(train.image_sizes > 0).all(1)]
         height, width = np.median(sizes, 0).astype(int).tolist() if len(sizes) else (0, 0)
-        sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], 1)) / np.maximum(shorter, 1)
-        return Facts(len(train), most_objects(train), (height, width), sides)
+        sides, frames = root_areas(train.boxes[rows]), train.image_sizes[owners[rows]]
+        return Facts(len(train), most_objects(train), (height, width), sides, frames)
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ def advise(
     *,
     preset: str = "",
     image_size: int = 0,
+    longest: int = 0,
 ) -> tuple[Choice, ...]:
     """What to train, and how.
 
@@ -170,6 +176,7 @@ def advise(
         recipe_of: gives the packaged recipe of a preset, which holds for all that is not chosen.
         preset: the only one to be considered, where something else that was said belongs to it.
         image_size: the shorter side in pixels, where it was said.
+        longest: the limit of the longer side in pixels, where it was said.
 
     Returns:
         The choices in the order in which they are told. The first one is the preset.
@@ -179,9 +186,13 @@ def advise(
     if base.model.model == DEFAULT_MODEL and not preset and "mobilenet_v2" not in machine.backbones:
         choices += _other_backbone(machine)
     if not image_size:
-        choices.append(_size(facts, machine, base))
+        choices.append(_size(facts, machine, base, longest))
         image_size = choices[-1].fields.get("image_size", 0)
-    choices += [_queries(facts, base), _schedule(facts, machine, base), _batch(facts, machine, base, image_size)]
+    choices += [
+        _queries(facts, base),
+        _schedule(facts, machine, base),
+        _batch(facts, machine, base, image_size, longest),
+    ]
     return (*choices, Choice((), _HINT))
 
 
@@ -208,23 +219,33 @@ def _other_backbone(machine: Machine) -> list[Choice]:
     return [Choice(("backbone",), reason, {"architecture": {"backbone": other}})]
 
 
-def _size(facts: Facts, machine: Machine, base: Recipe) -> Choice:
-    """The least size at which few objects are smaller than a token; no larger than the images are."""
-    resolution = resolution_of(base.model.model, models.configure(base.model.model)[1])
-    usual, sides = resolution.image_size, facts.sides
+def _size(facts: Facts, machine: Machine, base: Recipe, longest: int) -> Choice:
+    """The least size at which few objects are smaller than a token; no larger than the images are, and none that brings
+    few of them above it.
+    """
+    config = models.configure(base.model.model)[1]
+    resolution = resolution_of(base.model.model, config, 0, longest)
+    usual = resolution.image_size
+
+    def scales(size: int, frames: np.ndarray) -> np.ndarray:
+        return resolution_of(base.model.model, config, size, longest).scales(frames)
 
     def small(size: int) -> float:
-        return float((sides * size < resolution.token).mean()) if len(sides) else 0.0
+        sides = scales(size, facts.frames) * facts.sides
+        return float((sides < resolution.token).mean()) if len(sides) else 0.0
 
     about = ("image_size",)
     said = f"{small(usual):.0%} of the objects are smaller than one token ({resolution.token} pixels) at {usual}"
     if small(usual) <= SMALL_SHARE:
         return Choice(about, f"Images at {usual} pixels, the preset's own: {said}")
-    most = min(min(facts.size) or usual, SIZES[-1] if machine.gpu else LARGEST_ON_CPU)
-    able = [size for size in SIZES if usual < size <= most]
+    most = SIZES[-1] if machine.gpu else LARGEST_ON_CPU
+    able = [size for size in SIZES if usual < size <= most and scales(size, np.array([facts.size]))[0] <= 1]
     if not able:
         return Choice(about, f"Images at {usual} pixels: {said}, but the images are no larger")
     chosen = next((size for size in able if small(size) <= SMALL_SHARE), able[-1])
+    if small(chosen) > max(SMALL_SHARE, small(usual) - NOTICEABLE):
+        reason = f"Images at {usual} pixels, the preset's own: {said}, and {small(chosen):.0%} at {chosen} still"
+        return Choice(about, reason)
     cost = f"a step takes about {(chosen / usual) ** 2:.1f} times as long"
     reason = f"Images at {chosen} pixels instead of {usual}: {said}, {small(chosen):.0%} at {chosen}; {cost}"
     return Choice(about, reason, {"image_size": chosen})
@@ -263,10 +284,10 @@ def _schedule(facts: Facts, machine: Machine, base: Recipe) -> Choice:
     return Choice(("epochs",), reason, fields)
 
 
-def _batch(facts: Facts, machine: Machine, base: Recipe, image_size: int) -> Choice:
+def _batch(facts: Facts, machine: Machine, base: Recipe, image_size: int, longest: int) -> Choice:
     """Images of a step as in the recipe, in as many batches as the memory asks for."""
     model = base.model.model
-    resolution = resolution_of(model, models.configure(model)[1], image_size)
+    resolution = resolution_of(model, models.configure(model)[1], image_size, longest)
     height, width = facts.size if min(facts.size) else (resolution.image_size, resolution.longest)
     scale = float(resolution.scales(np.array([[height, width]]))[0])
     of_one = GIGABYTES_PER_MEGAPIXEL[model] * height * width * scale**2 / 1e6
@@ -351,4 +372,5 @@ def advice_for(data: str | Path, given: Recipe) -> tuple[Choice, ...]:
         return ()
     is_bound = bool(given.model.backbone_weights or given.model.architecture)
     preset = DEFAULT_MODEL if is_bound else ""
-    return advise(Facts.of(train), machine, preset=preset, image_size=given.model.image_size)
+    size, longest = given.model.image_size, given.model.longest
+    return advise(Facts.of(train), machine, preset=preset, image_size=size, longest=longest)

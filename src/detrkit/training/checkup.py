@@ -43,27 +43,30 @@ def doctor(
     return examine(data, resolution, decode=decode, annotations=annotations, on_start=on_start)
 
 
-def resolution_of(model: str, config: Any, image_size: int = 0) -> Resolution:
-    """At which size a model with this config sees images, or would at another `image_size`.
+def resolution_of(model: str, config: Any, image_size: int = 0, longest: int = 0) -> Resolution:
+    """At which size a model with this config sees images, or would at another `image_size` or `longest`.
 
     Raises:
         UsageError: no model sees images of that size.
     """
     stride = getattr(config, "stride", 32)
     token = stride // 2 if getattr(config, "dilated", False) else stride
-    seen = models.at_size(config, image_size) if image_size else config
-    return Resolution(model, config.num_queries, seen.image_size, seen.longest, token)
+    seen = models.at_size(config, image_size, longest) if image_size else config
+    return Resolution(model, config.num_queries, seen.image_size, longest or seen.longest, token)
 
 
-def notes_before(train: Annotations, val: Annotations, data: str | Path, annotations: str = "") -> list[str]:
+def notes_before(
+    train: Annotations, val: Annotations, resolution: Resolution, data: str | Path, annotations: str = ""
+) -> list[str]:
     """What a training should know of its data before it begins, as far as it is to be found in a moment.
 
     Args:
         train: the split to train on.
         val: the split to validate on.
+        resolution: at which the model will see them.
         data: the data set, as the command that says more names it.
         annotations: the format that is meant; empty where there is only one.
     """
-    found = [str(finding) for finding in examine_briefly(train, val)]
+    found = [f"{finding}. {finding.remedy}" for finding in examine_briefly(train, val, resolution)]
     meant = f" --annotations {annotations}" if annotations else ""
     return [*found, f"More of this, and a clean copy: detrkit doctor {shlex.quote(str(data))}{meant}"] if found else []

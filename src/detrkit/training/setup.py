@@ -23,7 +23,7 @@ from detrkit.models import Variant
 from detrkit.nn.recomputing import recompute
 from detrkit.nn.weights import RANDOM, load_backbone_weights
 from detrkit.sources import architecture_of, differences, open_model
-from detrkit.training.checkup import notes_before
+from detrkit.training.checkup import notes_before, resolution_of
 from detrkit.training.detection import DetectionSession
 from detrkit.training.distributed import World, processors
 from detrkit.training.ema import Average
@@ -55,7 +55,6 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
     """
     notes: list[str] = []
     train, val = open_splits(data, recipe.data, recipe.run.seed, notes)
-    notes.extend(notes_before(train, val, data, recipe.data.annotations))
     device = choose_place(recipe.run, world)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)
@@ -67,6 +66,8 @@ def prepare(recipe: Recipe, data: str | Path, world: World, *, came_from: str = 
             came_from=came_from,
         )
     config: Any = model.config
+    resolution = resolution_of(recipe.model.model, config)
+    notes.extend(notes_before(train, val, resolution, data, recipe.data.annotations))
     transform = make_transform(recipe.augmentation, config.image_size, config.longest)
     equipment = equip(model, recipe, device)
     dtype = equipment["dtype"]

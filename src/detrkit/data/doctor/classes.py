@@ -13,8 +13,8 @@ from detrkit.data.annotations import Annotations
 from detrkit.data.doctor.findings import Finding, Place, Resolution
 from detrkit.structures import Category
 
-MANY_SMALL = 0.1
-"""From this share on it is told that objects are smaller than a token."""
+MANY_SMALL, MOST_SMALL = 0.1, 0.5
+"""From this share on it is told that objects are smaller than a token; and from the second on before every training."""
 
 SPELT_ALIKE = 0.9
 """How alike two names must be, as `difflib` counts it, to pass for one with a slip of the pen."""
@@ -166,11 +166,18 @@ def object_findings(
             Place(str(annotations.path(int(row))), f"{objects[row]:,} objects", split, int(row)) for row in crowded
         ]
         yield Finding.of("more-objects-than-queries", split, places, said)
-    scales = resolution.scales(annotations.image_sizes)[owners]
-    sides = scales * np.sqrt(np.prod(annotations.boxes[:, 2:] - annotations.boxes[:, :2], 1))
+    yield from small_objects(annotations, split, resolution, misread)
+
+
+def small_objects(
+    annotations: Annotations, split: str, resolution: Resolution, misread: np.ndarray, share: float = MANY_SMALL
+) -> Iterator[Finding]:
+    """Objects that are smaller than a token, where more than this share of all are; arguments as above."""
+    owners = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    sides = resolution.sides(annotations)
     measured = ~annotations.crowd & ~np.isin(owners, misread)
     small = np.flatnonzero((sides < resolution.token) & measured)
-    if len(small) > MANY_SMALL * max(measured.sum(), 1):
+    if len(small) > share * max(measured.sum(), 1):
         small = small[np.argsort(sides[small], kind="stable")]
         said = (
             f"At {resolution.image_size} pixels {len(small) / measured.sum():.0%} of the boxes are smaller than one "

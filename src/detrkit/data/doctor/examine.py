@@ -134,23 +134,27 @@ def _gravity(kind: str, count: int, part: Annotations) -> tuple[Severity, str]:
     return KINDS[kind].severity, ""
 
 
-def examine_briefly(train: Annotations, val: Annotations) -> tuple[Finding, ...]:
+def examine_briefly(train: Annotations, val: Annotations, resolution: Resolution) -> tuple[Finding, ...]:
     """What can be found in a moment, without decoding an image: before every training.
 
-    Boxes in another order or counted from 1, boxes that stand twice, classes that cannot be learnt, and files that
-    stand in both splits, or how many could not be compared in a moment. What reading counted is not told again.
+    Boxes in another order or counted from 1, boxes that stand twice, classes that cannot be learnt, most objects too
+    small to be found, and files that stand in both splits, or how many could not be compared in a moment. What reading
+    counted is not told again.
 
     Args:
         train: the split to train on.
         val: the split to validate on; the same images where a training is to learn them by heart.
+        resolution: of the model that is trained.
     """
     by_heart = train.root == val.root and np.array_equal(train.file_names.bytes, val.file_names.bytes)
     splits = {"train": train} if by_heart else {"train": train, "val": val}
     format = train.source.partition(" ")[0]
     found: list[Finding] = []
     for name, part in splits.items():
-        told = boxes.findings(part, name, boxes.report(part, format), format)
+        report = boxes.report(part, format)
+        told = boxes.findings(part, name, report, format)
         found += [finding for finding in told if finding.kind not in boxes.MENDED]
+        found += classes.small_objects(part, name, resolution, report.elsewhere, classes.MOST_SMALL)
     found += [finding for finding in classes.findings(splits, format) if finding.kind != "category-ids"]
     if len(splits) == 2:
         found += _shared_files(train, val)

@@ -90,7 +90,8 @@ class Finding:
 
     def __str__(self) -> str:
         example = f"; for example {self.places[0]}" if self.places else ""
-        return f"{self.split}: {self.count:,} × {self.kind} ({self.severity}): {self.said or self.meaning}{example}"
+        said = (self.said or self.meaning).rstrip(".")
+        return f"{self.split}: {self.count:,} × {self.kind} ({self.severity}): {said}{example}"
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON document holds it, with at most `PLACES_TOLD` places."""
@@ -127,6 +128,17 @@ class Resolution(NamedTuple):
         short, long = np.maximum(sizes.min(1), 1), np.maximum(sizes.max(1), 1)
         factors = np.minimum(self.image_size / short, self.longest / long)
         return np.where((sizes > 0).all(1), factors, 1.0)
+
+    def sides(self, annotations: Annotations) -> np.ndarray:
+        """The roots (k,) of the areas of all boxes, in pixels as the model sees them."""
+        owners = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+        return self.scales(annotations.image_sizes)[owners] * root_areas(annotations.boxes)
+
+
+def root_areas(boxes: np.ndarray) -> np.ndarray:
+    """The roots (k,) of the areas of boxes (k, 4) in xyxy, in their unit."""
+    roots: np.ndarray = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], 1))
+    return roots
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -177,9 +189,7 @@ class Diagnosis:
     def figures(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """For each split its counts, and the sizes of its objects as the model would see them."""
         for name, part in self.splits.items():
-            images = np.repeat(np.arange(len(part)), np.diff(part.offsets))
-            scales = self.resolution.scales(part.image_sizes)[images]
-            sides = scales * np.sqrt(np.prod(part.boxes[:, 2:] - part.boxes[:, :2], 1))
+            sides = self.resolution.sides(part)
             yield (
                 name,
                 {

@@ -132,7 +132,7 @@ _OWN: dict[str, Kind] = {
     "small-objects": Kind(
         "note",
         "many objects are smaller than one token of the model at its training resolution, and are learnt badly",
-        "Take a larger --image-size, or cut the images into tiles.",
+        "Take a larger --image-size, or --longest for long images; or cut the images into tiles.",
     ),
 }
 
