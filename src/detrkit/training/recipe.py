@@ -71,7 +71,7 @@ class ModelOptions:
     """Limit of the longer side, in pixels; 0: the preset's own, in proportion to the shorter side."""
     backbone_weights: str = ""
     """File with the backbone's weights (safetensors, pth, npz), or `random`. Empty: looked for in $DETRKIT_WEIGHTS and
-    in ~/.cache/detrkit/weights."""
+    in ~/.cache/detrkit/weights. With `init` the backbone is that one: a file is refused, `random` not heeded."""
     init: str = ""
     """Weights that the training starts from: a run or model folder, a published checkpoint file, a Hugging Face folder
     or a name on the hub (organisation/name). For other categories the class head starts anew, and nothing else."""
