@@ -18,7 +18,7 @@ import detrkit
 from detrkit.data import formats
 from detrkit.data.doctor import Resolution, examine, examine_briefly
 from detrkit.data.doctor.boxes import report
-from detrkit.data.doctor.classes import _slips, same_names
+from detrkit.data.doctor.classes import _slips, object_findings, same_names
 from detrkit.data.doctor.fixing import turn
 from detrkit.data.doctor.kinds import KINDS
 from detrkit.data.doctor.pictures import ALIKE, most_alike, outlines
@@ -313,6 +313,53 @@ def test_boxes_at_the_border_do_not_count_from_one(make_annotations):
     boxes[0, 0] = 0  # a single one at 0 shows that pixels count from there
     assert report(replace(part, boxes=boxes), "coco").shift is None
     assert report(replace(part, boxes=boxes + 0.3), "coco").shift is None
+
+
+@pytest.mark.parametrize(("last", "fixed_to"), [(120, [59, 19, 120, 29]), (121, [59, 19, 120, 29])])
+def test_pixels_that_count_from_one_are_told_once_and_shifted(tmp_path, last, fixed_to):
+    """The far corner counts from 1 as well where it states one pixel more than the image has."""
+    coco(tmp_path / "ill", "train", [(one, 0, 2) for one in range(12)])
+    file = tmp_path / "ill" / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    both = last == 121
+    for one in document["annotations"]:
+        one["bbox"] = [1, 6, 50, 12] if one["id"] % 2 else [60, 20, last - 60, 9 + both]
+    file.write_text(json.dumps(document))
+    told = examine(tmp_path / "ill", SEEN, decode=False)
+    assert [one.kind for one in told.findings if one.kind.endswith(("-box", "-boxes"))] == ["one-based-boxes"]
+    assert ("The far corner counts from 1 as well" in told.of("one-based-boxes")[0].said) is both
+    fixed = told.fix(tmp_path / "mended").splits["train"]
+    assert fixed.boxes[:2].tolist() == [[0, 5, 51 - both, 18 - both], fixed_to]
+
+
+def test_a_crowd_is_no_other_box_of_the_same(make_annotations):
+    part = make_annotations(count=1, each=4)
+    alike = replace(part, boxes=part.boxes[[0, 0, 0, 0]], labels=np.array([0, 0, 1, 0]))
+    told = report(replace(alike, crowd=np.array([False, False, False, True])), "coco")
+    assert told.repeated.tolist() == [1]
+    assert sorted(told.contradicting.tolist()) == [[0, 2], [1, 2]]
+
+
+def test_a_crowd_asks_for_no_query(make_annotations):
+    part = make_annotations(count=1, each=3)
+    two = Resolution("a model", 2, 96, 128, 8)
+    nobody = np.zeros(0, np.int64)
+    (found,) = (one for one in object_findings(part, "train", two, nobody) if one.kind == "more-objects-than-queries")
+    assert found.places[0].said == "3 objects"
+    crowded = replace(part, crowd=np.array([False, False, True]))
+    assert "more-objects-than-queries" not in {one.kind for one in object_findings(crowded, "train", two, nobody)}
+
+
+@pytest.mark.parametrize(("unexplained", "believed"), [(0, True), (3, False)])
+def test_another_reading_has_to_explain_nearly_all_that_does_not_fit(make_annotations, unexplained, believed):
+    """Of 200 boxes 12 cross the border, as if their middle had been taken for the corner. Where 3 of the 12 fit neither
+    way, these are few of all boxes, but not of those that were to be explained."""
+    part = make_annotations(count=20, each=10, size=(40, 60))
+    boxes = np.tile([20.0, 15, 30, 25], (200, 1))
+    boxes[:120:10] = (50, 15, 66, 25)
+    boxes[: 10 * unexplained : 10] = (70, 15, 90, 25)
+    found = misread(ill := replace(part, boxes=boxes), ill.stated(), "coco")
+    assert [one.reading for one in found] == [Reading("cxcywh", False, False)] * believed
 
 
 def test_boxes_that_reach_out_are_not_taken_for_another_order(make_annotations, rng):
