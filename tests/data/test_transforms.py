@@ -112,6 +112,37 @@ def test_augmented_boxes_follow_pixels(data):
     agree(sample, 1)
 
 
+@pytest.mark.parametrize("crop", [0.0, 1.0])
+def test_squares_stay_squares_whichever_way_an_image_is_turned(crop):
+    transform = Training(
+        sizes=(50,),
+        longest=100,
+        pre_crop_sizes=(50,),
+        crop_sizes=(50, 50),
+        crop=crop,
+        quarter_turn=1.0,
+        min_visible=1.0,
+    )
+    squares = np.array([[left, 40, left + 20, 60] for left in range(0, 200, 20)], float)
+    sample = Sample(torch.zeros(3, 100, 200, dtype=torch.uint8), squares, np.arange(10))
+    shapes = set()
+    for seed in range(30):
+        shown = transform(sample, np.random.default_rng(seed))
+        shapes.add(tuple(shown.image.shape[1:]))
+        assert len(shown.boxes) >= (4 if crop else 10)
+        assert (shown.boxes[:, 2:] - shown.boxes[:, :2] == 10).all()
+    assert shapes == ({(50, 50)} if crop else {(50, 100), (100, 50)})
+
+
+@pytest.mark.parametrize("crop", [0.0, 1.0])
+def test_no_side_exceeds_the_limit(crop):
+    """By the official rule the long side follows the rounded short one."""
+    transform = Training(sizes=(100,), longest=120, pre_crop_sizes=(50,), crop_sizes=(20, 100), crop=crop)
+    for seed in range(30):
+        height, width = transform.draw(100, 200, np.random.default_rng(seed)).size
+        assert max(height, width) <= 120 + max(height, width) / min(height, width)
+
+
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 200), st.data())
 def test_scaling_is_the_bilinear_filter_of_pillow(height, width, new_height, new_width, data):
