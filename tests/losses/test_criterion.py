@@ -183,6 +183,14 @@ def test_a_joined_term_adds_its_weighted_sum_and_has_the_share_of_the_others():
     assert (joined.class_error, joined.share) == (losses.class_error, 0.5)
 
 
+def test_a_term_of_the_last_layer_has_its_full_weight():
+    losses = some_losses(("class", "l1"), share=0.5)
+    found = losses.of_last_layer("mask", torch.tensor(4.0), 3.0)
+    assert found.names == ("class", "l1", "mask")
+    assert found.values[-1].tolist() == [0, 0, 4]
+    assert float(found.total) == pytest.approx(float(losses.total) + 3.0 * 4.0)
+
+
 def test_losses_beside_others_add_their_weighted_total():
     first, second = some_losses(("class", "l1", "feature")), some_losses(("class", "l1"), seed=1)
     both = first.beside(second, "region_", 2.5)

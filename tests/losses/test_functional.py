@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detrkit.losses.functional import class_error, focal_loss, giou_loss, l1_loss, weighted_cross_entropy
+from detrkit.losses.functional import (
+    class_error,
+    dice_loss,
+    focal_loss,
+    giou_loss,
+    l1_loss,
+    mask_focal_loss,
+    weighted_cross_entropy,
+)
 
 
 def test_cross_entropy_is_the_official_weighted_average(generator: torch.Generator) -> None:
@@ -87,6 +95,41 @@ def test_perfect_boxes_cost_nothing() -> None:
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.1, 0.2, 0.1, 0.1]]])
     assert l1_loss(boxes, boxes, 2.0).item() == 0
     assert giou_loss(boxes, boxes, 2.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def plain_focal(chance: float, wanted: float, alpha: float, gamma: float) -> float:
+    """Equation 5 of the paper for one probability."""
+    right = chance if wanted else 1 - chance
+    return -(alpha if wanted else 1 - alpha) * (1 - right) ** gamma * math.log(right)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.7, 1.5)])
+def test_focal_losses_are_equation_5(alpha: float, gamma: float, generator: torch.Generator) -> None:
+    logits = 2 * torch.randn(3, 2, 5, 4, generator=generator)
+    wanted = (torch.rand(3, 2, 5, 4, generator=generator) < 0.3).float()
+    found = focal_loss(logits, wanted, 2.5, alpha, gamma)
+    of_pixels = mask_focal_loss(logits[0, 0][None], wanted[0, 0][None], alpha, gamma)
+    terms = [
+        [
+            plain_focal(chance, want, alpha, gamma)
+            for chance, want in zip(logits[layer].sigmoid().flatten().tolist(), wanted[layer].flatten(), strict=True)
+        ]
+        for layer in range(3)
+    ]
+    assert found.tolist() == pytest.approx([sum(layer) / 2.5 for layer in terms], rel=1e-5)
+    assert of_pixels.tolist() == pytest.approx([sum(terms[0][:20]) / 20], rel=1e-5)
+
+
+def test_losses_of_masks_by_hand() -> None:
+    """Of four pixels, each with a chance of 3/4, the mask holds one; of the second mask nothing is known to be."""
+    logits = torch.full((2, 2, 2), math.log(3))
+    masks = torch.tensor([[[1.0, 0], [0, 0]], [[0, 0], [0, 0]]])
+    hit, miss = -0.25 * 0.25**2 * math.log(0.75), -0.75 * 0.75**2 * math.log(0.25)
+    assert mask_focal_loss(logits, masks).tolist() == pytest.approx([(hit + 3 * miss) / 4, miss], rel=1e-5)
+    assert dice_loss(logits, masks).tolist() == pytest.approx([1 - (2 * 0.75 + 1) / (3 + 1 + 1), 1 - 1 / (3 + 0 + 1)])
+    sure = torch.where(masks > 0, 50.0, -50.0)
+    assert dice_loss(sure, masks).tolist() == pytest.approx([0, 0])
+    assert mask_focal_loss(sure, masks).tolist() == pytest.approx([0, 0])
 
 
 def test_class_error_is_a_share() -> None:
