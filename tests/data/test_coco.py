@@ -60,6 +60,21 @@ def test_ids_may_be_written_as_strings(tmp_path):
     assert found.image_sizes.tolist() == [[100, 200]]
 
 
+def test_flags_may_be_written_in_other_ways_and_zero_is_not_set(tmp_path):
+    written = [1, "1", True, "true", 0, "0", False, "false", None, "no"]
+    found = opened(tmp_path, [box(one, iscrowd=flag, difficult=flag) for one, flag in enumerate(written)])
+    assert found.crowd.tolist() == found.difficult.tolist() == [True] * 4 + [False] * 6
+
+
+def test_an_id_that_is_too_large_belongs_to_no_other(tmp_path):
+    """Text gets numbers of our own, far below zero: an id of a file must not be one of them."""
+    own = -(2**62)
+    images = [{"id": name, "file_name": f"{name}.jpg", "width": 99, "height": 99} for name in ("x", "y")]
+    found = opened(tmp_path, [box(1, own), box(2, own + 1)], images=images)
+    assert len(found.boxes) == 0
+    assert found.problems.counts["unknown-image"] == 2
+
+
 def test_image_ids_that_are_text_are_numbered(tmp_path):
     images = [{"id": name, "file_name": f"{name}.jpg", "width": 99, "height": 99} for name in ("x", "y")]
     found = opened(tmp_path, [box(1, "y"), box(2, "z")], images=images)

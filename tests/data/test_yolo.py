@@ -146,6 +146,13 @@ def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path):
     assert (len(found), found.problems.counts) == (1, {"unread-image": 1})
 
 
+def test_a_missing_folder_of_several_is_noted(tmp_path):
+    simple(tmp_path, "", train=["images/train", "images/nowhere"])
+    found = formats.read(tmp_path)["train"]
+    assert (len(found), found.problems.counts) == (1, {"missing-split": 1})
+    assert "images/nowhere" in found.problems.examples["missing-split"][0]
+
+
 def test_a_split_that_does_not_exist_is_noted_where_another_does(tmp_path):
     simple(tmp_path, "", val="images/nowhere")
     found = formats.read(tmp_path)

@@ -1,11 +1,15 @@
 """Counts, thresholds and confusions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from evaluation.cases import annotations_of, detections_of, random_set
 
 from detrkit.evaluation import best_and_worst, evaluate, matching, score_images
+from detrkit.evaluation.columns import flatten, only_things
 from detrkit.evaluation.thresholds import best_f1
+from detrkit.structures import Category
 
 
 def test_best_threshold_by_hand():
@@ -42,6 +46,33 @@ def test_confusion_by_hand():
     metrics = evaluate(annotations, detections_of(annotations, [rows]), threshold=0.5)
     np.testing.assert_array_equal(metrics.confusion, [[1, 0, 1], [1, 0, 0], [1, 1, 0]])
     assert metrics.threshold == 0.5
+
+
+def test_the_best_threshold_does_not_mind_detections_on_a_crowd():
+    annotations = annotations_of(
+        [[[0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 90, 90]]], [[0, 0, 0]], crowd=[[False, False, True]]
+    )
+    on_crowd = [([50 + 5 * k, 50, 60 + 5 * k, 90], 0, 0.7) for k in range(5)]
+    rows = [([0, 0, 10, 10], 0, 0.9), *on_crowd, ([20, 0, 30, 10], 0, 0.5)]
+    metrics = evaluate(annotations, detections_of(annotations, [rows]))
+    assert metrics.threshold == metrics.per_class[0].threshold == 0.5
+
+
+def test_stuff_takes_nothing_of_the_things_with_it():
+    boxes = [[[0, 0, 10, 10], [20, 0, 30, 10]], [[0, 0, 10, 10], [20, 0, 35, 10]]]
+    flags = {"crowd": [[False, True], [True, False]], "difficult": [[True, True], [False, True]]}
+    annotations = annotations_of(boxes, [[0, 1], [1, 1]], **flags)
+    annotations = replace(annotations, categories=(Category(0, "sky", False), Category(1, "cat")))
+    rows = [[([0, 0, 10, 10], 0, 0.9), ([20, 0, 30, 10], 1, 0.8)], [([0, 0, 10, 10], 1, 0.7)]]
+    things, found = only_things(annotations, flatten(annotations, detections_of(annotations, rows)))
+    assert things.offsets.tolist() == [0, 1, 3]
+    assert things.boxes.tolist() == [boxes[0][1], *boxes[1]]
+    assert things.areas.tolist() == [100, 100, 150]
+    assert things.crowd.tolist() == [True, True, False]
+    assert things.difficult.tolist() == [True, False, True]
+    assert (found.images.tolist(), found.labels.tolist()) == ([0, 1], [1, 1])
+    assert found.scores.tolist() == pytest.approx([0.8, 0.7])
+    assert found.boxes.tolist() == [[20, 0, 30, 10], [0, 0, 10, 10]]
 
 
 def test_a_rightly_named_detection_wins_over_a_stronger_wrong_name():
