@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from contracts.sources import Source, imports, last_name
+from contracts.sources import Source, imports
 
 TIERS = (
     ("cli", "__main__"),
@@ -51,6 +51,14 @@ IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 """Distributions whose module has another name."""
 
 ARGUMENT_PARSERS = {"optparse", "getopt", "tyro", "click", "typer", "fire"}
+
+OF_PROGRAMS = {
+    *("print", "pprint", "stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__"),
+    *("argv", "ArgumentParser"),
+    *("exit", "_exit", "quit", "SystemExit"),
+}
+"""What only a program does, however the name comes to a module. Of argparse that is no `Namespace`, which published
+checkpoints hold."""
 
 
 def part(module: str) -> str:
@@ -100,13 +108,11 @@ def talk_breaches(source: Source, known: set[str]) -> Iterator[str]:
         if found.module.split(".")[0] in ARGUMENT_PARSERS:
             yield f"{source.at(found.node)} {source.name} imports {found.module}: only cli reads arguments"
     for node in ast.walk(source.tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"print", "input"}:
-            yield f"{source.at(node)} {source.name} calls {node.func.id}: only cli talks to the terminal"
-        # argparse.Namespace alone is no argument reading: published checkpoints hold one.
-        if "ArgumentParser" in {getattr(node, "id", ""), getattr(node, "attr", ""), getattr(node, "name", "")}:
-            yield f"{source.at(node)} {source.name} uses argparse's ArgumentParser: only cli reads arguments"
-        if isinstance(node, ast.Attribute) and node.attr in {"argv", "exit"} and last_name(node.value) == "sys":
-            yield f"{source.at(node)} {source.name} uses {ast.unparse(node)}: only cli is a program"
+        name = next((text for kind in ("id", "attr", "name") if (text := getattr(node, kind, None)) in OF_PROGRAMS), "")
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "input":  # also what layers call a parameter
+            name = "input"
+        if name:
+            yield f"{source.at(node)} {source.name} uses {name}: only cli is a program and talks to the terminal"
 
 
 def package_breaches(source: Source, known: set[str], core: set[str], extras: set[str]) -> Iterator[str]:
@@ -202,10 +208,19 @@ def test_the_direction_rule_allows(name, text):
     "text",
     [
         "print(1)",
+        "show = print",
+        "from rich import print as show",
+        "Console().print(1)",
+        "input()",
+        "sys.stdout.write('x')",
+        "from sys import stderr",
         "argparse.ArgumentParser()",
         "from argparse import ArgumentParser",
         "def f():\n    from tyro import cli",
         "sys.exit(1)",
+        "from sys import exit",
+        "os._exit(1)",
+        "raise SystemExit",
     ],
 )
 def test_the_talk_rule_finds(text):
