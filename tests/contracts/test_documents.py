@@ -5,10 +5,23 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from contracts.sources import Source
+from contracts.test_imports import TIERS, part
+
 from detrkit.data.doctor.kinds import KINDS
 from detrkit.data.problems import POLICIES
 
 DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_tiers_stand_in_the_documents(sources: list[Source]) -> None:
+    text = (DOCS / "architecture.md").read_text()
+    rows = re.findall(r"^\| \d+[a-z]? \| (.+?) \|", text, re.MULTILINE)
+    told = [tuple(re.findall(r"`(\w+)`", row)) for row in rows]
+    assert told == [tuple(name for name in tier if name != "__main__") for tier in TIERS]
+    (planned,) = re.findall(r"(`\w+` and `\w+`) are not in the tree yet", text)
+    there = {part(source.name) for source in sources}
+    assert set(re.findall(r"\w+", planned)) - {"and"} == {name for tier in TIERS for name in tier} - there
 
 
 def test_the_policies_stand_in_the_documents() -> None:
