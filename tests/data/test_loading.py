@@ -50,21 +50,11 @@ def test_workers_and_restarts_change_nothing(make_annotations):
     assert all(len(loaded.batch.targets) == 3 for loaded in alone)
 
 
-def test_batches_are_padded_to_a_multiple(make_annotations):
-    dataset = DetectionDataset(make_annotations(), EVALUATION, 0)
-    (loaded,) = run(dataset, 0, steps=1, multiple_of=64)
-    assert loaded.batch.images.shape == (3, 3, 64, 64)
-    padding = loaded.batch.to("cpu").padding
-    assert not padding[:, :32, :48].any()
-    assert padding[:, 32:].all()
-    assert padding[:, :, 48:].all()
-
-
 def test_images_are_packed_as_a_batch_of_normalised_ones(rng):
     images = [torch.from_numpy(rng.integers(0, 256, (3, *size), np.uint8)) for size in ((5, 9), (12, 4), (1, 1))]
     images += [images[0].flip(2), images[1].permute(0, 2, 1)]
-    expected = Batch.from_images([to_tensor(image) for image in images], multiple_of=8)
-    packed = PackedImages.of(images, multiple_of=8)
+    expected = Batch.from_images([to_tensor(image) for image in images])
+    packed = PackedImages.of(images)
     assert packed.pixels.dtype == torch.uint8
     elsewhere = packed.normalised("meta")  # as on any device but a processor
     found, padding = packed.normalised()

@@ -27,6 +27,9 @@ from detrkit.structures import Target
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded", covariant=True)
 
+PATIENCE = 600.0
+"""Seconds that a worker may take for a batch before it is given up."""
+
 _DEATH = ("exited unexpectedly", "killed by signal", "timed out after")
 
 
@@ -99,21 +102,15 @@ class Packed(Protocol[Loaded]):
         ...
 
 
-class _PackTargets:
-    """Collates training items; an object, so that it can travel to a worker that was not forked."""
-
-    def __init__(self, multiple_of: int):
-        self.multiple_of = multiple_of
-
-    def __call__(self, items: list[TrainingItem]) -> _Packed:
-        return _Packed(
-            PackedImages.of([item.image for item in items], multiple_of=self.multiple_of),
-            [item.target.labels.numpy() for item in items],
-            [item.target.boxes.numpy() for item in items],
-            [item.target.name for item in items],
-            [PackedMasks.of(item.target.masks) for item in items],
-            tuple(item.replaced for item in items if item.replaced),
-        )
+def _pack(items: list[TrainingItem]) -> _Packed:
+    return _Packed(
+        PackedImages.of([item.image for item in items]),
+        [item.target.labels.numpy() for item in items],
+        [item.target.boxes.numpy() for item in items],
+        [item.target.name for item in items],
+        [PackedMasks.of(item.target.masks) for item in items],
+        tuple(item.replaced for item in items if item.replaced),
+    )
 
 
 class _Collated(NamedTuple):
@@ -171,13 +168,7 @@ class _Images(Dataset["LoadedImage | _Failure"]):
 
 
 def training_batches(
-    dataset: DetectionDataset,
-    sampler: EpochBatches,
-    *,
-    workers: int,
-    multiple_of: int = 1,
-    pin_memory: bool = False,
-    timeout: float = 600.0,
+    dataset: DetectionDataset, sampler: EpochBatches, *, workers: int, pin_memory: bool = False
 ) -> Iterator[LoadedBatch]:
     """The batches of a run, from one set of workers that lives as long as the iterator.
 
@@ -185,22 +176,13 @@ def training_batches(
         dataset: the examples.
         sampler: which examples make up which batch.
         workers: number of processes that load; 0: this one does. The batches are the same, bit for bit.
-        multiple_of: height and width of a batch are padded to a multiple of this, in pixels.
         pin_memory: put the images into page-locked memory; only where the batches go to a CUDA device.
-        timeout: seconds to wait for a batch from a worker before it is given up; 0: for ever.
 
     Raises:
         DataError: too many images in a row cannot be read.
         UsageError: a worker died or gave no answer; or a negative number of workers.
     """
-    return item_batches(
-        dataset,
-        sampler,
-        _PackTargets(multiple_of),
-        workers=workers,
-        pin_memory=pin_memory,
-        timeout=timeout,
-    )
+    return item_batches(dataset, sampler, _pack, workers=workers, pin_memory=pin_memory)
 
 
 def item_batches(
@@ -210,7 +192,6 @@ def item_batches(
     *,
     workers: int,
     pin_memory: bool = False,
-    timeout: float = 600.0,
     unreadable: Callable[[int, DataError], None] | None = None,
 ) -> Iterator[Loaded]:
     """Batches of whatever a data set makes, from one set of workers that lives as long as the iterator.
@@ -221,7 +202,6 @@ def item_batches(
         pack: makes a batch of its examples, in the worker.
         workers: number of processes that load; 0: this one does. The batches are the same, bit for bit.
         pin_memory: put tensors into page-locked memory; only where the batches go to a CUDA device.
-        timeout: seconds to wait for a batch from a worker before it is given up; 0: for ever.
         unreadable: called with the index and the error of an example that could not be made, which is then left out of
             its batch; a batch without examples is left out, too. Without it, such an example is an error.
 
@@ -234,7 +214,7 @@ def item_batches(
         batch_sampler=sampler,
         collate_fn=_Collate(pack),
         pin_memory=pin_memory,
-        timeout=timeout if workers > 0 else 0,
+        timeout=PATIENCE if workers > 0 else 0,
         **_worker_settings(workers),
     )
     for collated in _survived(iter(loader)):

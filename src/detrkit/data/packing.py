@@ -44,15 +44,10 @@ class PackedImages(NamedTuple):
     sizes: Sequence[Sequence[int]]
 
     @staticmethod
-    def of(images: Sequence[UInt8[Tensor, "3 _ _"]], *, multiple_of: int = 1) -> PackedImages:
-        """Images, one at least, side by side.
-
-        Args:
-            images: RGB; sizes may differ.
-            multiple_of: the height and width of the block are rounded up to a multiple of this, in pixels.
-        """
+    def of(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> PackedImages:
+        """Images, one at least, RGB and of sizes that may differ, side by side."""
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
-        height, width = (-(-max(sides) // multiple_of) * multiple_of for sides in zip(*sizes, strict=True))
+        height, width = map(max, zip(*sizes, strict=True))
         pixels = _zeros((len(images), height, width, 3), np.uint8)
         for image, place, (rows, columns) in zip(images, pixels, sizes, strict=True):
             place[:rows, :columns] = image.permute(1, 2, 0)

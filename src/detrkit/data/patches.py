@@ -166,22 +166,16 @@ class _Packed(NamedTuple):
         )
 
 
-class _Pack:
-    """Collates patch items; an object, so that it can travel to a worker that was not forked."""
-
-    def __init__(self, multiple_of: int):
-        self.multiple_of = multiple_of
-
-    def __call__(self, items: list[PatchItem]) -> _Packed:
-        images, padding, _ = Batch.from_images([item.image for item in items], multiple_of=self.multiple_of)
-        return _Packed(
-            images,
-            padding,
-            torch.stack([item.patches for item in items]),
-            torch.stack([item.boxes for item in items]).numpy(),
-            [item.name for item in items],
-            [item.replaced for item in items if item.replaced],
-        )
+def _pack(items: list[PatchItem]) -> _Packed:
+    images, padding, _ = Batch.from_images([item.image for item in items])
+    return _Packed(
+        images,
+        padding,
+        torch.stack([item.patches for item in items]),
+        torch.stack([item.boxes for item in items]).numpy(),
+        [item.name for item in items],
+        [item.replaced for item in items if item.replaced],
+    )
 
 
 def patch_batches(
@@ -189,12 +183,10 @@ def patch_batches(
     sampler: EpochBatches,
     *,
     workers: int,
-    multiple_of: int = 1,
     pin_memory: bool = False,
-    timeout: float = 600.0,
 ) -> Iterator[LoadedPatches]:
     """The batches of a run of pre-training; arguments and errors as of `training_batches`."""
-    return item_batches(dataset, sampler, _Pack(multiple_of), workers=workers, pin_memory=pin_memory, timeout=timeout)
+    return item_batches(dataset, sampler, _pack, workers=workers, pin_memory=pin_memory)
 
 
 def evaluation_patches(
@@ -204,9 +196,7 @@ def evaluation_patches(
     workers: int,
     problems: Problems,
     indices: Sequence[int] | None = None,
-    multiple_of: int = 1,
     pin_memory: bool = False,
-    timeout: float = 600.0,
 ) -> Iterator[PatchBatch]:
     """All images once, in order, with their patches.
 
@@ -217,9 +207,7 @@ def evaluation_patches(
         problems: pictures that cannot be used are left out and counted here.
         indices: only these images; what they look like does not depend on which others there are. None of them need be
             usable.
-        multiple_of: height and width of a batch are padded to a multiple of this, in pixels.
         pin_memory: put tensors into page-locked memory; only where the batches go to a CUDA device.
-        timeout: seconds to wait for a batch from a worker before it is given up; 0: for ever.
 
     Raises:
         UsageError: a data set for training, a batch size below 1, a negative number of workers, or a worker that died.
@@ -248,10 +236,9 @@ def evaluation_patches(
     loaded = item_batches(
         dataset,
         keys,
-        _Pack(multiple_of),
+        _pack,
         workers=workers,
         pin_memory=pin_memory,
-        timeout=timeout,
         unreadable=count_failure,
     )
     return (patches.batch for patches in loaded)

@@ -262,10 +262,10 @@ def _pack(items: list[ViewItem]) -> _Packed:
 
 
 def view_batches(
-    dataset: ViewDataset, sampler: EpochBatches, *, workers: int, pin_memory: bool = False, timeout: float = 600.0
+    dataset: ViewDataset, sampler: EpochBatches, *, workers: int, pin_memory: bool = False
 ) -> Iterator[LoadedViews]:
     """The batches of a run that trains a backbone; arguments and errors as of `training_batches`."""
-    return item_batches(dataset, sampler, _pack, workers=workers, pin_memory=pin_memory, timeout=timeout)
+    return item_batches(dataset, sampler, _pack, workers=workers, pin_memory=pin_memory)
 
 
 def evaluation_views(
@@ -276,7 +276,6 @@ def evaluation_views(
     problems: Problems,
     indices: Sequence[int] | None = None,
     pin_memory: bool = False,
-    timeout: float = 600.0,
 ) -> Iterator[ViewBatch]:
     """All images once, in order, in two views each.
 
@@ -288,7 +287,6 @@ def evaluation_views(
         indices: only these images; what they look like does not depend on which others there are. None of them need be
             usable.
         pin_memory: put tensors into page-locked memory; only where the batches go to a CUDA device.
-        timeout: seconds to wait for a batch from a worker before it is given up; 0: for ever.
 
     Raises:
         UsageError: a data set for training, a batch size below 1, a negative number of workers, or a worker that died.
@@ -305,7 +303,6 @@ def evaluation_views(
         _pack,
         workers=workers,
         pin_memory=pin_memory,
-        timeout=timeout,
         unreadable=lambda index, error: problems.add("unusable-image", str(error)),
     )
     if indices is None:
