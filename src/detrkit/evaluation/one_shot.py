@@ -113,11 +113,10 @@ def draw_questions(
     draw: int,
     seed: int,
     shots: int = 1,
-    exemplars: Annotations | None = None,
     labels: Collection[int] | None = None,
     smallest: float = 0.0,
 ) -> Questions:
-    """Ask each image about each category that it holds, with exemplars drawn at random from other images.
+    """Ask each image about each category that it holds, with exemplars drawn at random from other files.
 
     Crowd boxes make no category present and are no exemplars. The exemplars of a question depend on (seed, draw,
     image, label) and on the boxes to choose from, not on the other questions.
@@ -127,40 +126,30 @@ def draw_questions(
         draw: number of the draw.
         seed: of all draws.
         shots: exemplars for each question, drawn without replacement; all there are where there are fewer.
-        exemplars: the split that exemplars come from; by default the same. The file that is asked about gives none.
         labels: the categories to ask about; by default all.
         smallest: a box is an exemplar only if both its sides are at least this share of its image's shorter side.
 
     Raises:
-        UsageError: no shot, a negative draw or seed, a share outside [0, 1], an unknown label, or exemplars with
-            another category table.
-        DataError: `smallest` is above 0 and the size of an image of the exemplars is not known.
+        UsageError: no shot, a negative draw or seed, a share outside [0, 1], or an unknown label.
+        DataError: `smallest` is above 0 and the size of an image is not known.
     """
     for name, number, least in (("draw", draw, 0), ("seed", seed, 0), ("shots", shots, 1)):
         if number < least:
             raise UsageError("The number is too small", where=name, got=number, expected=f"at least {least}")
     if not 0 <= smallest <= 1:
         raise UsageError("The share makes no sense", where="smallest", got=smallest, expected="a number from 0 to 1")
-    source = annotations if exemplars is None else exemplars
-    names = [category.name for category in annotations.categories]
-    if [category.name for category in source.categories] != names:
-        raise UsageError(
-            "The exemplars have another category table than the images that are asked about",
-            where=source.source,
-            got=f"{len(source.categories)} categories",
-            expected=f"the {len(names)} of {annotations.source or 'the split'}, in the same order",
-        )
     images, classes = _asked(annotations, labels)
-    candidates = _candidates(source, set(classes.tolist()), smallest)
-    files, own = _files(source, annotations)
-    owner = files[_image_of_box(source)]
+    candidates = _candidates(annotations, set(classes.tolist()), smallest)
+    files = np.unique(list(annotations.file_names), return_inverse=True)[1]
+    owner = files[_image_of_box(annotations)]
     asked: list[Question] = []
     left_out: dict[str, int] = {}
     for image, label in zip(images.tolist(), classes.tolist(), strict=True):
         rows = candidates[label]
-        rows = rows[owner[rows] != own[image]]
+        rows = rows[owner[rows] != files[image]]
         if not len(rows):
-            left_out[names[label]] = left_out.get(names[label], 0) + 1
+            name = annotations.categories[label].name
+            left_out[name] = left_out.get(name, 0) + 1
             continue
         rng = random_stream(_EXEMPLAR_STREAM, seed, draw, image, label)
         drawn = rng.choice(rows, min(shots, len(rows)), replace=False)
@@ -207,11 +196,7 @@ def merge(annotations: Annotations, questions: Sequence[Question], answers: Sequ
 
 
 def one_shot_metrics(
-    annotations: Annotations,
-    draws: Sequence[Sequence[Detections]],
-    seen: Collection[int],
-    *,
-    labels: Collection[int] | None = None,
+    annotations: Annotations, draws: Sequence[Sequence[Detections]], seen: Collection[int]
 ) -> OneShotMetrics:
     """Compare the answers of some draws with ground truth, for seen and for unseen classes.
 
@@ -222,7 +207,6 @@ def one_shot_metrics(
         annotations: the split that was asked about, n images.
         draws: for each draw the n entries of `merge`.
         seen: labels that training showed boxes of; the others are unseen.
-        labels: the categories that were asked about; by default all.
 
     Raises:
         UsageError: no draw, an unknown label, or a detection of a class in an image that it was not to be asked about.
@@ -230,28 +214,25 @@ def one_shot_metrics(
     """
     if not draws:
         raise UsageError("There is no draw to evaluate", expected="the detections of at least one")
-    images, classes = _asked(annotations, labels)
+    images, classes = _asked(annotations, None)
     _check_labels(annotations, seen, "seen")
     outcomes: list[Metrics] = []
     for number, detections in enumerate(draws):
         _check_asked(annotations, number, detections, images, classes)
         outcomes.append(evaluate(annotations, detections))
-    chosen = sorted(set(range(len(annotations.categories)) if labels is None else labels))
-    known = np.isin(chosen, list(seen))
-    table = np.array(
-        [[(outcome.per_class[row].ap50, outcome.per_class[row].ap) for row in chosen] for outcome in outcomes]
-    )
-    table = table.reshape(len(outcomes), len(chosen), 2)
+    known = np.isin(np.arange(len(annotations.categories)), list(seen))
+    table = np.array([[(one.ap50, one.ap) for one in outcome.per_class] for outcome in outcomes])
+    table = table.reshape(len(outcomes), len(known), 2)
     figures = dict(_figures(table, known))
     per_class = tuple(
         OneShotClass(
-            annotations.categories[label].name,
-            bool(known[column]),
-            outcomes[0].per_class[label].boxes,
-            _mean(table[:, column, 0]),
-            _spread(table[:, column, 0]),
+            one.name,
+            bool(known[label]),
+            one.boxes,
+            _mean(table[:, label, 0]),
+            _spread(table[:, label, 0]),
         )
-        for column, label in enumerate(chosen)
+        for label, one in enumerate(outcomes[0].per_class)
     )
     return OneShotMetrics(figures, per_class, len(outcomes), len(images))
 
@@ -284,30 +265,21 @@ def _check_labels(annotations: Annotations, labels: Collection[int], where: str)
             )
 
 
-def _candidates(source: Annotations, labels: Collection[int], smallest: float) -> dict[int, np.ndarray]:
+def _candidates(annotations: Annotations, labels: Collection[int], smallest: float) -> dict[int, np.ndarray]:
     """The boxes that can be exemplars of each label, as rows of the columns."""
-    fit = ~source.crowd
+    fit = ~annotations.crowd
     if smallest > 0:
-        shorter = source.image_sizes.min(1)
+        shorter = annotations.image_sizes.min(1)
         if (shorter == 0).any():
             index = int(np.flatnonzero(shorter == 0)[0])
             raise DataError(
                 "The size of an image is not known, so small exemplars cannot be told",
-                where=source.path(index),
+                where=annotations.path(index),
                 remedy="State width and height in the annotations, or allow exemplars of any size (smallest=0).",
             )
-        sides = (source.boxes[:, 2:] - source.boxes[:, :2]).min(1)
-        fit &= sides >= smallest * shorter[_image_of_box(source)]
-    return {label: np.flatnonzero(fit & (source.labels == label)) for label in labels}
-
-
-def _files(source: Annotations, other: Annotations) -> tuple[np.ndarray, np.ndarray]:
-    """A number for the file of each image of two splits, the same for the same file."""
-    numbers: dict[str, int] = {}
-    first, second = (
-        [numbers.setdefault(f"{one.root}/{name}", len(numbers)) for name in one.file_names] for one in (source, other)
-    )
-    return np.array(first, np.int64), np.array(second, np.int64)
+        sides = (annotations.boxes[:, 2:] - annotations.boxes[:, :2]).min(1)
+        fit &= sides >= smallest * shorter[_image_of_box(annotations)]
+    return {label: np.flatnonzero(fit & (annotations.labels == label)) for label in labels}
 
 
 def _merged(annotations: Annotations, index: int, part: dict[int, Answer]) -> Detections:
@@ -340,8 +312,8 @@ def _check_asked(
             "to be asked about",
             where=f"draw {draw}, image {index} ({annotations.file_names[index]})",
             got=f"{int(stray.sum())} such detections in the draw",
-            expected="detections of the classes that the image holds, of those that are evaluated",
-            remedy="Answer the questions of draw_questions, with the same labels, and put them together with merge.",
+            expected="detections of the classes that the image holds",
+            remedy="Answer the questions of draw_questions, and put them together with merge.",
         )
 
 
