@@ -26,7 +26,7 @@ from detrkit.errors import Error, ModelError
 from detrkit.structures import Category
 from detrkit.whole import write_whole
 
-CATEGORIES = (Category(3, "bolt"), Category(9, "Schraubenmutter, groß"))
+CATEGORIES = (Category(3, "bolt"), Category(9, "Schraubenmutter, groß", is_thing=False))
 SMALL = {
     "backbone": "resnet-nano",
     "stride": 16,

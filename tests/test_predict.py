@@ -158,6 +158,18 @@ def test_boxes_are_inside_sorted_and_above_the_threshold(detector: Detector, pic
     assert len(detector.predict(pictures[0], threshold=1.0)) == 0
 
 
+def test_boxes_are_cut_at_the_border_of_the_image(detector: Detector, pictures: list[Image.Image]) -> None:
+    wide = copy.deepcopy(detector.model)
+    with torch.no_grad():
+        wide.box_head.layers[2].bias[2:] += 90
+    for found in replace(detector, model=wide).predict(pictures, threshold=0.0):
+        height, width = found.image_size
+        at = found.boxes == (0, 0, width, height)
+        assert (at[:, :2] | at[:, 2:]).all()  # as wide and high as the image, and somewhere in it
+        assert (found.boxes >= 0).all()
+        assert (found.boxes <= (width, height, width, height)).all()
+
+
 def test_the_ensemble_is_all_layers_without_their_overlaps(detector: Detector, pictures: list[Image.Image]) -> None:
     plain = detector.predict(pictures, threshold=0.0)
     both = detector.predict(pictures, threshold=0.0, ensemble=True)
@@ -357,7 +369,11 @@ def test_the_threshold_is_the_one_of_the_validation_images(detector: Detector, p
     knowing = replace(detector, about={"threshold": score})
     assert knowing.threshold == score
     assert len(knowing.predict(pictures[0])) == 3
-    assert replace(detector, about={"threshold": "high"}).threshold == 0.5
+    assert knowing.panoptic_threshold == score
+    assert [replace(detector, about=about).panoptic_threshold for about in (None, {}, {"threshold": "high"})] == [
+        0.85
+    ] * 3
+    assert [replace(detector, about={"threshold": wrong}).threshold for wrong in ("high", -0.1, 1.5)] == [0.5] * 3
 
 
 @pytest.mark.parametrize("part", ["class_head.bias", "box_head.layers.2.bias"])

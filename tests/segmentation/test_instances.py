@@ -26,5 +26,9 @@ def test_masks_are_where_resized_logits_are_above_zero(
     assert found.areas().tolist()[1:3] == [size[0] * size[1], 0]
 
 
+def test_what_is_as_likely_as_not_is_outside() -> None:
+    assert instance_masks(torch.zeros(1, 8, 6), (8, 6)).areas().tolist() == [0]
+
+
 def test_no_masks_of_no_queries() -> None:
     assert len(instance_masks(torch.zeros(0, 8, 6), (30, 40))) == 0

@@ -81,6 +81,7 @@ def test_segments_come_best_scored_first_and_name_their_query():
     assert merged.ids[0].tolist()[:3] == [2, 2, 1]
     assert not (merged.ids == 0).any()  # the last query is not certain enough, and others take its place
     assert merge(logits, scores, labels, IS_THING, (4, 4), threshold=0.4, stray=0).queries.tolist() == [2, 1, 3]
+    assert merge(logits, scores, labels, IS_THING, (4, 4), threshold=0.5, stray=0).queries.tolist() == [2, 1]
 
 
 def test_nothing_certain_is_an_empty_map():
@@ -114,5 +115,9 @@ def test_without_stuff_there_is_background():
     expected = torch.zeros(6, 8, dtype=torch.int32)
     expected[:3, :4], expected[:, 6:] = 2, 1
     assert torch.equal(merged.ids, expected)
+    logits[0] = 3.0
+    logits[0, 0, :2] = -2.0
+    alone = merge(logits[:1], scores[:1], labels[:1], torch.tensor([True, True]), (6, 8))
+    assert alone.ids[0].tolist() == [0, 0, 1, 1, 1, 1, 1, 1], "a background of stray pixels is still none of a thing's"
     with_stuff = merge(logits, scores, labels, torch.tensor([True, False]), (6, 8))
     assert bool((with_stuff.ids > 0).all()), "stuff leaves nothing over"

@@ -24,8 +24,9 @@ def instance_masks(logits: Float[Tensor, "p m n"], size: tuple[int, int]) -> Run
         The masks, compressed as they are made, so that memory does not depend on how many there are.
     """
     chunk = max(1, AT_ONCE // (size[0] * size[1]))
-    parts = [RunLengths.encode(_resized(part, size).cpu().numpy()) for part in torch.split(logits, chunk)]
-    return RunLengths.joined(parts if len(logits) else [])
+    return RunLengths.joined(
+        [RunLengths.encode(_resized(part, size).cpu().numpy()) for part in torch.split(logits, chunk)]
+    )
 
 
 def _resized(logits: Float[Tensor, "p m n"], size: tuple[int, int]) -> Bool[Tensor, "p h w"]:
