@@ -96,6 +96,26 @@ def test_a_training_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert load_model(tmp_path / "last").categories == CATEGORIES
 
 
+def test_a_part_of_a_training_lies_in_its_folder(tmp_path: Path) -> None:
+    state = TrainingState({"optimizer": {"0.step": torch.tensor(1.0)}}, {"step": 1})
+    for name in ("other", "last"):
+        save_training(tmp_path / name, small_model(), state, preset="", categories=CATEGORIES)
+    assert not (tmp_path / "previous").exists(), "nothing was replaced"
+    (tmp_path / "last" / "checksums.json").unlink()
+    for part in ("../other/optimizer", str(tmp_path / "other" / "optimizer")):
+        (tmp_path / "last" / "training.json").write_text(json.dumps({"parts": [part], "position": {}}))
+        with pytest.raises(ModelError, match="not the position of a training"):
+            load_training(tmp_path / "last")
+
+
+def test_the_checkpoint_before_is_kept_of_the_last_alone(tmp_path: Path) -> None:
+    state = TrainingState({}, {"step": 1})
+    for name, kept in (("within", False), ("last", True)):
+        for _ in range(2):
+            save_training(tmp_path / name, small_model(), state, preset="", categories=CATEGORIES)
+        assert (tmp_path / "previous").exists() is kept
+
+
 def test_nothing_is_a_pickle(tmp_path: Path) -> None:
     state = TrainingState({"optimizer": {"0.step": torch.tensor(1.0)}}, {"step": 1})
     save_training(tmp_path / "last", small_model(), state, preset="", categories=CATEGORIES)
@@ -117,12 +137,14 @@ def test_a_run_a_checkpoint_and_a_model_folder_are_models(folder: Path, tmp_path
     assert model_folder(run) == run / place
 
 
-def test_the_best_is_preferred_to_the_last(folder: Path, tmp_path: Path) -> None:
-    for place in ("model", "checkpoints/best", "checkpoints/last"):
+def test_the_best_is_preferred_to_the_newest(folder: Path, tmp_path: Path) -> None:
+    """What was saved within an epoch goes when its end is saved, so where it stands it is the newest."""
+    places = ("model", "checkpoints/best", "checkpoints/within", "checkpoints/last")
+    for place in places:
         shutil.copytree(folder, tmp_path / "run" / place)
-    assert model_folder(tmp_path / "run") == tmp_path / "run" / "model"
-    shutil.rmtree(tmp_path / "run" / "model")
-    assert model_folder(tmp_path / "run").name == "best"
+    for place in places:
+        assert model_folder(tmp_path / "run") == tmp_path / "run" / place
+        shutil.rmtree(tmp_path / "run" / place)
 
 
 def described(folder: Path, **changes: Any) -> None:

@@ -219,7 +219,8 @@ def model_folder(path: Path) -> Path:
     Raises:
         ModelError: there is none.
     """
-    tried = [path, path / "model", *(path / "checkpoints" / name for name in ("best", LAST, WITHIN))]
+    # What was saved within an epoch goes when its end is saved: where it stands, it is newer than `last`.
+    tried = [path, path / "model", *(path / "checkpoints" / name for name in ("best", WITHIN, LAST))]
     for folder in map(standing, tried):
         if (folder / "config.json").is_file():
             return folder
