@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detrkit.data import distortion
 from detrkit.data.distortion import distort
 from detrkit.data.transforms import (
     Evaluation,
@@ -387,13 +388,20 @@ def test_to_tensor_normalises_as_imagenet_models_expect():
     torch.testing.assert_close(tensor[:, 0], expected, atol=1e-6, rtol=0)
 
 
-def test_distortion_changes_colours_within_its_strength_and_nothing_else():
+def test_distortion_changes_colours_within_its_strength_and_nothing_else(monkeypatch):
     grey = Image.new("RGB", (4, 4), (100, 100, 100))
     values = {np.asarray(distort(grey, np.random.default_rng(seed)))[0, 0, 0] for seed in range(300)}
     assert 100 in values
     assert min(values) >= round((100 - 32) * 0.5) - 1
     assert max(values) <= round((100 + 32) * 1.5) + 1
     assert len(values) > 50
+    with monkeypatch.context() as patch:  # what is left changes the saturation alone; nothing is as bright as 255
+        patch.setattr(distortion, "_BRIGHTNESS", 0)
+        patch.setattr(distortion, "_HUE_DEGREES", 0)
+        brown = Image.new("RGB", (4, 4), (120, 60, 60))
+        seen = [np.asarray(distort(brown, np.random.default_rng(seed)).convert("HSV"))[0, 0, 1] for seed in range(300)]
+        factors = np.array(seen) / 127.5
+        assert 0.47 < factors.min() < 0.55 < 1.45 < factors.max() < 1.53
     red = Image.new("RGB", (4, 4), (200, 40, 40))
     hues = [np.asarray(distort(red, np.random.default_rng(seed)).convert("HSV"))[0, 0] for seed in range(300)]
     turned = (np.array([hue[0] for hue in hues]).astype(int) + 128) % 256 - 128

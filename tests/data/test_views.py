@@ -114,6 +114,11 @@ def test_a_large_photograph_is_decoded_smaller_and_every_view_keeps_its_pixels(t
     assert sizes == [(136, 136)]
 
 
+def test_the_smallest_view_keeps_twice_its_pixels():
+    """Of an image of 256 pixels a quarter of the area, four times as high as wide, is 64 pixels wide."""
+    assert ViewAugmentation(size=32, smallest=0.25, most_elongated=4.0).coarse == 256 == REDUCTION * 32 * 4
+
+
 def test_a_view_shows_what_lies_in_its_region():
     rows, columns = np.mgrid[:64, :96]
     image = Image.fromarray(np.stack([columns * 2, rows * 2, np.zeros_like(rows)], -1).astype(np.uint8))

@@ -16,6 +16,7 @@ from detrkit.errors import ModelError
 from detrkit.nn.backbone import build_backbone
 from detrkit.nn.mobilenet import (
     CONVENTIONS,
+    InvertedResidual,
     MobileNetV2,
     PaddedConv2d,
     fold_batch_norm,
@@ -229,6 +230,12 @@ def test_random_start_is_repeatable_and_keeps_the_size_of_the_signal():
         backbone.initialise(torch.Generator().manual_seed(3))
     state = second.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
+    blocks = [block for block in first.modules() if isinstance(block, InvertedResidual)]
+    for block in blocks:
+        weight = block.conv[-1].weight
+        variance = 1 / weight[0].numel() / (10 if block.has_shortcut else 1)  # ten branches add up to one signal
+        assert weight.square().mean().item() == pytest.approx(variance, rel=0.25)
+    assert sum(block.has_shortcut for block in blocks) == 10
     features = first(image(64, 64))
     assert all(0.05 < map_.std().item() < 5 for map_ in features)
     features[-1].square().mean().backward()

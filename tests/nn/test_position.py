@@ -97,6 +97,10 @@ def test_spread_points_cover_the_square_however_many() -> None:
         assert points.shape == (count, 2)
         assert bool(((points >= 0) & (points < 1)).all())
         assert torch.equal(points, spread_points(300)[:count])
+    root = 1.32471795724474602596
+    torch.testing.assert_close(
+        spread_points(2), torch.tensor([[(0.5 + n / root) % 1, (0.5 + n / root**2) % 1] for n in (1, 2)])
+    )
     points = spread_points(64)
     quarters = (points * 4).long()
     taken = {(int(y), int(x)) for y, x in quarters}
