@@ -7,7 +7,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from detrkit.data.colours import to_rgb
 from detrkit.documents import opened
 from detrkit.errors import DataError, UsageError
 
@@ -31,9 +32,7 @@ bytes, and as much time as the picture is large."""
 LONGEST_PACKED = 65_535
 """Pixels of a side of a packed bitmap, whose runs may jump over hundreds of rows at once."""
 
-_BAND = 1 << 22  # pixels that are converted at a time, so that copies of the whole are few
 _PIECE = 1 << 20
-_Convert = Callable[[Image.Image], Image.Image]
 _Made = TypeVar("_Made")
 Plan = TypeVar("Plan")
 _ORIENTATION_TAG = 0x0112
@@ -308,14 +307,14 @@ def _fast_decoder() -> Any:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    rgb, method = _to_rgb(image), _UPRIGHT.get(orientation(image))
+    rgb, method = to_rgb(image), _UPRIGHT.get(orientation(image))
     return _turned(rgb, method)
 
 
 def _upright_rgb_of_file(image: Image.Image) -> Image.Image:
     """The same of an image that nobody else holds, whose memory is free again before more is needed."""
     image.load()
-    rgb, method = _to_rgb(image), _UPRIGHT.get(orientation(image))
+    rgb, method = to_rgb(image), _UPRIGHT.get(orientation(image))
     image.close()
     return _turned(rgb, method)
 
@@ -336,52 +335,6 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # damaged metadata around good pixels: shown as stored, which is what viewers do
         return 1
     return flag if 1 <= flag <= 8 else 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        low, high = _range(image)
-        factor = 255 / (high - low) if high > low else 0.0
-        return _by_bands(image, lambda band: _to_8_bits(band, low, factor))
-    if image.has_transparency_data:
-        return _by_bands(image, _over_white)
-    return image.convert("RGB")
-
-
-def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """An image in pieces of whole rows, each with the row that it begins at."""
-    width, height = image.size
-    rows = max(1, _BAND // max(1, width))
-    for top in range(0, height, rows):
-        yield top, image.crop((0, top, width, min(height, top + rows)))
-
-
-def _by_bands(image: Image.Image, convert: _Convert) -> Image.Image:
-    rgb = Image.new("RGB", image.size)
-    for top, band in _bands(image):
-        rgb.paste(convert(band), (0, top))
-    return rgb
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-
-
-def _range(image: Image.Image) -> tuple[float, float]:
-    """The values that become black and white."""
-    parts = (_finite(band) for _, band in _bands(image))
-    extremes = [(float(values.min()), float(values.max())) for values in parts]
-    low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
-    return (0.0, max(high, 1.0 if image.mode == "F" else 255.0)) if low >= 0 else (low, high)
-
-
-def _finite(image: Image.Image) -> np.ndarray:
-    return np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _to_8_bits(image: Image.Image, low: float, factor: float) -> Image.Image:
-    scaled = np.clip(np.rint((_finite(image) - low) * factor), 0, 255).astype(np.uint8)
-    return Image.fromarray(scaled).convert("RGB")
 
 
 def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
