@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from detrkit.arithmetic import choose_device, choose_dtype
 from detrkit.boxes import xyxy_to_cxcywh
 from detrkit.checkpoint import save_model
 from detrkit.data.annotations import Annotations, Strings
+from detrkit.data.loading import _Images
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.find import examples_of
 from detrkit.predict import Detector, _check, load
@@ -419,6 +421,25 @@ def test_what_is_no_picture_in_a_list_is_named(detector: Detector, pictures: lis
             search([pictures[0], wrong])
     with pytest.raises(UsageError, match="example: This is no picture"):
         examples_of.__wrapped__("it", [wrong], [(0, 0, 9, 9)])
+
+
+def test_pictures_that_are_opened_when_they_are_asked_for_are_not_opened_before(
+    detector: Detector, pictures: list[Image.Image]
+) -> None:
+    opened: list[Any] = []
+
+    class Column(Sequence[Any]):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: Any) -> Any:
+            opened.append(index)
+            return pictures[0]
+
+    next(detector.stream(Column(), batch_size=1))
+    assert len(opened) < 20  # checked types look at some
+    with pytest.raises(UsageError, match="image 1: This is no picture; got NoneType"):
+        _Images.__getitem__(SimpleNamespace(sources=[pictures[0], None]), 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])

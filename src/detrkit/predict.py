@@ -21,8 +21,7 @@ from torch import nn
 from detrkit import models
 from detrkit.answers import Answer, Respondent, in_order
 from detrkit.arithmetic import Precision, choose_device, choose_dtype
-from detrkit.data.images import PICTURE
-from detrkit.data.loading import LoadedImage, check_pictures, load_images
+from detrkit.data.loading import LoadedImage, load_images, pictures_of
 from detrkit.errors import DataError, ModelError, UsageError
 from detrkit.evaluation.calibration import Calibration
 from detrkit.models import Variant
@@ -168,7 +167,7 @@ class Detector:
                 are not finite.
             UsageError: an option that makes no sense.
         """
-        pictures, single = _pictures(images)
+        pictures, single = pictures_of(images)
         found = list(
             self.stream(pictures, threshold=threshold, ensemble=ensemble, batch_size=batch_size, workers=workers)
         )
@@ -222,7 +221,7 @@ class Detector:
         """
         from detrkit.find import examples_of, find, search_of
 
-        pictures, single = _pictures(images)
+        pictures, single = pictures_of(images)
         found = list(find(self, [examples_of(name, example, box)], pictures, search_of(search)))
         return found[0] if single else found
 
@@ -254,7 +253,7 @@ class Detector:
                 remedy="Leave the ensemble out.",
             )
         yield from self._answers(
-            _pictures(images)[0],
+            pictures_of(images)[0],
             lambda group: self._respondent.detect(group, threshold, ensemble),
             batch_size=batch_size,
             workers=workers,
@@ -293,7 +292,7 @@ class Detector:
             ModelError: the model has no mask head, or its scores are not finite.
             UsageError: an option that makes no sense.
         """
-        pictures, single = _pictures(images)
+        pictures, single = pictures_of(images)
         found = list(self.segment_stream(pictures, threshold=threshold, batch_size=batch_size, workers=workers))
         return found[0] if single else found
 
@@ -315,7 +314,7 @@ class Detector:
         chosen = self.panoptic_threshold if threshold is None else threshold
         _check(chosen, batch_size, workers)
         yield from self._answers(
-            _pictures(images)[0],
+            pictures_of(images)[0],
             lambda group: self._respondent.segment(group, chosen),
             batch_size=batch_size,
             workers=workers,
@@ -372,22 +371,6 @@ def load(name: str | Path, *, device: str = "auto", precision: Precision = "fp32
     return Detector(
         saved.model, variant, saved.categories, saved.preset, chosen, saved.about, one_shot, saved.segmenter, dtype
     )
-
-
-def _pictures(images: Any) -> tuple[Sequence[Picture], bool]:
-    """The pictures as a list, and whether it was a single one.
-
-    Raises:
-        UsageError: neither a picture nor a list of them.
-    """
-    if isinstance(images, str | Path | Image.Image | np.ndarray):
-        return [images], True
-    if not isinstance(images, Sequence) or isinstance(images, bytes):
-        raise UsageError(
-            "This is no picture and no list of pictures", got=type(images).__name__, expected=f"{PICTURE}, or a list"
-        )
-    check_pictures(images)
-    return images, False
 
 
 def _check(threshold: Any, batch_size: Any, workers: Any) -> None:

@@ -106,7 +106,10 @@ def test_pictures_of_kinds_that_are_not_read_are_told(tmp_path, wanted):
     notes: list[str] = []
     assert list(find_images([str(tmp_path / "in" / wanted)], tmp_path / "out", notes.append).values()) == ["up.JPG"]
     assert len(notes) == 1
-    assert notes[0].startswith("2 × unread-image (dropped): ")
+    assert notes[0].startswith("2 × unread-image (noted): ")
+    (tmp_path / "in" / "up.CR2").touch()  # the raw form of a picture that is read
+    find_images([str(tmp_path / "in" / wanted)], tmp_path / "out", notes.append)
+    assert notes[1] == notes[0]
 
 
 def test_where_hardly_anything_is_found_the_threshold_is_named(detrkit, images, trained, tmp_path):
@@ -170,8 +173,14 @@ def test_pictures_with_boxes_on_them_are_no_data_set(detrkit, images, trained, t
         said = detrkit("train", data, "--out", tmp_path / "run")
         assert said.code == 3
         assert f"{out}: This is what predict or find wrote, and no data set" in said.err
-        assert "Copy results.coco.json to the original images and name it there" in said.err
+        assert "Copy results.coco.json alone to the original images and name it there" in said.err
     assert not (tmp_path / "run").exists()
+    (images / "detections.json").write_text("[]")  # of another program, beside a file that is named
+    shutil.copy(out / "results.coco.json", images)
+    assert detrkit("inspect", images).code == 0
+    (images / "detections.json").write_bytes((out / "detections.json").read_bytes())
+    (images / "results.coco.json").rename(images / "mine.json")
+    assert detrkit("inspect", images / "mine.json").code == 0
 
 
 def test_unreadable_images_are_named_and_the_rest_is_done(detrkit, images, trained, tmp_path):

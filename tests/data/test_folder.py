@@ -36,9 +36,9 @@ def test_a_folder_without_images_is_no_data_set(tmp_path):
 
 
 def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path):
-    for name in ("a.jpg", "deep/b.heic", "c.GIF", ".d.gif"):
+    for name in ("a.jpg", "a.cr2", "deep/a.heic", "c.GIF", ".d.gif"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     problems = formats.read(tmp_path)["all"].problems
     assert problems.counts == {"unread-image": 2}
-    assert problems.examples["unread-image"] == [str(tmp_path / "c.GIF"), str(tmp_path / "deep" / "b.heic")]
+    assert problems.examples["unread-image"] == [str(tmp_path / "c.GIF"), str(tmp_path / "deep" / "a.heic")]

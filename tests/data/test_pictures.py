@@ -282,6 +282,7 @@ def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path):
     with pytest.raises(DataError, match=r"no image here.*1 × unread-image .*a\.HEIC"):
         open_pictures(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    (tmp_path / "b.dng").write_bytes(b"the same, as the camera saw it")
     assert open_pictures(tmp_path).problems.counts == {"unread-image": 1}
 
 

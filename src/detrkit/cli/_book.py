@@ -172,7 +172,9 @@ def check_out(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError("The output needs a folder", where=out, got="a file", remedy="Name a new folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "detections.json").is_file():
+    from detrkit.data.drafts import ANSWERS
+
+    if out.is_dir() and any(out.iterdir()) and not (out / ANSWERS).is_file():
         raise UsageError(
             "The output folder holds other things",
             where=out,

@@ -96,7 +96,7 @@ def _matches(text: str, out: Path, problems: Problems) -> Iterator[tuple[Path, s
 
 
 def _matching(pattern: str, out: Path, problems: Problems) -> Iterator[tuple[Path, str]]:
-    from detrkit.data.files import is_image_name, is_unread_picture
+    from detrkit.data.files import is_image_name, unread_pictures
 
     found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not found:
@@ -106,8 +106,8 @@ def _matching(pattern: str, out: Path, problems: Problems) -> Iterator[tuple[Pat
             yield from _below(name, out, problems)
         elif is_image_name(name.name):
             yield name, name.name
-        elif is_unread_picture(name.name):
-            problems.add("unread-image", str(name))
+    for text in unread_pictures(map(os.fspath, found)):
+        problems.add("unread-image", text)
 
 
 def _below(folder: Path, out: Path, problems: Problems) -> Iterator[tuple[Path, str]]:

@@ -55,7 +55,7 @@ def run(options: Options, terminal: Terminal) -> Outcome:
 
     Raises:
         DataError: no data set is there or recognised, or an image cannot be linked.
-        UsageError: an unknown preset or format, or a folder that cannot be written to or lies inside the data set.
+        UsageError: an unknown preset or format, a folder that cannot be written to, or a copy inside the data set.
     """
     from detrkit.training.checkup import doctor
     from detrkit.visualize import write_diagnosis
@@ -95,8 +95,8 @@ def _check_folders(options: Options) -> None:
     check_report(options.report)
     if options.fix is not None and options.fix.exists() and (not options.fix.is_dir() or any(options.fix.iterdir())):
         raise UsageError("The output folder is not empty", where=options.fix, remedy="Name a new folder for the copy.")
-    for out in filter(None, (options.report, options.fix)):
-        check_outside(out, options.path)
+    if options.fix is not None:
+        check_outside(options.fix, options.path)
 
 
 def _exit_code(told: Diagnosis, fixed: Fixed | None) -> int:

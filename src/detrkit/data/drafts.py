@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -28,16 +29,27 @@ def refuse_answers(path: Path) -> None:
     Raises:
         DataError: it is one.
     """
+    if not path.is_dir() and path.name not in (BOXES, SEGMENTS):
+        return
     folder = path if path.is_dir() else path.parent
     draft = next((name for name in (BOXES, SEGMENTS) if (folder / name).is_file()), "")
-    if draft and (folder / ANSWERS).is_file():
+    if draft and _is_ours(folder / ANSWERS):
         raise DataError(
             "This is what predict or find wrote, and no data set: what was found is painted on its pictures",
             where=folder,
             got=f"{ANSWERS} beside {draft}",
-            remedy=f"Copy {draft} to the original images and name it there; or have a data set written: "
+            remedy=f"Copy {draft} alone to the original images and name it there; or have a data set written: "
             "detrkit find … --write coco DRAFTS.",
         )
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether `file` begins as predict and find begin it: other programs call theirs so, too."""
+    try:
+        with file.open("rb") as opened:
+            return re.match(rb'\{\s*"threshold":', opened.read(64)) is not None
+    except OSError:
+        return False
 
 
 def common_root(files: Sequence[Path]) -> tuple[Path, list[str]]:

@@ -65,17 +65,30 @@ def is_unread_picture(name: str) -> bool:
     return name.lower().endswith(UNREAD_SUFFIXES)
 
 
+def unread_pictures(names: Iterable[str]) -> list[str]:
+    """Those of some files that are pictures of kinds that are not read, without those that lie there in another form.
+
+    Cameras write a JPEG beside their raw pictures, under the same name up to the suffix.
+    """
+    names = list(names)
+    read = {name.rpartition(".")[0] for name in names if is_image_name(name.rpartition("/")[2])}
+    return [name for name in names if is_unread_picture(name) and name.rpartition(".")[0] not in read]
+
+
 def walk_images(folder: Path, problems: Problems | None = None) -> Iterator[str]:
     """Images below a folder as sorted relative paths with forward slashes; hidden folders and files are passed over.
 
     Args:
         folder: where to look.
-        problems: where pictures of kinds that are not read are counted as "unread-image"; None: they are not.
+        problems: where `unread_pictures` are counted as "unread-image", when all is seen; None: they are not.
     """
+    seen = []
     for name in walk_files(folder, lambda name: is_image_name(name) or is_unread_picture(name)):
-        if is_image_name(name):
+        seen.append(name)
+        if is_image_name(name.rpartition("/")[2]):
             yield name
-        elif problems is not None:
+    if problems is not None:
+        for name in unread_pictures(seen):
             problems.add("unread-image", str(folder / name))
 
 
@@ -293,7 +306,7 @@ def check_outside(out: Path, data: str | Path) -> None:
         raise UsageError(
             "The output folder lies inside the data set, which is not written to",
             where=out,
-            expected=f"a folder outside of {root}",
+            expected=f"a folder outside of {root.resolve()}",
         )
 
 

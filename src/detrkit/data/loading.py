@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detrkit.data.dataset import DetectionDataset, Key, TrainingItem
-from detrkit.data.images import MAX_PIXELS, check_picture, open_image, open_pixels
+from detrkit.data.images import MAX_PIXELS, PICTURE, check_picture, open_image, open_pixels
 from detrkit.data.order import EpochBatches
 from detrkit.data.packing import PackedBatch, PackedImages, PackedMasks
 from detrkit.data.transforms import Evaluation, scale, to_tensor
@@ -152,6 +152,7 @@ class _Images(Dataset["LoadedImage | _Failure"]):
     def __getitem__(self, index: int) -> LoadedImage | _Failure:
         source = self.sources[index]
         name = str(source) if isinstance(source, (str, Path)) else f"image {index}"
+        check_picture(source, name)
         try:
             if isinstance(source, (str, Path)):
                 decoded, original = open_pixels(source, self._plan, max_pixels=self.max_pixels)
@@ -234,6 +235,23 @@ def check_pictures(sources: Sequence[Any]) -> None:
     """
     for index, source in enumerate(sources):
         check_picture(source, f"image {index}")
+
+
+def pictures_of(images: Any) -> tuple[Sequence[Any], bool]:
+    """The pictures as a list, and whether it was a single one.
+
+    Raises:
+        UsageError: neither a picture nor a list of them.
+    """
+    if isinstance(images, str | Path | Image.Image | np.ndarray):
+        return [images], True
+    if not isinstance(images, Sequence) or isinstance(images, bytes):
+        raise UsageError(
+            "This is no picture and no list of pictures", got=type(images).__name__, expected=f"{PICTURE}, or a list"
+        )
+    if isinstance(images, list | tuple):  # others may open a picture each time that it is asked for
+        check_pictures(images)
+    return images, False
 
 
 def load_images(

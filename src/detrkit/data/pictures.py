@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from detrkit.data.annotations import Strings
-from detrkit.data.files import IMAGE_SUFFIXES, is_image_name, is_unread_picture
+from detrkit.data.files import IMAGE_SUFFIXES, is_image_name, unread_pictures
 from detrkit.data.images import MAX_PIXELS, open_image
 from detrkit.data.problems import Problems
 from detrkit.data.splits import assign
@@ -287,8 +287,8 @@ def _add_folder(root: Path, found: _Found) -> None:
                     inner.append(f"{name}/")
             elif info is not None:
                 _add_file(root, name, info, found)
-            elif is_unread_picture(entry.name):
-                found.problems.add("unread-image", entry.path)
+        for path in unread_pictures(entry.path for entry in listed if not _is_hidden(entry.name)):
+            found.problems.add("unread-image", path)
         waiting.extend(reversed(inner))
 
 

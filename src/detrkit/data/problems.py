@@ -29,7 +29,7 @@ POLICIES: dict[str, Policy] = {
     "missing-image": Policy("dropped", "image", "the annotation file names an image that does not exist"),
     "unreadable-image": Policy("dropped", "image", "the image cannot be decoded"),
     "unread-image": Policy(
-        "dropped",
+        "noted",
         "image",
         "a picture is of a kind that is not read (GIF, HEIC, AVIF, JPEG 2000, SVG, DICOM, camera raw); convert it to "
         "JPEG or PNG",

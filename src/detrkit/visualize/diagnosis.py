@@ -12,7 +12,6 @@ from PIL import Image
 from detrkit.data.annotations import Annotations
 from detrkit.data.doctor import Diagnosis, Finding, Place
 from detrkit.data.doctor.kinds import SEVERITIES
-from detrkit.data.files import check_outside
 from detrkit.data.images import open_image
 from detrkit.errors import DataError, UsageError
 from detrkit.structures import Category, Detections
@@ -52,9 +51,8 @@ def write_diagnosis(diagnosis: Diagnosis, out: str | Path, *, title: str = "") -
         The file.
 
     Raises:
-        UsageError: the folder cannot be written, or lies inside the data set.
+        UsageError: the folder cannot be written.
     """
-    check_outside(Path(out), diagnosis.path)
     file = Path(out) / "report.html"
     title = title or f"Diagnosis of {diagnosis.path}"
     sections = [
