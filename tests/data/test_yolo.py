@@ -237,14 +237,22 @@ def test_lists_of_images_are_read_and_may_not_leave_the_data_set(tmp_path):
 DARKNET = "classes = 2\ntrain = data/train.txt\nvalid=data/valid.txt\nnames = data/obj.names\nbackup = backup/\n"
 
 
-@pytest.mark.parametrize("prefix", ["", "data/"])
-def test_the_layout_of_darknet_is_read(tmp_path, prefix):
+def darknet(root, description=DARKNET, prefix="", name="obj.data"):
     for split in ("train", "valid"):
-        picture(tmp_path / f"obj_{split}_data" / f"{split}.jpg")
-        label(tmp_path / f"obj_{split}_data" / f"{split}.txt", "1 0.5 0.5 0.2 0.4")
-        label(tmp_path / f"{split}.txt", f"{prefix}obj_{split}_data/{split}.jpg\n")
-    label(tmp_path / "obj.data", DARKNET)
-    label(tmp_path / "obj.names", "cat\ndog\n")
+        picture(root / f"obj_{split}_data" / f"{split}.jpg")
+        label(root / f"obj_{split}_data" / f"{split}.txt", "1 0.5 0.5 0.2 0.4")
+        label(root / f"{split}.txt", f"{prefix}obj_{split}_data/{split}.jpg\n")
+    label(root / name, description)
+    label(root / "obj.names", "cat\ndog\n")
+
+
+@pytest.mark.parametrize("separator", ["/", "\\"])
+@pytest.mark.parametrize("prefix", ["", "data/"])
+def test_the_layout_of_darknet_is_read(tmp_path, prefix, separator):
+    darknet(tmp_path, DARKNET.replace("data/", f"data{separator}"), prefix)
+    for split in ("train", "valid"):
+        lines = (tmp_path / f"{split}.txt").read_text()
+        label(tmp_path / f"{split}.txt", lines.replace("/", separator))
     for path in (tmp_path, tmp_path / "obj.data"):
         found = formats.read(path)
         assert list(found) == ["train", "val"]
@@ -252,6 +260,36 @@ def test_the_layout_of_darknet_is_read(tmp_path, prefix):
         assert [category[:2] for category in found["train"].categories] == [(0, "cat"), (1, "dog")]
         assert [part.boxes.ravel().tolist() for part in found.values()] == [pytest.approx([80, 30, 120, 70])] * 2
         assert not any(part.problems.counts for part in found.values())
+
+
+@pytest.mark.parametrize("entry", ["data/", "../data/", "data", "data/.", "data\\", "data/images/train", "data//"])
+def test_a_folder_called_data_is_no_other_folder_of_the_yaml_file(tmp_path, entry):
+    simple(tmp_path, "0 0.5 0.5 0.2 0.4", val=entry)
+    found = formats.read(tmp_path)
+    assert list(found) == ["train"]
+    assert list(found["train"].file_names) == ["images/train/a.jpg"]
+    assert found["train"].problems.counts == {"missing-split": 1}
+
+
+@pytest.mark.parametrize("entry", ["data/", "../data/", "data", "data/.", "data\\", "data//"])
+def test_a_folder_called_data_is_not_the_whole_data_set_of_darknet(tmp_path, entry):
+    darknet(tmp_path, DARKNET.replace("valid=data/valid.txt", f"valid={entry}"))
+    found = formats.read(tmp_path)
+    assert list(found) == ["train"]
+    assert list(found["train"].file_names) == ["obj_train_data/train.jpg"]
+    assert found["train"].problems.counts == {"missing-split": 1}
+
+
+@pytest.mark.parametrize("line", ["data/images/train/a.jpg", "data\\images\\train\\a.jpg"])
+def test_images_in_lists_of_a_yaml_file_may_have_data_before_them(tmp_path, line):
+    simple(tmp_path, "0 0.5 0.5 0.2 0.4", train="train.txt")
+    label(tmp_path / "train.txt", f"{line}\ndata/\ndata/none.jpg\n")
+    found = formats.read(tmp_path)["train"]
+    assert (list(found.file_names), len(found.boxes)) == (["images/train/a.jpg"], 1)
+    assert found.problems.counts == {"missing-image": 2}
+    assert f"{tmp_path}/data/none.jpg" in found.problems.examples["missing-image"][1]
+    picture(tmp_path / "data" / "images" / "train" / "a.jpg")
+    assert list(formats.read(tmp_path)["train"].file_names) == ["data/images/train/a.jpg"]
 
 
 @pytest.mark.parametrize("start", [".", ""])

@@ -93,7 +93,7 @@ def _darknet(path: Path, text: str) -> dict[str, Any]:
     parts = (line.partition("=") for line in text.splitlines())
     content: dict[str, Any] = {key.strip(): value.strip() for key, sign, value in parts if sign}
     own = Path(os.path.abspath(path.parent))  # noqa: PTH100 - without following links
-    for place in _candidates(own, content.get("names", "")):
+    for place in _candidates(path, own, content.get("names", "")):
         if place.is_relative_to(own) and (names := _table(place)):
             content["names"] = names
             break
@@ -131,7 +131,7 @@ def _from_file(path: Path, content: dict[str, Any]) -> Layout | None:
         entries = entries if isinstance(entries, list) else [entries]
         if not all(isinstance(entry, str) for entry in entries):
             _refuse(path, f"{key} is neither a path nor a list of paths", brief(entries), "paths")
-        places = [place for entry in entries if (place := _place(base, entry)) is not None]
+        places = [place for entry in entries if (place := _place(path, base, entry)) is not None]
         if len(places) < len(entries):
             missing.append(f"{key}: {', '.join(entries)}")
         for place in places:
@@ -174,18 +174,25 @@ def _joined(base: Path, entry: str) -> Path:
     return Path(os.path.normpath(base / entry.replace("\\", "/")))
 
 
-def _candidates(base: Path, entry: str) -> list[Path]:
-    """What an entry may refer to. Roboflow writes `../train/images` for what lies beside the file; CVAT and others put
-    `data/` before all paths, as Darknet expects the data set in a folder of that name."""
-    bare = entry
-    while bare.startswith(("../", "..\\")):
+def _candidates(path: Path, base: Path, entry: str) -> list[Path]:
+    """What an entry of a file may refer to. Roboflow writes `../train/images` for what lies beside the file."""
+    entry = bare = entry.replace("\\", "/")
+    while bare.startswith("../"):
         bare = bare[3:]
-    return [_joined(base, one) for one in dict.fromkeys([entry, bare, bare.removeprefix("data/")])]
+    written = [entry, bare, _without_data(bare)] if path.suffix.lower() == ".data" else [entry, bare]
+    return [_joined(base, one) for one in dict.fromkeys(written)]
 
 
-def _place(base: Path, entry: str) -> Path | None:
-    """A folder or list that is named as a split."""
-    for place in _candidates(base, entry):
+def _without_data(entry: str) -> str:
+    """A path without the `data/` that CVAT and others put before all paths, as Darknet expects the data set in a folder
+    of that name; as it is where nothing would be left, which would be the whole data set."""
+    first, _, rest = os.path.normpath(entry.replace("\\", "/")).partition("/")
+    return rest if first == "data" and rest else entry
+
+
+def _place(path: Path, base: Path, entry: str) -> Path | None:
+    """A folder or list that a file names as a split."""
+    for place in _candidates(path, base, entry):
         # Some files name the folder of the split, which holds images/ and labels/.
         if _is_folder(place / "images") and not has_images(place):
             return place / "images"
@@ -269,9 +276,9 @@ def images(found: Layout, split: str, problems: Problems | None = None) -> tuple
 def _listed(base: Path, root: Path, place: Path, number: int, line: str) -> str:
     """An image of a text file: relative to the file where it begins with ./, else to the base; or absolute."""
     start = place.parent if line.startswith(("./", ".\\")) else base
-    path = _joined(start, line)
-    if line.startswith("data/") and not os.path.isfile(path):  # noqa: PTH113
-        path = _joined(start, line.removeprefix("data/"))
+    path, rest = _joined(start, line), _without_data(line)
+    if rest != line and not os.path.isfile(path) and os.path.isfile(_joined(start, rest)):  # noqa: PTH113
+        path = _joined(start, rest)
     if not path.is_relative_to(root):
         raise DataError(
             "unsafe-path: a file name points outside the data folder",
