@@ -292,17 +292,84 @@ def test_images_in_lists_of_a_yaml_file_may_have_data_before_them(tmp_path, line
     assert list(formats.read(tmp_path)["train"].file_names) == ["data/images/train/a.jpg"]
 
 
-@pytest.mark.parametrize("start", [".", ""])
-def test_names_of_darknet_come_from_the_data_set_alone(tmp_path, monkeypatch, start):
+@pytest.mark.parametrize(
+    ("yaml_name", "name", "content"),
+    [
+        ("cats.yaml", "obj.data", DARKNET.encode()),
+        ("data.yaml", "data.data", DARKNET.replace("valid", "none").encode()),
+        ("data.yaml", "data.data", b"\xff\xfe\0"),
+    ],
+)
+def test_a_yaml_file_comes_before_a_file_of_darknet(tmp_path, yaml_name, name, content):
+    darknet(tmp_path)
+    (tmp_path / "obj.data").unlink()
+    (tmp_path / name).write_bytes(content)
+    label(tmp_path / yaml_name, "train: obj_train_data\nval: obj_valid_data\nnames: [a, b]\n")
+    found = formats.read(tmp_path)
+    assert list(found) == ["train", "val"]
+    assert [category.name for category in found["val"].categories] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "classes = 1\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/voc.names\n",
+        "classes = 1\ntrain = /elsewhere/train.txt\nvalid =\nnames = labels.txt\n",
+        "classes = 1\nnc = 1\ntrain = train.txt\n",
+    ],
+)
+def test_a_file_of_darknet_without_its_names_or_lists_leaves_other_data_sets_alone(tmp_path, content):
+    picture(tmp_path / "JPEGImages" / "a.jpg")
+    box = "<xmin>11</xmin><ymin>21</ymin><xmax>60</xmax><ymax>70</ymax>"
+    label(
+        tmp_path / "Annotations" / "a.xml",
+        f"<annotation><filename>a.jpg</filename><object><name>cat</name><bndbox>{box}</bndbox></object></annotation>",
+    )
+    label(tmp_path / "ImageSets" / "Main" / "train.txt", "a\n")
+    label(tmp_path / "train.txt", "JPEGImages/a.jpg\n")
+    label(tmp_path / "labels.txt", "cat\n")
+    label(tmp_path / "voc.data", content)
+    found = formats.read(tmp_path)["train"]
+    assert [source.format for source in formats.recognise(tmp_path).values()] == ["voc"]
+    assert found.boxes.tolist() == [[10, 20, 60, 70]]
+
+
+def test_two_files_of_darknet_are_refused(tmp_path):
+    darknet(tmp_path)
+    label(tmp_path / "other.data", DARKNET)
+    with pytest.raises(DataError, match=r"more than one file that describes.*obj\.data, other\.data"):
+        formats.read(tmp_path)
+    assert list(formats.read(tmp_path / "other.data")) == ["train", "val"]
+
+
+@pytest.mark.parametrize("place", ["{}/obj.data", "./obj.data", "obj.data"])
+@pytest.mark.parametrize("names", ["../obj.names", "data/x.names", "..\\obj.names"])
+def test_names_of_darknet_come_from_the_data_set_alone(tmp_path, monkeypatch, place, names):
     root = tmp_path / "set"
-    root.mkdir()
+    darknet(root, DARKNET.replace("data/obj.names", names))
+    (root / "obj.names").rename(tmp_path / "obj.names")
     monkeypatch.chdir(root)
-    picture(root / "train" / "a.jpg")
-    label(root / "train.txt", "train/a.jpg\n")
-    label(tmp_path / "obj.names", "a secret\n")
-    label(root / "obj.data", DARKNET.replace("data/obj.names", "../obj.names"))
-    with pytest.raises(DataError, match=r"names is neither.*got \.\./obj\.names; expected a file of names below"):
-        formats.read(start or root)
+    with pytest.raises(DataError) as caught:
+        formats.read(place.format(root))
+    assert caught.value.what == "malformed-file: the data set has no such file of names"
+    assert caught.value.got == names
+    assert caught.value.remedy == "Mend the file and try again."
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("obj.data", DARKNET.replace("data/train.txt", ".."), "unsafe-path"),
+        ("obj.data", DARKNET.replace("train.txt", "no.txt").replace("valid.txt", "no.txt"), "None of the folders"),
+        ("train.txt", "../b.jpg\n", "unsafe-path"),
+    ],
+)
+def test_messages_about_files_of_darknet_do_not_call_them_yaml(tmp_path, name, content, what):
+    darknet(tmp_path / "set")
+    label(tmp_path / "set" / name, content)
+    with pytest.raises(DataError, match=what) as caught:
+        formats.read(tmp_path / "set" / "obj.data")
+    assert "the YAML file" not in str(caught.value)
 
 
 def test_files_of_data_that_are_none_of_darknet_are_passed_over(tmp_path):

@@ -16,8 +16,11 @@ from detrkit.structures import Category
 
 TABLES = ("classes.txt", "obj.names")
 _SYSTEM = (Path("/proc"), Path("/sys"), Path("/dev"))
-DESCRIPTIONS = (".yaml", ".yml", ".data")
-"""Suffixes of the files that say where everything lies: YAML, and what Darknet wants in its place."""
+_YAML = (".yaml", ".yml")
+"""Suffixes of the files that say where everything lies."""
+
+_DARKNET = (".data",)
+"""Suffix of what Darknet wants in their place."""
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 
@@ -55,10 +58,13 @@ class Layout(NamedTuple):
 def find(root: Path) -> Layout | None:
     """The data set that a file or a folder describes, None where it is none."""
     if root.is_file():
-        return _from_file(root, _load(root)) if root.suffix.lower() in DESCRIPTIONS else None
-    candidates = sorted(path for path in root.iterdir() if path.suffix.lower() in DESCRIPTIONS and path.is_file())
+        return _from_file(root, _load(root)) if root.suffix.lower() in _YAML + _DARKNET else None
+    candidates = _files(root, _YAML)
     named = [path for path in candidates if path.stem in ("data", "dataset")]
     described = [(path, content) for path in named[:1] or candidates if (content := _load(path, path in named))]
+    if not described:
+        loaded = [(path, _load(path, must_parse=False)) for path in _files(root, _DARKNET)]
+        described = [(path, content) for path, content in loaded if _is_here(path, content)]
     if len(described) > 1:
         raise DataError(
             "There is more than one file that describes a YOLO data set",
@@ -69,35 +75,50 @@ def find(root: Path) -> Layout | None:
     return _from_file(*described[0]) if described else _from_folders(root)
 
 
+def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.suffix.lower() in suffixes and path.is_file())
+
+
+def _is_darknet(path: Path) -> bool:
+    return path.suffix.lower() in _DARKNET
+
+
 def _load(path: Path, must_parse: bool = True) -> dict[str, Any]:
     """The content of a file that describes a data set, empty where it describes something else."""
-    is_yaml = path.suffix.lower() != ".data"
     try:
         text = read_text(path, LARGEST)
-        content = yaml.load(text, Loader=_Loader) if is_yaml else _darknet(path, text)
+        content = _darknet(text) if _is_darknet(path) else yaml.load(text, Loader=_Loader)
     except Exception as error:
         if not must_parse:
             return {}
         _refuse(
             path,
-            "the file is not YAML" if is_yaml else "the file is no text",
+            "the file is no text" if _is_darknet(path) else "the file is not YAML",
             str(error).replace("\n", " "),
-            "names: and train:/val:/test:",
+            "names and train/val/test",
         )
     described = isinstance(content, dict) and ("names" in content or "nc" in content)
     return content if described and _split_keys(content) else {}
 
 
-def _darknet(path: Path, text: str) -> dict[str, Any]:
-    """What YAML would say in place of Darknet's lines `key = value`, of which `names` is a file, a line a class."""
+def _darknet(text: str) -> dict[str, str]:
+    """Darknet's lines `key = value`."""
     parts = (line.partition("=") for line in text.splitlines())
-    content: dict[str, Any] = {key.strip(): value.strip() for key, sign, value in parts if sign}
+    return {key.strip(): value.strip() for key, sign, value in parts if sign}
+
+
+def _is_here(path: Path, content: dict[str, Any]) -> bool:
+    """Whether what Darknet's file names lies around it: others than Darknet leave such files behind."""
+    base = _base(path, content.get("path"))
+    places = (_place(path, base, content[key]) for key in _split_keys(content) if content[key])
+    return _darknet_names(path, content) is not None and any(places)
+
+
+def _darknet_names(path: Path, content: dict[str, Any]) -> dict[int, str] | None:
+    """The categories of Darknet's file, whose `names` is a file, a line a class; None where the data set has none."""
     own = Path(os.path.abspath(path.parent))  # noqa: PTH100 - without following links
-    for place in _candidates(path, own, content.get("names", "")):
-        if place.is_relative_to(own) and (names := _table(place)):
-            content["names"] = names
-            break
-    return content
+    places = [place for place in _candidates(path, own, content.get("names", "")) if place.is_relative_to(own)]
+    return next((names for place in places if (names := _table(place)) is not None), None)
 
 
 def _table(path: Path) -> dict[int, str] | None:
@@ -114,7 +135,7 @@ def _split_keys(content: dict[str, Any]) -> list[str]:
 
 def _refuse(path: Path, what: str, got: object, expected: str) -> NoReturn:
     raise DataError(
-        f"malformed-file: {what}", where=path, got=got, expected=expected, remedy="Mend the YAML file and try again."
+        f"malformed-file: {what}", where=path, got=got, expected=expected, remedy="Mend the file and try again."
     )
 
 
@@ -158,12 +179,12 @@ def _refuse_outside(path: Path, place: Path) -> None:
             where=path,
             got=str(place),
             expected="a folder of images",
-            remedy="Mend the entry, or the entry path: of the YAML file.",
+            remedy="Mend the entry, or the file's entry path: if it is YAML.",
         )
 
 
 def _base(path: Path, stated: object) -> Path:
-    """The folder that a YAML file's entries start from: its `path` where that exists, else its own folder."""
+    """The folder that a file's entries start from: its `path` where that exists, else its own folder."""
     own = path.parent
     base = _joined(own, stated) if isinstance(stated, str) else own
     return base if _is_folder(base) else own
@@ -179,7 +200,7 @@ def _candidates(path: Path, base: Path, entry: str) -> list[Path]:
     entry = bare = entry.replace("\\", "/")
     while bare.startswith("../"):
         bare = bare[3:]
-    written = [entry, bare, _without_data(bare)] if path.suffix.lower() == ".data" else [entry, bare]
+    written = [entry, bare, _without_data(bare)] if _is_darknet(path) else [entry, bare]
     return [_joined(base, one) for one in dict.fromkeys(written)]
 
 
@@ -206,8 +227,12 @@ def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def _names(path: Path, content: dict[str, Any]) -> dict[int, str] | None:
+def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
     stated = content.get("names")
+    if _is_darknet(path):
+        if (names := _darknet_names(path, content)) is None:
+            _refuse(path, "the data set has no such file of names", brief(stated, 80), f"a file below {path.parent}")
+        return names
     if isinstance(stated, list):
         return {number: str(name) for number, name in enumerate(stated)}
     if isinstance(stated, dict):
@@ -217,8 +242,7 @@ def _names(path: Path, content: dict[str, Any]) -> dict[int, str] | None:
             _refuse(path, "the keys of names are not numbers", brief(list(stated)[:5]), "0: cat, 1: dog, …")
     if stated is None and isinstance(content.get("nc"), int) and 0 < content["nc"] < 2**20:
         return {number: str(number) for number in range(content["nc"])}
-    expected = "names: [cat, dog]" if path.suffix.lower() != ".data" else f"a file of names below {path.parent}"
-    _refuse(path, "names is neither a list nor a table", brief(stated, 80), expected)
+    _refuse(path, "names is neither a list nor a table", brief(stated, 80), "names: [cat, dog]")
 
 
 def _from_folders(root: Path) -> Layout | None:
@@ -285,7 +309,7 @@ def _listed(base: Path, root: Path, place: Path, number: int, line: str) -> str:
             where=f"{place}, line {number}",
             got=line,
             expected=f"an image below {root}",
-            remedy="Mend the list, or the entry path: of the YAML file.",
+            remedy="Mend the list, or the entry path: of the file that names it, if it is YAML.",
         )
     return path.relative_to(root).as_posix()
 
