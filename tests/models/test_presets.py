@@ -135,10 +135,11 @@ def test_another_size_keeps_the_proportion_and_stays_within_what_images_have() -
     seen = models.at_size(config, 400)
     assert (seen.image_size, seen.longest) == (400, round(1333 / 2))
     assert models.at_size(config, 400, 500).longest == 500
+    assert models.at_size(config, 400, 10**6).longest == 10**6  # no limit
     with pytest.raises(UsageError, match="Bad value for image_size; got -3; expected at least 1"):
         models.at_size(config, -3)
     with pytest.raises(
-        UsageError, match=r"No image has so many pixels; got 20000 × 33325; expected at most 178,000,000"
+        UsageError, match=r"No image has so many pixels; got 20000 × 20000; expected at most 178,000,000"
     ):
         models.at_size(config, 20_000)
 

@@ -154,6 +154,12 @@ def test_long_images_are_judged_as_they_are_seen_and_size_is_not_raised_for_noth
     assert told[1] == f"Images at 256 pixels, the preset's own: {small}, and 100% at 384 still"
     (chosen,) = (choice for choice in advise(long, HERE, longest=6000) if "image_size" in choice.about)
     assert chosen.reason.startswith("Images at 256 pixels, the preset's own: 0% of the objects")
+    crowded = facts_of(small_things(0.26, 0.043))
+    (chosen,) = (choice for choice in advise(crowded, HERE, longest=350) if "image_size" in choice.about)
+    assert not chosen.fields  # 384 is above the limit, and at 320 the limit decides
+    assert chosen.reason.endswith("at 320 still")
+    (chosen,) = (choice for choice in advise(crowded, HERE, longest=300) if "image_size" in choice.about)
+    assert chosen.reason.endswith("but no side may be longer than 300")
 
 
 def test_what_was_said_is_neither_chosen_nor_reasoned_about():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -87,10 +90,58 @@ def test_one_run_after_another_and_an_interrupted_one_in_one_process(tmp_path: P
         pass
 
 
+def test_a_run_is_refused_where_another_of_the_same_process_is_at_work(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with alone_in(out):
+        with pytest.raises(UsageError, match=f"A run is at work in this folder; got process {os.getpid()} on"):
+            train(out)
+        shutil.copytree(out, tmp_path / "copy")  # opens and closes the file that is locked
+        with pytest.raises(AssertionError), held(out):  # another process is refused, and says nothing
+            pass
+    train(out)
+
+
+def test_a_forked_process_that_ends_within_a_run_does_not_end_it(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from detrkit.training.alone import FILE, alone_in
+with alone_in(Path(sys.argv[1])):
+    if not os.fork():
+        sys.exit()
+    os.wait()
+    print((Path(sys.argv[1]) / FILE).exists())
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, text: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with alone_in(tmp_path):
+        assert (tmp_path / FILE).read_bytes() == b""
+    monkeypatch.undo()
+    with held(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", without)
+    with held(tmp_path), alone_in(tmp_path):
+        pass
+
+
 def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path: Path) -> None:
-    with alone_in(tmp_path / "run"):
-        assert (tmp_path / "run" / FILE).exists()
-    assert not (tmp_path / "run").exists()
+    with alone_in(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run" / FILE).exists()
+    assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(Error, match="run folder cannot be written"), alone_in(tmp_path / "file" / "run"):
         pass

@@ -27,11 +27,11 @@ def check_size(image_size: int, longest: int) -> None:
     for name, side in (("image_size", image_size), ("longest", longest)):
         if side < 1:
             raise UsageError(f"Bad value for {name}", got=side, expected="at least 1")
-    if image_size * longest > MAX_PIXELS:
+    if image_size**2 > MAX_PIXELS:
         raise UsageError(
             "No image has so many pixels",
-            where="image_size, longest",
-            got=f"{image_size} × {longest}",
+            where="image_size",
+            got=f"{image_size} × {image_size}",
             expected=f"at most {MAX_PIXELS:,}",
         )
 

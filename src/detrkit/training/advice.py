@@ -239,9 +239,11 @@ def _size(facts: Facts, machine: Machine, base: Recipe, longest: int) -> Choice:
     if small(usual) <= SMALL_SHARE:
         return Choice(about, f"Images at {usual} pixels, the preset's own: {said}")
     most = SIZES[-1] if machine.gpu else LARGEST_ON_CPU
-    able = [size for size in SIZES if usual < size <= most and scales(size, np.array([facts.size]))[0] <= 1]
+    allowed = [size for size in SIZES if usual < size <= min(most, longest or most)]
+    able = [size for size in allowed if scales(size, np.array([facts.size]))[0] <= 1]
     if not able:
-        return Choice(about, f"Images at {usual} pixels: {said}, but the images are no larger")
+        why = "the images are no larger" if allowed else f"no side may be longer than {longest}"
+        return Choice(about, f"Images at {usual} pixels: {said}, but {why}")
     chosen = next((size for size in able if small(size) <= SMALL_SHARE), able[-1])
     if small(chosen) > max(SMALL_SHARE, small(usual) - NOTICEABLE):
         reason = f"Images at {usual} pixels, the preset's own: {said}, and {small(chosen):.0%} at {chosen} still"

@@ -9,7 +9,7 @@ from detrkit.data import formats
 from detrkit.data.annotations import Annotations
 from detrkit.data.files import split_name, upright_size
 from detrkit.data.splits import split as make_split
-from detrkit.errors import DataError, UsageError
+from detrkit.errors import DataError
 from detrkit.training.recipe import DataOptions
 from detrkit.training.validation import label_table
 from detrkit.visualize.fonts import unwritable
@@ -38,15 +38,11 @@ def open_splits(
     Raises:
         DataError: no such split, one without images, boxes or, where they are asked for, masks, or splits without a
             common category.
-        UsageError: an unknown format of annotations, or both a split and a share to validate on.
+        UsageError: an unknown format of annotations.
     """
     wanted, other = split_name(options.train_split), split_name(options.val_split)
     if options.val_fraction and other != DataOptions().val_split:
-        raise UsageError(
-            "Validation is either on a split of the data or on a share of the training split",
-            got=f"val_split {options.val_split!r} and val_fraction {options.val_fraction}",
-            remedy="Leave one of them out.",
-        )
+        notes.append(f"The split {options.val_split!r} is not looked at: a share to validate on is set (val_fraction)")
     found = formats.recognise(data, annotations=options.annotations)
     name = wanted if wanted in found or len(found) > 1 else next(iter(found))
     train = formats.read(data, name, masks=masks, annotations=options.annotations)[name]
