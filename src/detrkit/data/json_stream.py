@@ -84,18 +84,19 @@ class _Window:
     def value(self) -> Any:
         """Decode the next value, whole, however long it is."""
         while True:
+            rest = self.text[self.position :]  # an error counts the lines of all that it is shown
             try:
-                value, end = self.parser.raw_decode(self.text, self.position)
+                value, end = self.parser.raw_decode(rest)
             except json.JSONDecodeError as error:
-                cut_off = error.msg.startswith("Unterminated") or error.pos >= len(self.text) - _LONGEST_LITERAL
+                cut_off = error.msg.startswith("Unterminated") or error.pos >= len(rest) - _LONGEST_LITERAL
                 if not (cut_off and self.grow()):
                     raise
             else:
                 # A number at the end of the window ("1", "1.", "1e+") may go on in the next piece.
-                if end > len(self.text) - _LONGEST_LITERAL and not self.ended:
+                if end > len(rest) - _LONGEST_LITERAL and not self.ended:
                     self.grow()
                     continue
-                self.position = end
+                self.position += end
                 return value
 
     def items(self) -> Iterator[list[Any]]:

@@ -98,6 +98,8 @@ class Collector:
 
     def _identifier(self, value: Any) -> int | None:
         """An id as an integer: "12" and 12.0 are 12, other text gets a number of its own; None where it is neither."""
+        if type(value) is int and -_LARGEST_ID < value < _LARGEST_ID:  # nearly all of them
+            return value
         if isinstance(value, str):
             try:
                 number = int(value)
@@ -282,7 +284,7 @@ def _find(known: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> tuple[np.
     """The row of each wanted id among the known ones, which `order` sorts, and whether it is there."""
     if not len(known):
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
-    place = np.searchsorted(known, wanted, sorter=order)
+    place = np.searchsorted(known[order], wanted)
     rows = order[np.minimum(place, len(known) - 1)]
     return rows, known[rows] == wanted
 
@@ -330,7 +332,7 @@ def _is_set(value: Any) -> bool:
 
 def _side(value: Any) -> int:
     """A height or width in pixels; 0, meaning unknown, where it is nothing of the kind."""
-    side = _number(value)
+    side = value if type(value) is int else _number(value)
     return int(side) if side is not None and 0 < side <= LONGEST_SIDE else 0
 
 
