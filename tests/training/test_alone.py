@@ -134,8 +134,8 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", without)
-    with held(tmp_path), alone_in(tmp_path):
-        pass
+    with held(tmp_path) as process, alone_in(tmp_path):
+        assert json.loads((tmp_path / FILE).read_text())["process"] == os.getpid() != process.pid
 
 
 def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path: Path) -> None:
