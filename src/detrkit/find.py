@@ -214,15 +214,12 @@ def _finder(detector: Detector, search: Search) -> Finder:
 def _sizes(detector: Detector, finder: Finder, search: Search, smallest: float) -> tuple[int, int]:
     """The shorter side at which images are searched, and the limit of the longer; `smallest` is of the examples."""
     config: Any = detector.model.config
-    if search.image_size:
-        seen = models.at_size(config, search.image_size)
-        return seen.image_size, seen.longest
-    shortest, longest = detector.image_size
-    if finder.candidates != "windows":
-        return shortest, longest
-    wanted = math.ceil(finder.model.cells * config.stride / smallest)
-    chosen = max(shortest, min(wanted, LARGEST))
-    return chosen, round(longest * chosen / shortest)
+    size = search.image_size
+    if not size and finder.candidates == "windows":
+        wanted = math.ceil(finder.model.cells * config.stride / smallest)
+        size = max(config.image_size, min(wanted, LARGEST))
+    seen = models.at_size(config, size) if size else config
+    return seen.image_size, seen.longest
 
 
 def _usual(detector: Detector, finder: Finder, images: Sequence[Picture], sizes: tuple[int, int]) -> list[torch.Tensor]:
